@@ -1,0 +1,66 @@
+"""timm-compat: any timm backbone as a compatible feature extractor; extractors and heads join without fine-tuning."""
+
+from timm_compat._version import __version__
+from timm_compat.config import TrainConfig
+from timm_compat.data.arrays import ArrayDataset
+from timm_compat.data.digits import load_digits
+from timm_compat.errors import (
+    BackboneError,
+    CompatError,
+    ComponentFileError,
+    ConfigError,
+    DataError,
+    DraftSpaceError,
+    FuseError,
+    ImageError,
+    MissingExtraError,
+    OutputExistsError,
+    SpaceMismatchError,
+    TrainingError,
+)
+from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.models import registry as _registry  # noqa: F401  (registers timm's entry points)
+from timm_compat.models.composed import CompatModel, compose
+from timm_compat.models.extractor import CompatExtractor, create_extractor
+from timm_compat.models.features import extract_features
+from timm_compat.models.heads import CommonClassesHead, RotationHead, SimplexHead, TaskHead
+from timm_compat.space import CompatSpace
+from timm_compat.training.fit import FitResult, fit
+from timm_compat.training.join import JoinReport, join
+from timm_compat.training.joint import Member
+
+__all__ = [
+    "ArrayDataset",
+    "BackboneError",
+    "CommonClassesHead",
+    "CompatError",
+    "CompatExtractor",
+    "CompatModel",
+    "CompatSpace",
+    "ComponentFileError",
+    "ConfigError",
+    "DataError",
+    "DraftSpaceError",
+    "FitResult",
+    "FuseError",
+    "ImageError",
+    "JoinReport",
+    "Member",
+    "MissingExtraError",
+    "OutputExistsError",
+    "RecombinationMatrix",
+    "RotationHead",
+    "SimplexHead",
+    "SpaceMismatchError",
+    "TaskHead",
+    "TrainConfig",
+    "TrainingError",
+    "__version__",
+    "compose",
+    "create_extractor",
+    "extract_features",
+    "fit",
+    "join",
+    "load_digits",
+    "recombination_matrix",
+]

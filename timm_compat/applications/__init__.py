@@ -1,0 +1,1 @@
+"""Whole tasks that a practitioner runs."""

@@ -1,0 +1,1 @@
+"""Data sets in memory, and batches drawn from them."""

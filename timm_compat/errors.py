@@ -1,0 +1,67 @@
+"""Every error that timm_compat raises on purpose.
+
+::
+
+    CompatError
+    ├── ConfigError          (ValueError)       a setting, name or argument is wrong
+    ├── SpaceMismatchError   (ValueError)       two components live in different spaces
+    ├── DraftSpaceError      (RuntimeError)     the space is still a draft, or already final
+    ├── BackboneError        (ValueError)       a timm architecture cannot serve as asked
+    ├── ImageError           (ValueError)       images of the wrong rank, channels, size or dtype
+    ├── DataError            (ValueError)       a data set or its labels do not fit
+    ├── FuseError            (ValueError)       a composed model has no plain timm form
+    ├── ComponentFileError   (ValueError)       a component's folder is missing, damaged or foreign
+    ├── OutputExistsError    (FileExistsError)  the output folder holds something already
+    ├── TrainingError        (RuntimeError)     training cannot go on
+    └── MissingExtraError    (ImportError)      an optional package is not installed
+
+A message names what was expected, what came and the way out.
+"""
+
+
+class CompatError(Exception):
+    """Base class: ``except CompatError`` catches every deliberate error of this package."""
+
+
+class ConfigError(CompatError, ValueError):
+    """A setting, name or argument is wrong."""
+
+
+class SpaceMismatchError(CompatError, ValueError):
+    """Two components live in different compatibility spaces; the message lists the fields that differ."""
+
+
+class DraftSpaceError(CompatError, RuntimeError):
+    """The space is still a draft where a final one is needed, or final where a draft is needed."""
+
+
+class BackboneError(CompatError, ValueError):
+    """A timm architecture is unknown, or cannot serve as asked; the message names the reason and the way out."""
+
+
+class ImageError(CompatError, ValueError):
+    """Images of the wrong rank, channels, size or dtype."""
+
+
+class DataError(CompatError, ValueError):
+    """A data set or its labels do not fit what was asked of them."""
+
+
+class FuseError(CompatError, ValueError):
+    """A composed model cannot be written as one plain timm model; the message says why."""
+
+
+class ComponentFileError(CompatError, ValueError):
+    """A component's folder or file is missing, damaged, or of another kind than expected."""
+
+
+class OutputExistsError(CompatError, FileExistsError):
+    """The output folder already holds something that would be overwritten."""
+
+
+class TrainingError(CompatError, RuntimeError):
+    """Training cannot go on; the message names the step and the member."""
+
+
+class MissingExtraError(CompatError, ImportError):
+    """An optional package is not installed; the message holds the pip line."""

@@ -1,0 +1,1 @@
+"""Scores, the recombination matrix, and pictures."""

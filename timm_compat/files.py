@@ -1,0 +1,249 @@
+"""One folder, one component: how it is written whole or not at all, and read only after every check.
+
+A folder holds ``config.json`` (authoritative), one or more safetensors files and a card, ``README.md``. Our facts
+sit in ``config.json`` under the root key ``timm_compat``; the SHA-256 of every weights file is among them. Nothing
+in a config is imported, executed or used as a path.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from timm_compat._version import __version__
+from timm_compat.errors import ComponentFileError, ConfigError, OutputExistsError
+
+FORMAT = 1
+ROLES = ("extractor", "head", "space", "model")
+ROOT_KEY = "timm_compat"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+MAX_CONFIG_BYTES = 16 * 2**20
+
+Tensors = Mapping[str, Tensor]
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
+    data = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{data.dtype}{tuple(data.shape)}".encode())
+    digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tensors_sha256(tensors: Tensors) -> str:
+    """SHA-256 over named tensors, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}={tensor_sha256(tensors[name])};".encode())
+    return digest.hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of this package and of those that decide what a component computes."""
+    versions = {"timm_compat": __version__}
+    for name in ("timm", "torch", "torchvision"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def check_new_folder(folder: str | Path) -> Path:
+    """The folder as a path, if nothing stands there yet.
+
+    Raises:
+        OutputExistsError: the folder holds something, or a file has its name.
+    """
+    path = Path(folder)
+    if path.is_dir() and not any(path.iterdir()):
+        return path
+    for taken in (path, *path.parents):
+        if taken.is_symlink() or taken.exists():
+            if taken is not path and taken.is_dir():
+                break
+            raise OutputExistsError(
+                f"expected a new or empty output folder, got {str(path)!r}, but {str(taken)!r} exists; "
+                "choose another name or move the old one away"
+            )
+    return path
+
+
+def write_component(
+    folder: str | Path,
+    role: str,
+    facts: Mapping[str, Any],
+    weights: Mapping[str, Tensors],
+    card: str,
+    root: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a component's folder in one step: it appears complete, or not at all.
+
+    Args:
+        folder: new or empty; its parents are made.
+        role: one of ``ROLES``.
+        facts: our part of the config, JSON values.
+        weights: tensors by file name.
+        card: text of ``README.md``.
+        root: further keys at the config's root (timm's own).
+
+    Raises:
+        OutputExistsError: the folder holds something already.
+        ConfigError: weights that could not be read back: not float32, or with NaN.
+    """
+    target = check_new_folder(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        hashes = {name: _save_tensors(partial / name, tensors) for name, tensors in weights.items()}
+        ours = {"format": FORMAT, "role": role, **facts, "sha256": hashes, "library_versions": library_versions()}
+        config = {**(root or {}), ROOT_KEY: ours}
+        (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (partial / CARD_FILE).write_text(card, encoding="utf-8")
+        partial.chmod(0o777 & ~_umask())
+        if target.is_dir():
+            target.rmdir()
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
+
+
+def read_config(folder: str | Path, role: str) -> dict[str, Any]:
+    """The checked ``config.json`` of a component folder.
+
+    Raises:
+        ComponentFileError: no such folder or file, not our format, a newer format, or another role.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ComponentFileError(f"expected a component's folder, found none at {str(path)!r}; check the path")
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        raise ComponentFileError(f"expected {CONFIG_FILE} in {str(path)!r}, found none; is this a component's folder?")
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise ComponentFileError(f"{file}: expected at most {MAX_CONFIG_BYTES} bytes, got {file.stat().st_size}")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, and numbers of too many digits
+        raise ComponentFileError(f"{file}: expected JSON, got something else ({error}); fetch it again") from error
+    ours = config.get(ROOT_KEY) if isinstance(config, dict) else None
+    if not isinstance(ours, dict):
+        raise ComponentFileError(
+            f"{file}: expected the key {ROOT_KEY!r}, found none: this is not a component of timm-compat "
+            "(plain timm loads its own models)"
+        )
+    _check_format(file, ours.get("format"))
+    if ours.get("role") not in ROLES:
+        raise ComponentFileError(f"{file}: expected a role among {', '.join(ROLES)}, got {ours.get('role')!r}")
+    if ours["role"] != role:
+        raise ComponentFileError(
+            f"{file}: expected a component of role {role!r}, got {ours['role']!r}; load it with its own class"
+        )
+    if not isinstance(ours.get("sha256"), dict):
+        raise ComponentFileError(f"{file}: expected the SHA-256 of every weights file, found none")
+    return config
+
+
+def read_tensors(folder: str | Path, name: str, config: Mapping[str, Any], expected: Tensors) -> dict[str, Tensor]:
+    """The tensors of one weights file, after its hash, names, shapes, dtypes and finiteness were checked.
+
+    Args:
+        folder: the component's folder.
+        name: a file name known to the caller (never one taken from a config).
+        config: what ``read_config`` returned.
+        expected: tensors (on any device, meta too) whose names, shapes and dtypes the file must have.
+
+    Raises:
+        ComponentFileError: any check fails; the message names the file, what was expected and what came.
+    """
+    file = Path(folder) / name
+    if not file.is_file():
+        raise ComponentFileError(f"expected {name} in {str(folder)!r}, found none; fetch the component again")
+    recorded, actual = config[ROOT_KEY]["sha256"].get(name), _file_sha256(file)
+    if recorded != actual:
+        raise ComponentFileError(
+            f"{file}: expected SHA-256 {recorded} (config.json), got {actual}: "
+            "the file is damaged or was exchanged; fetch it again"
+        )
+    try:
+        with safe_open(file, framework="pt") as opened:
+            _check_keys(file, set(opened.keys()), set(expected))
+            for key, tensor in expected.items():
+                _check_shape(file, key, tuple(opened.get_slice(key).get_shape()), tuple(tensor.shape))
+            tensors = {key: opened.get_tensor(key) for key in expected}
+    except (SafetensorError, OSError) as error:
+        raise ComponentFileError(f"{file}: expected a safetensors file, got something else ({error})") from error
+    for key, tensor in tensors.items():
+        if tensor.dtype != expected[key].dtype:
+            raise ComponentFileError(f"{file}: {key}: expected {expected[key].dtype}, got {tensor.dtype}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ComponentFileError(f"{file}: {key}: expected finite numbers, got NaN or infinity")
+    return tensors
+
+
+def _save_tensors(file: Path, tensors: Tensors) -> str:
+    for key, value in tensors.items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ConfigError(f"{key}: expected torch.float32, got {value.dtype}; call .float() before saving")
+        if not torch.isfinite(value).all():
+            raise ConfigError(f"{key}: expected finite numbers, got NaN or infinity; training has diverged")
+    # Clones part tensors that share storage: safetensors refuses to write those.
+    save_file(
+        {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, file, {"format": "pt"}
+    )
+    return _file_sha256(file)
+
+
+def _file_sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        digest = hashlib.sha256()
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_format(file: Path, number: object) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ComponentFileError(f"{file}: expected a format number from 1 to {FORMAT}, got {number!r}")
+    if number > FORMAT:
+        raise ComponentFileError(
+            f"{file}: expected format {FORMAT} or older, got {number}: made by a newer timm-compat; upgrade this one"
+        )
+
+
+def _check_keys(file: Path, found: set[str], expected: set[str]) -> None:
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    if missing or extra:
+        raise ComponentFileError(
+            f"{file}: expected {len(expected)} tensors; missing: {_some(missing)}; not expected: {_some(extra)}"
+        )
+
+
+def _check_shape(file: Path, key: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise ComponentFileError(f"{file}: {key}: expected shape {expected}, got {found}")
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most]) or "none"
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,1 @@
+"""The losses and closed forms that make components compatible; each file cites its source."""

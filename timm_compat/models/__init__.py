@@ -1,0 +1,1 @@
+"""Extractors, heads, and what is composed of them."""

@@ -1,0 +1,139 @@
+"""A backbone as JSON values, and back: timm's own keys at the root of ``config.json``, our facts beside them."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.models import filter_pretrained_cfg
+
+from timm_compat.errors import BackboneError, ComponentFileError, ConfigError
+from timm_compat.files import ROOT_KEY
+from timm_compat.models.backbone import MAX_CHANNELS, MAX_IMAGE_SIDE, RESERVED_ARGUMENTS, Backbone, build_backbone
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "nearest-exact")
+CROP_MODES = ("center", "squash", "border")
+# Keys of a pretrained_cfg that say where weights once came from, or hold them.
+SOURCE_KEYS = ("architecture", "label_offset", "state_dict")
+
+
+def timm_config(backbone: Backbone) -> dict[str, Any]:
+    """The keys that timm writes to a ``config.json``: ``timm.create_model("hf-hub:...")`` rebuilds the backbone.
+
+    Raises:
+        ConfigError: the backbone was built with arguments that are no JSON values, or changed afterwards.
+    """
+    try:
+        model_args = json.loads(json.dumps(backbone.model_args))
+    except TypeError as error:
+        raise ConfigError(
+            f"{backbone.architecture}: expected JSON values as timm's arguments, got {backbone.model_args} ({error}); "
+            "name layers by text, such as act_layer='relu'"
+        ) from error
+    _check_rebuilds(backbone, model_args)
+    source = filter_pretrained_cfg(backbone.model.pretrained_cfg, remove_source=True, remove_null=True)
+    kept = {key: value for key, value in source.items() if key not in SOURCE_KEYS}
+    return {
+        "architecture": backbone.architecture,
+        "num_classes": 0,
+        "num_features": backbone.num_features,
+        "model_args": model_args,
+        "pretrained_cfg": {**kept, **backbone.data_config, "num_classes": 0, "custom_load": False},
+    }
+
+
+def backbone_facts(backbone: Backbone) -> dict[str, Any]:
+    """Our facts about a backbone: what the interface reads, and the preprocessing."""
+    return {
+        "interface": {"in_features": backbone.num_features, "out_index": backbone.out_index},
+        "preprocessing": dict(backbone.data_config),
+    }
+
+
+def backbone_from_config(config: Mapping[str, Any], level: str) -> Backbone:
+    """A backbone, with weights still to be loaded, from a checked ``config.json``.
+
+    Raises:
+        ComponentFileError: a value that is missing, of the wrong kind, or not allowed in a file.
+    """
+    ours, architecture, args = config[ROOT_KEY], config.get("architecture"), config.get("model_args", {})
+    interface = _expect("interface", ours.get("interface"), dict)
+    if ":" in _expect("architecture", architecture, str):
+        raise ComponentFileError(f"config.json: expected the name of a timm architecture, got {architecture!r}")
+    refused = sorted(RESERVED_ARGUMENTS & _expect("model_args", args, dict).keys())
+    if refused or not all(_is_plain(value) for value in args.values()):
+        raise ComponentFileError(
+            f"config.json: model_args: expected numbers, texts or short lists of them, got {refused or args}"
+        )
+    out_index = _expect("interface.out_index", interface.get("out_index"), int) if level == "map" else -1
+    try:
+        backbone = build_backbone(architecture, level=level, out_index=out_index, **args)
+    except (BackboneError, ConfigError) as error:
+        raise ComponentFileError(f"config.json: its backbone cannot be built here: {error}") from error
+    preprocessing = _preprocessing(ours.get("preprocessing"))
+    if preprocessing["input_size"][0] != backbone.input_size[0]:
+        raise ComponentFileError(
+            f"config.json: preprocessing: expected {backbone.input_size[0]} channels, got {preprocessing['input_size']}"
+        )
+    backbone.set_data_config(preprocessing)
+    return backbone
+
+
+def _check_rebuilds(backbone: Backbone, model_args: Mapping[str, Any]) -> None:
+    with torch.device("meta"):
+        rebuilt = build_backbone(backbone.architecture, **model_args).model.state_dict()
+    shapes, rebuilt_shapes = (
+        {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        for tensors in (backbone.model.state_dict(), rebuilt)
+    )
+    other = sorted(name for name, _ in shapes ^ rebuilt_shapes)
+    if other:
+        raise ConfigError(
+            f"{backbone.architecture}: expected a model as timm builds it with {model_args or 'its defaults'}, got "
+            f"{len(other)} other weights, {other[0]} first; only architectures that timm can rebuild are saved"
+        )
+
+
+def _preprocessing(value: object) -> dict[str, Any]:
+    given = _expect("preprocessing", value, dict)
+    try:
+        size = tuple(_expect("preprocessing.input_size", side, int) for side in given["input_size"])
+        mean, std = (tuple(float(number) for number in given[key]) for key in ("mean", "std"))
+        crop_pct = float(given["crop_pct"])
+        interpolation, crop_mode = str(given["interpolation"]), str(given["crop_mode"])
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ComponentFileError(f"config.json: preprocessing: expected timm's six settings, got {given}") from error
+    fits = (
+        len(size) == 3
+        and 0 < size[0] <= MAX_CHANNELS
+        and all(0 < side <= MAX_IMAGE_SIDE for side in size[1:])
+        and len(mean) == len(std) == size[0]
+        and all(math.isfinite(number) for number in (*mean, *std, crop_pct))
+        and min(std) > 0
+        and crop_pct > 0
+        and interpolation in INTERPOLATIONS
+        and crop_mode in CROP_MODES
+    )
+    if not fits:
+        raise ComponentFileError(f"config.json: preprocessing: expected values in range, got {given}")
+    return {
+        "input_size": size,
+        "interpolation": interpolation,
+        "mean": mean,
+        "std": std,
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
+    }
+
+
+def _expect(name: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ComponentFileError(f"config.json: {name}: expected {kind.__name__}, got {value!r:.80}")
+    return value
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return len(value) <= 1_000 and all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -1,0 +1,195 @@
+"""The extractor: a timm backbone plus the interface of a space; images to features that other components understand."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_transform
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from timm_compat.cards import render_card
+from timm_compat.errors import ConfigError
+from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, tensors_sha256, write_component
+from timm_compat.models.backbone import Backbone, adopt_backbone, build_backbone
+from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
+from timm_compat.models.interface import Interface
+from timm_compat.models.preprocess import Preprocess
+from timm_compat.seeding import seeded
+from timm_compat.space import CompatSpace
+
+TRAINABLE = ("full", "adapter")
+INTERFACE_FILE = "interface.safetensors"
+
+
+class CompatExtractor(nn.Module):
+    """Images (B, C, H, W) to features of a space: (B, D), or (B, D, H', W') at level "map".
+
+    Built by ``create_extractor`` or ``from_pretrained``. It follows timm's conventions for a model without classifier:
+    ``num_features`` is D, ``num_classes`` is 0, ``pretrained_cfg`` is the backbone's.
+
+    Args:
+        backbone: source of features.
+        space: where the features live.
+        trainable: "full", or "adapter": only the interface learns; the backbone's weights, BatchNorm statistics and
+            dropout stay as they are, also in training mode.
+
+    Raises:
+        ConfigError: ``trainable`` is something else.
+    """
+
+    num_classes = 0
+
+    def __init__(self, backbone: Backbone, space: CompatSpace, trainable: str = "full") -> None:
+        super().__init__()
+        if trainable not in TRAINABLE:
+            raise ConfigError(f"trainable: expected one of {', '.join(TRAINABLE)}, got {trainable!r}")
+        self.backbone = backbone
+        self.interface = Interface(
+            backbone.num_features, space.feature_dim, level=space.level, normalization=space.normalization
+        )
+        self.preprocess = Preprocess(backbone.data_config)
+        self.space = space
+        self.trainable = trainable
+        self.num_features = space.feature_dim
+        self.fit_report: Any = None
+        if trainable == "adapter":
+            backbone.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def architecture(self) -> str:
+        """The backbone's name in timm's registry."""
+        return self.backbone.architecture
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """Preprocessing as timm resolves it: input_size, mean, std, interpolation, crop_pct, crop_mode."""
+        return dict(self.backbone.data_config)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """timm's description of the backbone's weights."""
+        return self.backbone.model.pretrained_cfg
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of normalised images.
+
+        Args:
+            images: (B, C, H, W), floating point, normalised (see ``preprocess`` and ``transform``).
+
+        Returns:
+            (B, D), or (B, D, H', W') at level "map".
+
+        Raises:
+            ImageError: wrong rank, channels, size or dtype.
+        """
+        return self.interface(self.backbone(images))
+
+    def transform(self) -> Any:
+        """timm's evaluation transform for single PIL images: resize, centre crop, to tensor, normalise."""
+        return create_transform(**self.backbone.data_config, is_training=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode; with ``trainable="adapter"`` the backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.trainable == "adapter":
+            self.backbone.eval()
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 over all weights and statistics; names this extractor as a reference."""
+        return tensors_sha256(self.state_dict())
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the extractor to a new folder; ``model.safetensors`` there is a checkpoint that plain timm loads.
+
+        Raises:
+            DraftSpaceError: the space is a draft.
+            ConfigError: the backbone was built with arguments that are no JSON values.
+            OutputExistsError: the folder holds something already.
+        """
+        backbone = self.backbone
+        facts = {"space": self.space.to_config(), **backbone_facts(backbone)}
+        weights = {WEIGHTS_FILE: backbone.model.state_dict(), INTERFACE_FILE: self.interface.state_dict()}
+        return write_component(folder, "extractor", facts, weights, self._card(), timm_config(backbone))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, trainable: str = "full") -> Self:
+        """Read an extractor from a folder that ``save_pretrained`` wrote; in evaluation mode.
+
+        Raises:
+            ComponentFileError: a file is missing, damaged, of another kind, or asks for something that is not allowed.
+        """
+        config = read_config(folder, "extractor")
+        space = CompatSpace.from_config(config[ROOT_KEY].get("space"))
+        with torch.device("meta"):  # takes no memory before the files were seen to be of that size
+            shapes = cls(backbone_from_config(config, space.level), space, trainable)
+        weights = read_tensors(folder, WEIGHTS_FILE, config, shapes.backbone.model.state_dict())
+        interface = read_tensors(folder, INTERFACE_FILE, config, shapes.interface.state_dict())
+        extractor = cls(backbone_from_config(config, space.level), space, trainable)
+        extractor.backbone.model.load_state_dict(weights)
+        extractor.interface.load_state_dict(interface)
+        return extractor.eval()
+
+    def _card(self) -> str:
+        facts = {
+            "architecture": self.architecture,
+            "feature_dim": str(self.space.feature_dim),
+            "level": self.space.level,
+            "space": self.space.fingerprint,
+            "input_size": " x ".join(str(side) for side in self.backbone.input_size),
+        }
+        return render_card("extractor", facts, self.space.tags("extractor"))
+
+
+def create_extractor(
+    model: str | nn.Module,
+    space: CompatSpace,
+    *,
+    pretrained: bool = False,
+    trainable: str = "full",
+    out_index: int = -1,
+    img_size: int | tuple[int, int] | None = None,
+    **timm_kwargs: Any,
+) -> CompatExtractor:
+    """Make any timm backbone a compatible extractor.
+
+    Args:
+        model: a name for ``timm.create_model``, or a model that timm built (copied; its classifier is dropped).
+        space: the space of its features.
+        pretrained: whether to load timm's weights (by name only).
+        trainable: "full" or "adapter".
+        out_index: at level "map" the stage to read, an index into timm's intermediate features.
+        img_size: H = W, or (H, W), of the images; the model's own if None. Works for every architecture: where the
+            size is fixed it is handed to timm, elsewhere it sets the preprocessing.
+        **timm_kwargs: timm's own keywords, such as ``in_chans``, ``drop_path_rate``.
+
+    Raises:
+        BackboneError: unknown name (with close matches), arguments that the architecture does not take, weights that
+            cannot be loaded, or no features of that level.
+        ConfigError: an argument out of range.
+        SpaceMismatchError: "initial_weights" is among the space's methods and this start is another one.
+    """
+    if isinstance(model, nn.Module):
+        if pretrained or timm_kwargs:
+            raise ConfigError("pretrained and timm's keywords build a model; this one is built already: drop them")
+        backbone = adopt_backbone(model, level=space.level, out_index=out_index, img_size=img_size)
+        return CompatExtractor(backbone, space, trainable)
+
+    def build() -> CompatExtractor:
+        backbone = build_backbone(
+            model, level=space.level, out_index=out_index, pretrained=pretrained, img_size=img_size, **timm_kwargs
+        )
+        return CompatExtractor(backbone, space, trainable)
+
+    if "initial_weights" not in space.methods:
+        return build()
+    with seeded(space.seed, "initial_weights"):
+        extractor = build()
+    backbone = extractor.backbone
+    stage = [] if backbone.out_index is None else [f"out_index={backbone.out_index}"]
+    args = [f"{key}={value}" for key, value in sorted(backbone.model_args.items())]
+    start = " ".join([backbone.architecture, *stage, *args])
+    space.pin_initial_weights(start, extractor.digest())
+    return extractor

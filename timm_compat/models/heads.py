@@ -1,0 +1,222 @@
+"""Heads: features of a space to logits. Task heads belong to one task, auxiliary heads to the whole space."""
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from timm_compat.cards import render_card
+from timm_compat.errors import ComponentFileError, ConfigError
+from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, write_component
+from timm_compat.space import NUM_ROTATIONS, CompatSpace, check_class_names
+
+MAX_DEPTH = 16
+MAX_HIDDEN_DIM = 65_536
+
+
+class TaskHead(nn.Module):
+    """Features (B, D), or (B, D, H', W') at level "map", to logits (B, K) over ordered class names.
+
+    With ``depth=1`` a linear classifier, behind global average pooling at level "map". Each further step is a
+    Linear + ReLU of ``hidden_dim`` features, at level "map" a residual block of two 3 x 3 convolutions.
+
+    Args:
+        space: where the features live.
+        class_names: K names in the order of the logits.
+        depth: 1 for a linear head.
+        hidden_dim: width of the further steps; D if None. At level "map" always D.
+        drop_rate: dropout before the classifier, in training.
+
+    Raises:
+        ConfigError: empty or repeated class names, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        space: CompatSpace,
+        class_names: Iterable[str],
+        *,
+        depth: int = 1,
+        hidden_dim: int | None = None,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.class_names = check_class_names(class_names)
+        if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= MAX_DEPTH:
+            raise ConfigError(f"depth: expected a whole number from 1 to {MAX_DEPTH}, got {depth!r}")
+        width = space.feature_dim if hidden_dim is None else hidden_dim
+        if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= MAX_HIDDEN_DIM:
+            raise ConfigError(f"hidden_dim: expected a whole number from 1 to {MAX_HIDDEN_DIM}, got {hidden_dim!r}")
+        if isinstance(drop_rate, bool) or not isinstance(drop_rate, (int, float)) or not 0 <= drop_rate < 1:
+            raise ConfigError(f"drop_rate: expected a number from 0 up to 1, got {drop_rate!r}")
+        self.space = space
+        self.num_classes = len(self.class_names)
+        self.depth, self.hidden_dim, self.drop_rate = depth, hidden_dim, drop_rate
+        if space.level == "map":
+            if width != space.feature_dim:
+                raise ConfigError(f"hidden_dim: residual blocks keep D = {space.feature_dim}, got {hidden_dim}")
+            self.steps = nn.Sequential(*(ResidualBlock(width) for _ in range(depth - 1)), GlobalAveragePool())
+        else:
+            sizes = [space.feature_dim, *[width] * (depth - 1)]
+            pairs = itertools.pairwise(sizes)
+            self.steps = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairs))
+        self.dropout = nn.Dropout(drop_rate)
+        self.classifier = nn.Linear(space.feature_dim if depth == 1 else width, self.num_classes)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the logits are a linear function of pooled features."""
+        return self.depth == 1
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return self.classifier(self.dropout(self.steps(features)))
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the head to a new folder.
+
+        Raises:
+            DraftSpaceError: the space is a draft.
+            OutputExistsError: the folder holds something already.
+        """
+        settings = {"depth": self.depth, "hidden_dim": self.hidden_dim, "drop_rate": self.drop_rate}
+        facts = {"space": self.space.to_config(), "class_names": list(self.class_names), "head": settings}
+        return write_component(folder, "head", facts, {WEIGHTS_FILE: self.state_dict()}, self._card())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read a head from a folder that ``save_pretrained`` wrote; in evaluation mode.
+
+        Raises:
+            ComponentFileError: a file is missing, damaged or of another kind.
+        """
+        config = read_config(folder, "head")
+        ours = config[ROOT_KEY]
+        space = CompatSpace.from_config(ours.get("space"))
+        try:
+            settings = {key: ours["head"][key] for key in ("depth", "hidden_dim", "drop_rate")}
+            with torch.device("meta"):  # takes no memory before the file was seen to be of that size
+                head = cls(space, ours["class_names"], **settings)
+        except (KeyError, TypeError, ConfigError) as error:
+            raise ComponentFileError(f"{folder}: expected a head's settings, got {error!r}") from error
+        head.load_state_dict(read_tensors(folder, WEIGHTS_FILE, config, head.state_dict()), assign=True)
+        return head.eval()
+
+    def _card(self) -> str:
+        facts = {
+            "class_names": ", ".join(self.class_names),
+            "num_classes": str(self.num_classes),
+            "feature_dim": str(self.space.feature_dim),
+            "space": self.space.fingerprint,
+        }
+        return render_card("head", facts, self.space.tags("head"))
+
+
+class AuxiliaryHead(nn.Module):
+    """A linear head that every network of a space shares; at level "map" behind global average pooling.
+
+    It starts from the space's tensors; those of a final space are frozen.
+
+    Args:
+        space: must share this head and hold its tensors.
+
+    Raises:
+        ConfigError: the space does not share such a head.
+        DraftSpaceError: only the space's definition is at hand.
+    """
+
+    name: str
+    trainable = True
+
+    def __init__(self, space: CompatSpace) -> None:
+        super().__init__()
+        if self.name not in space.methods:
+            raise ConfigError(
+                f"{self.name}: expected it among the space's methods, got {', '.join(space.methods) or 'none'}"
+            )
+        self.pool = GlobalAveragePool() if space.level == "map" else nn.Identity()
+        frozen = space.is_final or not self.trainable
+        self.weight = nn.Parameter(space.shared[f"{self.name}.weight"].clone(), requires_grad=not frozen)
+        bias = space.shared.get(f"{self.name}.bias")
+        self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=not frozen)
+        self.space = space
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, K) of features (B, D) or (B, D, H', W')."""
+        return nn.functional.linear(self.pool(features), self.weight, self.bias)
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """The tensors under their names in the space."""
+        return {f"{self.name}.{key}": value.detach() for key, value in self.named_parameters()}
+
+
+class RotationHead(AuxiliaryHead):
+    """Logits (B, 4) of the rotation by 0, 90, 180, 270 degrees (Gidaris et al. 2018, arXiv 1803.07728)."""
+
+    name = "rotation"
+    num_classes = NUM_ROTATIONS
+
+
+class CommonClassesHead(AuxiliaryHead):
+    """Logits (B, K) over the space's class vocabulary (Gygli et al. 2021, arXiv 2004.03898)."""
+
+    name = "common_classes"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The K names in the order of the logits."""
+        return self.space.class_names
+
+
+class SimplexHead(AuxiliaryHead):
+    """Logits (B, D + 1): cosines to fixed equiangular directions, times the features' length; never trained.
+
+    The first K belong to the space's class vocabulary, the others wait for later classes (CoReS, Biondi et al. 2023,
+    arXiv 2111.07632).
+    """
+
+    name = "simplex"
+    trainable = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the first K logits."""
+        return self.space.class_names
+
+
+class GlobalAveragePool(nn.Module):
+    """(B, D, H', W') to (B, D)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Mean over positions."""
+        return features.mean(dim=(2, 3))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with BatchNorm around a shortcut (He et al. 2016, arXiv 1512.03385)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H', W') to the same."""
+        hidden = self.act(self.bn1(self.conv1(features)))
+        return self.act(features + self.bn2(self.conv2(hidden)))
+
+
+AUXILIARY_HEADS: dict[str, type[AuxiliaryHead]] = {
+    head.name: head for head in (RotationHead, CommonClassesHead, SimplexHead)
+}
+
+
+def auxiliary_heads(space: CompatSpace) -> nn.ModuleDict:
+    """The auxiliary heads that a space shares, by method name."""
+    return nn.ModuleDict({name: AUXILIARY_HEADS[name](space) for name in space.methods if name in AUXILIARY_HEADS})

@@ -1,0 +1,75 @@
+"""The interface: the place where compatible components meet.
+
+A linear projection of the backbone's features to the space's D dimensions, then a normalisation without parameters.
+With every dimension normalised, a head cannot come to rely on directions that no shared part pins down.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Interface(nn.Module):
+    """Projection and normalisation: (B, F) to (B, D), or (B, F, H', W') to (B, D, H', W').
+
+    Args:
+        in_features: F, features of the backbone.
+        feature_dim: D, features of the space.
+        level: "pooled" or "map" (a 1 x 1 convolution).
+        normalization: "batch" (batch statistics in training, running ones otherwise; no affine parameters),
+            "layer" (over D, no affine parameters) or "none".
+    """
+
+    def __init__(self, in_features: int, feature_dim: int, *, level: str = "pooled", normalization: str = "batch"):
+        super().__init__()
+        is_map = level == "map"
+        self.projection = nn.Conv2d(in_features, feature_dim, 1) if is_map else nn.Linear(in_features, feature_dim)
+        self.normalization: nn.Module
+        if normalization == "batch":
+            self.normalization = (nn.BatchNorm2d if is_map else nn.BatchNorm1d)(feature_dim, affine=False)
+        elif normalization == "layer":
+            self.normalization = ChannelNorm(feature_dim)
+        else:
+            self.normalization = nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of the space."""
+        return self.normalization(self.projection(features))
+
+    def folded(self) -> tuple[Tensor, Tensor] | None:
+        """Weight (D, F) and bias (D,) of the one linear map that the interface is in evaluation, in float64.
+
+        None where the normalisation depends on the sample ("layer").
+        """
+        weight = self.projection.weight.detach().double().flatten(1)
+        bias = self.projection.bias.detach().double()
+        norm = self.normalization
+        if isinstance(norm, nn.Identity):
+            return weight, bias
+        if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            return None
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        return weight * scale[:, None], (bias - norm.running_mean.double()) * scale
+
+    @torch.no_grad()
+    def set_linear(self, weight: Tensor, bias: Tensor) -> None:
+        """Make the interface this linear map in evaluation (before "layer" normalisation): (D, F) and (D,)."""
+        self.projection.weight.copy_(weight.reshape(self.projection.weight.shape))
+        self.projection.bias.copy_(bias)
+        norm = self.normalization
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            norm.reset_running_stats()
+            norm.running_var.fill_(1 - norm.eps)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the features of each position, without parameters: (B, D) or (B, D, H', W')."""
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of mean 0 and variance 1 over D."""
+        last = features.movedim(1, -1)
+        return F.layer_norm(last, (self.feature_dim,)).movedim(-1, 1)

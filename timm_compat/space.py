@@ -1,0 +1,428 @@
+"""The compatibility space: the contract that the extractors and heads of one family share.
+
+Plain facts only. Auxiliary heads stand here as tensors; the modules that use them are built in ``models/heads``.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from timm_compat.cards import render_card
+from timm_compat.errors import ComponentFileError, ConfigError, DraftSpaceError, SpaceMismatchError
+from timm_compat.files import FORMAT, ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, tensor_sha256, write_component
+from timm_compat.seeding import generator
+
+LEVELS = ("pooled", "map")
+NORMALIZATIONS = ("batch", "layer", "none")
+METHODS = ("common_classes", "initial_weights", "rotation", "simplex")
+VOCABULARY_METHODS = ("common_classes", "simplex")
+NUM_ROTATIONS = 4
+MAX_FEATURE_DIM = 65_536
+MAX_CLASSES = 1_000_000
+FINGERPRINT_DIGITS = 16
+
+
+class CompatSpace:
+    """What decides whether an extractor and a head fit: dimension, normalisation, and what pins the coordinates.
+
+    A new space is a *draft*: its auxiliary heads may still be trained, its components may be composed in memory but
+    not saved. Joint training, or ``finalize()``, freezes it and gives it a fingerprint.
+
+    Args:
+        feature_dim: number D of features (channels at level "map").
+        class_names: ordered vocabulary of the classes that tasks may have in common.
+        methods: what the space shares, any of ``METHODS``; the paper's three are "rotation", "common_classes" and
+            "initial_weights" (Gygli et al., AAAI 2021, https://arxiv.org/abs/2004.03898), "simplex" is the fixed
+            classifier of CoReS (Biondi et al., TPAMI 2023, https://arxiv.org/abs/2111.07632).
+        level: "pooled" for features (B, D), "map" for features (B, D, H', W').
+        normalization: the interface's last step: "batch" (BatchNorm without affine), "layer" (LayerNorm over D
+            without affine) or "none".
+        seed: initialises the auxiliary heads and, with "initial_weights", every backbone.
+
+    Raises:
+        ConfigError: a value out of range, an unknown name, empty or repeated class names.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        class_names: Iterable[str] = (),
+        methods: Iterable[str] = (),
+        *,
+        level: str = "pooled",
+        normalization: str = "batch",
+        seed: int = 0,
+    ) -> None:
+        if isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or not 0 < feature_dim <= MAX_FEATURE_DIM:
+            raise ConfigError(f"feature_dim: expected a whole number from 1 to {MAX_FEATURE_DIM}, got {feature_dim!r}")
+        self.feature_dim = feature_dim
+        self.class_names = check_class_names(class_names, least=0)
+        self.methods = _check_methods(methods)
+        self.level = _check_choice("level", level, LEVELS)
+        self.normalization = _check_choice("normalization", normalization, NORMALIZATIONS)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ConfigError(f"seed: expected a whole number, got {seed!r}")
+        self.seed = seed
+        self._check_vocabulary()
+        # Made when first asked for: a definition that came in a file must not decide how much memory is taken.
+        self._shared: dict[str, Tensor] | None = None
+        self._has_tensors = True
+        self._digests: dict[str, str] = {}
+        self._initial_weights: dict[str, str] = {}
+        self._reference: str | None = None
+        self._fingerprint: str | None = None
+        self._draft_id = uuid.uuid4().hex
+
+    def _check_vocabulary(self) -> None:
+        users = [method for method in self.methods if method in VOCABULARY_METHODS]
+        if users and not self.class_names:
+            raise ConfigError(f"class_names: {users[0]} needs a vocabulary of at least one class, got none")
+        if "simplex" in users and len(self.class_names) > self.feature_dim + 1:
+            raise ConfigError(
+                f"simplex: {self.feature_dim} dimensions hold at most {self.feature_dim + 1} equiangular classes, "
+                f"got {len(self.class_names)}; raise feature_dim to at least {len(self.class_names) - 1}"
+            )
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the shared parts are frozen."""
+        return self._fingerprint is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over everything that decides compatibility.
+
+        Raises:
+            DraftSpaceError: the space is still a draft.
+        """
+        if self._fingerprint is None:
+            raise DraftSpaceError(
+                "expected a final space, got a draft: its shared parts may still change; train it, or call finalize()"
+            )
+        return self._fingerprint
+
+    @property
+    def shared(self) -> Mapping[str, Tensor]:
+        """The auxiliary heads' tensors by name, such as ``rotation.weight`` (4, D); not to be changed in place.
+
+        Raises:
+            DraftSpaceError: only the definition is at hand (it came with an extractor or a head).
+        """
+        if not self._has_tensors:
+            raise DraftSpaceError(
+                f"expected the space's tensors, got its definition only (fingerprint {self._fingerprint}); "
+                "load the space itself: CompatSpace.from_pretrained(...)"
+            )
+        if self._shared is None:
+            self._shared = _initial_shared(self)
+        return MappingProxyType(self._shared)
+
+    @property
+    def reference(self) -> str | None:
+        """SHA-256 of the reference extractor, where one defines the coordinates."""
+        return self._reference
+
+    def finalize(self, shared: Mapping[str, Tensor] | None = None, *, reference: str | None = None) -> Self:
+        """Freeze the shared parts; afterwards the space has a fingerprint. On a final space, without arguments: no-op.
+
+        Args:
+            shared: trained auxiliary heads' tensors, named and shaped as in ``shared``; the initial ones if left out.
+            reference: an extractor's ``digest()``, whose features then define the coordinates.
+
+        Raises:
+            DraftSpaceError: already final, or nothing would pin the coordinates.
+            ConfigError: tensors of other names, shapes or with NaN, or a reference that is no digest.
+        """
+        if self.is_final:
+            if shared is None and reference is None:
+                return self
+            raise DraftSpaceError(f"expected a draft, got the final space {self._fingerprint}; make a new space")
+        if reference is not None:
+            _check_digest(reference)
+        if shared is not None:
+            self._shared = _check_shared(self.shared, shared)
+        self._digests = {name: tensor_sha256(tensor) for name, tensor in self.shared.items()}
+        self._reference = reference
+        if not (self._digests or self._reference or self._initial_weights):
+            raise DraftSpaceError(
+                "nothing pins the coordinates of this space, so no other component could ever fit: "
+                f"give methods= (any of {', '.join(METHODS)}) or finalize(reference=extractor.digest())"
+            )
+        self._fingerprint = _fingerprint(self.definition())
+        return self
+
+    def pin_initial_weights(self, architecture: str, digest: str) -> None:
+        """Record, or check, the digest of the weights from which every extractor of one architecture starts.
+
+        A final space that has none for the architecture stays as it is: there is no earlier member to start like.
+
+        Raises:
+            SpaceMismatchError: the space has another digest for that architecture.
+        """
+        known = self._initial_weights.get(architecture)
+        if known is None and not self.is_final:
+            self._initial_weights[architecture] = digest
+        elif known is not None and known != digest:
+            raise SpaceMismatchError(
+                f"{architecture}: expected initial weights {known[:16]}, got {digest[:16]}; "
+                "use the space's seed and the same timm version and arguments"
+            )
+
+    def definition(self) -> dict[str, Any]:
+        """Everything that decides compatibility, as JSON values; the fingerprint is its hash."""
+        return {
+            "format": FORMAT,
+            "feature_dim": self.feature_dim,
+            "level": self.level,
+            "normalization": self.normalization,
+            "methods": list(self.methods),
+            "class_names": list(self.class_names),
+            "shared": dict(self._digests),
+            "initial_weights": dict(self._initial_weights),
+            "reference": self._reference,
+        }
+
+    def to_config(self) -> dict[str, Any]:
+        """The definition with its fingerprint and seed, as it stands in a component's ``config.json``."""
+        return {**self.definition(), "seed": self.seed, "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_config(cls, config: object) -> Self:
+        """A final space without its tensors, from ``to_config()``'s values.
+
+        Raises:
+            ComponentFileError: a field is missing or wrong, or the fingerprint is not that of the definition.
+        """
+        if not isinstance(config, dict):
+            raise ComponentFileError(f"space: expected a JSON object, got {type(config).__name__}")
+        try:
+            space = cls(
+                config["feature_dim"],
+                config["class_names"],
+                config["methods"],
+                level=config["level"],
+                normalization=config["normalization"],
+                seed=config.get("seed", 0),
+            )
+            space._digests = _str_map(config["shared"])
+            space._initial_weights = _str_map(config["initial_weights"])
+            space._reference = None if config["reference"] is None else _check_digest(config["reference"])
+        except (KeyError, TypeError, ConfigError) as error:
+            raise ComponentFileError(f"space: expected a complete definition, got {error!r}") from error
+        space._fingerprint = _fingerprint(space.definition())
+        if space._fingerprint != config.get("fingerprint"):
+            raise ComponentFileError(
+                f"space: expected fingerprint {space._fingerprint} (recomputed from the definition), "
+                f"got {config.get('fingerprint')!r}: the config was changed by hand or is damaged"
+            )
+        space._has_tensors = False
+        return space
+
+    def differences(self, other: "CompatSpace") -> list[str]:
+        """The fields in which two spaces differ, one line each; empty when components of both fit together."""
+        if self is other or (self.is_final and other.is_final and self._fingerprint == other._fingerprint):
+            return []
+        if not self.is_final and not other.is_final and self._draft_id == other._draft_id:
+            return []
+        mine, theirs = self.definition(), other.definition()
+        lines = [f"{key}: {_brief(mine[key])} / {_brief(theirs[key])}" for key in mine if mine[key] != theirs[key]]
+        if self.is_final != other.is_final:
+            lines.append(f"state: {self._state()} / {other._state()}")
+        return lines or ["identity: two drafts of the same definition, each still to be trained on its own"]
+
+    def require_same(self, other: "CompatSpace", mine: str, theirs: str) -> None:
+        """Refuse components of two spaces.
+
+        Args:
+            other: the other component's space.
+            mine: what this space's component is called in the message.
+            theirs: what the other one is called.
+
+        Raises:
+            SpaceMismatchError: the message lists the fields that differ.
+        """
+        lines = self.differences(other)
+        if lines:
+            raise SpaceMismatchError(
+                f"{mine} and {theirs} live in different spaces ({self._state()} / {other._state()}) and would score "
+                f"at chance together; they differ in\n  " + "\n  ".join(lines) + "\n"
+                "take components of one fingerprint, or join the backbone to the head's space (timm_compat.join)"
+            )
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the space with its tensors to a new folder.
+
+        Raises:
+            DraftSpaceError: the space is a draft.
+            OutputExistsError: the folder holds something already.
+        """
+        facts = {"space": self.to_config()}
+        return write_component(folder, "space", facts, {WEIGHTS_FILE: self.shared}, self._card())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read a space from a folder that ``save_pretrained`` wrote.
+
+        Raises:
+            ComponentFileError: a file is missing, damaged or of another kind.
+        """
+        config = read_config(folder, "space")
+        space = cls.from_config(config[ROOT_KEY].get("space"))
+        tensors = read_tensors(folder, WEIGHTS_FILE, config, _shared_shapes(space))
+        digests = {name: tensor_sha256(tensor) for name, tensor in tensors.items()}
+        if digests != space._digests:
+            raise ComponentFileError(f"{folder}: the auxiliary heads are not those of space {space.fingerprint}")
+        space._shared, space._has_tensors = tensors, True
+        return space
+
+    def tags(self, role: str) -> list[str]:
+        """The Hub tags of a component of this space."""
+        return [
+            "timm-compat",
+            f"timm-compat-format:{FORMAT}",
+            f"timm-compat-role:{role}",
+            f"timm-compat-space:{self.fingerprint}",
+            f"timm-compat-dim:{self.feature_dim}",
+        ]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # A copied extractor (an averaged model, say) stays in the same space.
+        return self
+
+    def __repr__(self) -> str:
+        return (
+            f"CompatSpace({self._state()}, feature_dim={self.feature_dim}, level={self.level!r}, "
+            f"normalization={self.normalization!r}, methods={self.methods}, class_names={_brief(self.class_names)})"
+        )
+
+    def _state(self) -> str:
+        return self._fingerprint or f"draft {self._draft_id[:6]}"
+
+    def _card(self) -> str:
+        facts = {
+            "feature_dim": str(self.feature_dim),
+            "level": self.level,
+            "normalization": self.normalization,
+            "methods": ", ".join(self.methods) or "none",
+            "class_names": ", ".join(self.class_names) or "none",
+            "space": self.fingerprint,
+        }
+        return render_card("space", facts, self.tags("space"))
+
+
+def check_class_names(names: Iterable[str], least: int = 1) -> tuple[str, ...]:
+    """Ordered class names as a tuple.
+
+    Raises:
+        ConfigError: fewer than ``least``, too many, an empty or repeated name, or something that is no text.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ConfigError(f"class_names: expected a list of names, got {names!r}")
+    result = tuple(names)
+    if not least <= len(result) <= MAX_CLASSES:
+        raise ConfigError(f"class_names: expected {least} to {MAX_CLASSES} names, got {len(result)}")
+    seen: set[str] = set()
+    for position, name in enumerate(result):
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigError(f"class_names: expected text at position {position}, got {name!r}")
+        if name in seen:
+            raise ConfigError(f"class_names: expected every name once, got {name!r} twice")
+        seen.add(name)
+    return result
+
+
+def simplex_vertices(feature_dim: int) -> Tensor:
+    """D + 1 unit vectors in D dimensions with pairwise cosine -1/D: (D + 1, D), float32.
+
+    The construction is the d-Simplex of Pernici et al. 2021 (https://arxiv.org/abs/2103.15632): the D basis vectors
+    and one multiple of the all-ones vector, centred and scaled to unit length.
+    """
+    d = float(feature_dim)
+    extra = torch.full((1, feature_dim), (1 - (d + 1) ** 0.5) / d, dtype=torch.float64)
+    vertices = torch.cat([torch.eye(feature_dim, dtype=torch.float64), extra])
+    vertices = vertices - vertices.mean(dim=0)
+    return (vertices / vertices.norm(dim=1, keepdim=True)).float()
+
+
+def _initial_shared(space: CompatSpace) -> dict[str, Tensor]:
+    dim, classes = space.feature_dim, len(space.class_names)
+    shared: dict[str, Tensor] = {}
+    if "rotation" in space.methods:
+        shared |= _linear(space.seed, "rotation", NUM_ROTATIONS, dim)
+    if "common_classes" in space.methods:
+        shared |= _linear(space.seed, "common_classes", classes, dim)
+    if "simplex" in space.methods:
+        shared["simplex.weight"] = simplex_vertices(dim)
+    return shared
+
+
+def _shared_shapes(space: CompatSpace) -> dict[str, Tensor]:
+    rows = {"rotation": NUM_ROTATIONS, "common_classes": len(space.class_names), "simplex": space.feature_dim + 1}
+    shapes: dict[str, Tensor] = {}
+    for name in rows.keys() & set(space.methods):
+        shapes[f"{name}.weight"] = torch.empty(rows[name], space.feature_dim, device="meta")
+        if name != "simplex":
+            shapes[f"{name}.bias"] = torch.empty(rows[name], device="meta")
+    return shapes
+
+
+def _linear(seed: int, name: str, outputs: int, inputs: int) -> dict[str, Tensor]:
+    weight = torch.rand(outputs, inputs, generator=generator(seed, name)) * 2 - 1
+    return {f"{name}.weight": weight * inputs**-0.5, f"{name}.bias": torch.zeros(outputs)}
+
+
+def _check_methods(methods: Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(methods, Iterable):
+        raise ConfigError(f"methods: expected any of {', '.join(METHODS)}, got {methods!r}")
+    given = [methods] if isinstance(methods, str) else list(methods)
+    for method in given:
+        _check_choice("methods", method, METHODS)
+    return tuple(sorted(set(given)))
+
+
+def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ConfigError(f"{field}: expected one of {', '.join(choices)}, got {value!r}")
+    return str(value)
+
+
+def _check_shared(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if expected.keys() != given.keys():
+        raise ConfigError(f"shared: expected tensors {sorted(expected)}, got {sorted(given)}")
+    for name, tensor in given.items():
+        if tensor.shape != expected[name].shape or not torch.isfinite(tensor).all():
+            raise ConfigError(
+                f"shared: {name}: expected finite numbers of shape {tuple(expected[name].shape)}, "
+                f"got shape {tuple(tensor.shape)}{'' if torch.isfinite(tensor).all() else ' with NaN or infinity'}"
+            )
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in given.items()}
+
+
+def _fingerprint(definition: Mapping[str, Any]) -> str:
+    text = json.dumps(definition, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def _check_digest(reference: object) -> str:
+    if not isinstance(reference, str) or not reference:
+        raise ConfigError(f"reference: expected an extractor's digest(), a text, got {reference!r:.80}")
+    return reference
+
+
+def _str_map(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for pair in value.items() for item in pair):
+        raise TypeError(f"expected texts by name, got {value!r:.80}")
+    return dict(value)
+
+
+def _brief(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

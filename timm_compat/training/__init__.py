@@ -1,0 +1,1 @@
+"""Joint training in one space, and joining it with a frozen backbone."""
