@@ -29,7 +29,7 @@ find_python() {
 stamp_text() { printf '%s\n' "$root" "$1"; cat -- "$root/setup.cfg" "$root/pyproject.toml"; }
 
 installed() {  # extra dev holds every other one
-    [[ -f "$stamp" ]] && { stamp_text "$1" | cmp -s - "$stamp" || stamp_text dev | cmp -s - "$stamp"; }
+    [[ -f "$stamp" && -x "$venv/bin/python" ]] && { stamp_text "$1" | cmp -s - "$stamp" || stamp_text dev | cmp -s - "$stamp"; }
 }
 
 make_venv() {
