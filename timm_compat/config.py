@@ -66,7 +66,7 @@ class TrainConfig:
             )
 
 
-def _check(name: str, value: Any, kind: type | tuple[type, ...], least: float, most: float) -> None:
+def _check(name: str, value: Any, kind: Any, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most or math.isinf(value):
         expected = "a whole number" if kind is int else "a number"
         limits = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"

@@ -318,6 +318,16 @@ class CompatSpace:
         return render_card("space", facts, self.tags("space"))
 
 
+def check_space(space: object) -> None:
+    """Refuse what is no space.
+
+    Raises:
+        ConfigError: something else than a ``CompatSpace``.
+    """
+    if not isinstance(space, CompatSpace):
+        raise ConfigError(f"space: expected a CompatSpace, got {space!r:.80}; make one: CompatSpace(feature_dim=128)")
+
+
 def check_class_names(names: Iterable[str], least: int = 1) -> tuple[str, ...]:
     """Ordered class names as a tuple.
 

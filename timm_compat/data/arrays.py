@@ -35,9 +35,10 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
             found = f"{tuple(self.labels.shape)}, {self.labels.dtype}"
             raise DataError(f"labels: expected ({len(self.images)},) of int64, one an image, got {found}")
-        if len(self.labels) and not (0 <= int(self.labels.min()) and int(self.labels.max()) < len(self.class_names)):
-            found = f"{int(self.labels.min())} to {int(self.labels.max())}"
-            raise DataError(f"labels: expected 0 to {len(self.class_names) - 1}, got {found}")
+        outside = (self.labels < 0) | (self.labels >= len(self.class_names))
+        if outside.any():
+            wrong = int(self.labels[outside][0])
+            raise DataError(f"labels: expected 0 to {len(self.class_names) - 1}, got {wrong}")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -123,13 +123,13 @@ def recombination_matrix(
             f"for heads of {', '.join(next(iter(heads.values())).class_names[:5])} ..."
         )
     values = np.full((len(extractors), len(heads)), np.nan)
-    for row, extractor in enumerate(extractors.values()):
+    for i, extractor in enumerate(extractors.values()):
         features = extract_features(extractor, dataset)
-        for column, (name, head) in enumerate(heads.items()):
+        for j, (name, head) in enumerate(heads.items()):
             kept = known[name].to(features.device)
             with evaluating(head):
                 predicted = head(features[kept]).argmax(dim=1).cpu()
-            values[row, column] = scores.accuracy(predicted.numpy(), targets[name][known[name]].numpy())
+            values[i, j] = scores.accuracy(predicted.numpy(), targets[name][known[name]].numpy())
     return RecombinationMatrix(
         accuracy=values,
         rows=tuple(extractors),

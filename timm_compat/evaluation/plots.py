@@ -45,8 +45,8 @@ def heat_map(
     image = ax.imshow(matrix, vmin=0, vmax=1, cmap="cividis")
     for row, column in np.ndindex(matrix.shape):
         value = matrix[row, column]
-        text, colour = ("n/a", "black") if np.isnan(value) else (f"{value:.2f}", "white" if value < DARK_BELOW else "black")
-        ax.text(column, row, text, ha="center", va="center", color=colour)
+        text = "n/a" if np.isnan(value) else f"{value:.2f}"
+        ax.text(column, row, text, ha="center", va="center", color="white" if value < DARK_BELOW else "black")
         if native is not None and native[row, column]:
             ax.add_patch(
                 plt.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor="red", linewidth=2)

@@ -46,7 +46,10 @@ class Backbone(nn.Module):
 
     Raises:
         BackboneError: the features of that level cannot be had; the message names the reason and the way out.
+        ConfigError: ``out_index`` at level "pooled".
     """
+
+    model: Any  # torch types a module's attributes as Tensor | Module; timm's are more than that
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.architecture: str = model.pretrained_cfg["architecture"]
+        self.architecture: str = self.model.pretrained_cfg["architecture"]
         self.model_args = dict(model_args or {})
         self.level = level
         self.fixed_size = _has_fixed_size(model, self.model_args)
@@ -67,10 +70,12 @@ class Backbone(nn.Module):
         self.out_index: int | None = None
         if level == "map":
             self.out_index = _stage(self.architecture, model, out_index)
-            self.num_features = int(model.feature_info[self.out_index]["num_chs"])
+            self.num_features = int(self.model.feature_info[self.out_index]["num_chs"])
             _freeze_unused(model, self.out_index)
+        elif out_index != -1:
+            raise ConfigError(f'out_index: expected none for a space of level "pooled", got {out_index!r}; drop it')
         else:
-            self.num_features = int(model.head_hidden_size)
+            self.num_features = int(self.model.head_hidden_size)
 
     def set_data_config(self, data_config: Mapping[str, Any]) -> None:
         """Set the preprocessing: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode."""
@@ -95,6 +100,9 @@ class Backbone(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except TIMM_ERRORS as error:
+            expected = next(self.model.parameters()).dtype
+            if images.dtype != expected and not torch.is_autocast_enabled(images.device.type):
+                raise ImageError(f"images: expected {expected} as the weights are, got {images.dtype}") from error
             if tuple(images.shape[-2:]) == self.input_size[1:]:
                 raise
             raise ImageError(
@@ -116,6 +124,8 @@ class Backbone(nn.Module):
 
     def _check(self, images: Tensor) -> None:
         channels, *size = self.input_size
+        if not isinstance(images, Tensor):
+            raise ImageError(f"images: expected a tensor, got {type(images).__name__}; see torch.as_tensor")
         if images.ndim != 4 or images.shape[1] != channels:
             raise ImageError(f"images: expected shape (B, {channels}, H, W), got {tuple(images.shape)}")
         if not images.is_floating_point():
@@ -186,17 +196,19 @@ def adopt_backbone(
     """
     if not hasattr(model, "pretrained_cfg") or not hasattr(model, "head_hidden_size"):
         raise BackboneError(f"expected a model built by timm.create_model, got {type(model).__name__}")
-    model = copy.deepcopy(model)
-    if hasattr(model, "reset_classifier"):
-        model.reset_classifier(0)
-    args, size = _arguments(model), _image_size(img_size)
-    if size is not None and _has_fixed_size(model, args) and size != _data_config(model, args, None)["input_size"][1:]:
-        _resize(model, size)
+    body: Any = copy.deepcopy(model)
+    if hasattr(body, "reset_classifier"):
+        body.reset_classifier(0)
+    args, size = _arguments(body), _image_size(img_size)
+    if size is not None and _has_fixed_size(body, args) and size != _data_config(body, args, None)["input_size"][1:]:
+        _resize(body, size)
         args["img_size"] = size
-    return Backbone(model, args, level=level, out_index=out_index, image_size=size)
+    return Backbone(body, args, level=level, out_index=out_index, image_size=size)
 
 
 def _check_name(model_name: str) -> None:
+    if not isinstance(model_name, str):
+        raise BackboneError(f"expected a model name or a model built by timm, got {model_name!r:.80}")
     if ":" in model_name or _is_timms_own(get_arch_name(model_name)):
         return
     known = [name for name in list_models() if _is_timms_own(name)]
@@ -223,7 +235,7 @@ def _arguments(model: nn.Module, given: Mapping[str, Any] | None = None) -> dict
     return {key: value for key, value in args.items() if key not in RESERVED_ARGUMENTS and value is not None}
 
 
-def _resize(model: nn.Module, size: tuple[int, int]) -> None:
+def _resize(model: Any, size: tuple[int, int]) -> None:
     name = model.pretrained_cfg["architecture"]
     if not hasattr(model, "set_input_size"):
         raise BackboneError(f"{name}: timm cannot change this model's image size; build it by name with img_size=")
@@ -236,18 +248,19 @@ def _resize(model: nn.Module, size: tuple[int, int]) -> None:
 def _default_is_fixed(model_name: str) -> bool:
     if ":" in model_name:
         with torch.device("meta"):
-            return bool(timm.create_model(model_name, num_classes=0).pretrained_cfg.get("fixed_input_size"))
+            built: Any = timm.create_model(model_name, num_classes=0)
+            return bool(built.pretrained_cfg.get("fixed_input_size"))
     config = timm.models.get_pretrained_cfg(model_name, allow_unregistered=True)
     return bool(config is None or config.fixed_input_size)
 
 
-def _has_fixed_size(model: nn.Module, args: Mapping[str, Any]) -> bool:
+def _has_fixed_size(model: Any, args: Mapping[str, Any]) -> bool:
     strict = getattr(getattr(model, "patch_embed", None), "strict_img_size", None)
     fixed = model.pretrained_cfg.get("fixed_input_size", False) if strict is None else strict
     return bool(fixed and not args.get("dynamic_img_size") and args.get("strict_img_size", True))
 
 
-def _data_config(model: nn.Module, args: Mapping[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:
+def _data_config(model: Any, args: Mapping[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:
     source = model.pretrained_cfg.get("input_size") or (3, 224, 224)
     channels = int(args.get("in_chans") or getattr(model, "in_chans", None) or source[0])
     size = image_size or _image_size(args.get("img_size")) or tuple(source[1:])
@@ -258,18 +271,18 @@ def _data_config(model: nn.Module, args: Mapping[str, Any], image_size: tuple[in
     return {**config, "input_size": (channels, *size)}
 
 
-def _stage(architecture: str, model: nn.Module, out_index: int) -> int:
+def _stage(architecture: str, model: Any, out_index: int) -> int:
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
         raise BackboneError(
             f"{architecture}: timm offers no intermediate features of it; use a space of level 'pooled'"
         )
     count = len(model.feature_info)
-    if not -count <= out_index < count:
-        raise BackboneError(f"{architecture}: out_index: expected {-count} to {count - 1}, got {out_index}")
+    if type(out_index) is not int or not -count <= out_index < count:
+        raise BackboneError(f"{architecture}: out_index: expected {-count} to {count - 1}, got {out_index!r}")
     return out_index % count
 
 
-def _freeze_unused(model: nn.Module, stage: int) -> None:
+def _freeze_unused(model: Any, stage: int) -> None:
     # What lies behind the stage keeps its place in the checkpoint, but is not trained. The copy shares every tensor.
     shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     shared |= {id(buffer): buffer for buffer in model.buffers()}

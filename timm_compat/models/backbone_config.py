@@ -57,11 +57,12 @@ def backbone_from_config(config: Mapping[str, Any], level: str) -> Backbone:
     Raises:
         ComponentFileError: a value that is missing, of the wrong kind, or not allowed in a file.
     """
-    ours, architecture, args = config[ROOT_KEY], config.get("architecture"), config.get("model_args", {})
+    ours, args = config[ROOT_KEY], _expect("model_args", config.get("model_args", {}), dict)
     interface = _expect("interface", ours.get("interface"), dict)
-    if ":" in _expect("architecture", architecture, str):
+    architecture = _expect("architecture", config.get("architecture"), str)
+    if ":" in architecture:
         raise ComponentFileError(f"config.json: expected the name of a timm architecture, got {architecture!r}")
-    refused = sorted(RESERVED_ARGUMENTS & _expect("model_args", args, dict).keys())
+    refused = sorted(RESERVED_ARGUMENTS & args.keys())
     if refused or not all(_is_plain(value) for value in args.values()):
         raise ComponentFileError(
             f"config.json: model_args: expected numbers, texts or short lists of them, got {refused or args}"

@@ -71,7 +71,7 @@ class CompatModel(nn.Module):
             raise FuseError(
                 f"{backbone.architecture} has no classifier in timm that could hold the head; keep it composed"
             )
-        plain = copy.deepcopy(backbone.model)
+        plain: Any = copy.deepcopy(backbone.model)
         plain.reset_classifier(self.num_classes)
         plain.eval()
         slots = _linear_slots(plain.get_classifier(), (self.num_classes, weight.shape[1]))
@@ -127,14 +127,14 @@ def compose(extractor: CompatExtractor, head: TaskHead) -> CompatModel:
     return CompatModel(extractor, head)
 
 
-def _linear_slots(classifier: Any, shape: tuple[int, int]) -> list[nn.Linear | nn.Conv2d]:
+def _linear_slots(classifier: Any, shape: tuple[int, int]) -> list[Any]:
     # One linear layer, or two whose outputs timm averages (it distils through the second); a fresh BatchNorm before
     # them is made the identity. Anything else gives no slot.
     parts = classifier if isinstance(classifier, (tuple, list)) else [classifier]
-    modules = [module for part in parts for module in part.modules()]
+    modules: list[Any] = [module for part in parts for module in part.modules()]
     slots = [module for module in modules if isinstance(module, (nn.Linear, nn.Conv2d))]
-    for module in modules:
-        if isinstance(module, nn.BatchNorm1d):
-            module.running_var.fill_(1 - module.eps)
+    for norm in modules:
+        if isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None:
+            norm.running_var.fill_(1 - norm.eps)
     fits = all(slot.bias is not None and tuple(slot.weight.flatten(1).shape) == shape for slot in slots)
     return slots if fits else []

@@ -16,7 +16,7 @@ from timm_compat.models.backbone_config import backbone_facts, backbone_from_con
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
 from timm_compat.seeding import seeded
-from timm_compat.space import CompatSpace
+from timm_compat.space import CompatSpace, check_space
 
 TRAINABLE = ("full", "adapter")
 INTERFACE_FILE = "interface.safetensors"
@@ -70,7 +70,7 @@ class CompatExtractor(nn.Module):
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """timm's description of the backbone's weights."""
-        return self.backbone.model.pretrained_cfg
+        return dict(self.backbone.model.pretrained_cfg)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of normalised images.
@@ -171,6 +171,7 @@ def create_extractor(
         ConfigError: an argument out of range.
         SpaceMismatchError: "initial_weights" is among the space's methods and this start is another one.
     """
+    check_space(space)
     if isinstance(model, nn.Module):
         if pretrained or timm_kwargs:
             raise ConfigError("pretrained and timm's keywords build a model; this one is built already: drop them")

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from timm_compat.cards import render_card
 from timm_compat.errors import ComponentFileError, ConfigError
 from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, write_component
-from timm_compat.space import NUM_ROTATIONS, CompatSpace, check_class_names
+from timm_compat.space import NUM_ROTATIONS, CompatSpace, check_class_names, check_space
 
 MAX_DEPTH = 16
 MAX_HIDDEN_DIM = 65_536
@@ -44,6 +44,7 @@ class TaskHead(nn.Module):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        check_space(space)
         self.class_names = check_class_names(class_names)
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= MAX_DEPTH:
             raise ConfigError(f"depth: expected a whole number from 1 to {MAX_DEPTH}, got {depth!r}")
@@ -133,6 +134,7 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, space: CompatSpace) -> None:
         super().__init__()
+        check_space(space)
         if self.name not in space.methods:
             raise ConfigError(
                 f"{self.name}: expected it among the space's methods, got {', '.join(space.methods) or 'none'}"

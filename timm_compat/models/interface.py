@@ -4,6 +4,8 @@ A linear projection of the backbone's features to the space's D dimensions, then
 With every dimension normalised, a head cannot come to rely on directions that no shared part pins down.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,11 +22,15 @@ class Interface(nn.Module):
             "layer" (over D, no affine parameters) or "none".
     """
 
-    def __init__(self, in_features: int, feature_dim: int, *, level: str = "pooled", normalization: str = "batch"):
+    normalization: Any
+    projection: Any
+
+    def __init__(
+        self, in_features: int, feature_dim: int, *, level: str = "pooled", normalization: str = "batch"
+    ) -> None:
         super().__init__()
         is_map = level == "map"
         self.projection = nn.Conv2d(in_features, feature_dim, 1) if is_map else nn.Linear(in_features, feature_dim)
-        self.normalization: nn.Module
         if normalization == "batch":
             self.normalization = (nn.BatchNorm2d if is_map else nn.BatchNorm1d)(feature_dim, affine=False)
         elif normalization == "layer":
@@ -46,7 +52,7 @@ class Interface(nn.Module):
         norm = self.normalization
         if isinstance(norm, nn.Identity):
             return weight, bias
-        if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(norm, ChannelNorm):
             return None
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         return weight * scale[:, None], (bias - norm.running_mean.double()) * scale
@@ -57,7 +63,7 @@ class Interface(nn.Module):
         self.projection.weight.copy_(weight.reshape(self.projection.weight.shape))
         self.projection.bias.copy_(bias)
         norm = self.normalization
-        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if not isinstance(norm, (nn.Identity, ChannelNorm)):
             norm.reset_running_stats()
             norm.running_var.fill_(1 - norm.eps)
 

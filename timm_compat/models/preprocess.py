@@ -42,6 +42,8 @@ class Preprocess(nn.Module):
         Raises:
             ImageError: another rank, number of channels or dtype.
         """
+        if not isinstance(images, Tensor):
+            raise ImageError(f"images: expected a tensor, got {type(images).__name__}; see torch.as_tensor")
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ImageError(f"images: expected shape (B, {self.channels}, h, w), got {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():

@@ -1,10 +1,10 @@
 """Entry points in timm's registry, so that ``timm.create_model`` builds compatible extractors and composed models.
 
-    >>> import timm, timm_compat
-    >>> timm.list_models("compat_*")
-    ['compat_extractor', 'compat_model']
-    >>> timm.create_model("compat_extractor", backbone="test_resnet", feature_dim=64).num_features
-    64
+>>> import timm, timm_compat
+>>> timm.list_models("compat_*")
+['compat_extractor', 'compat_model']
+>>> timm.create_model("compat_extractor", backbone="test_resnet", feature_dim=64).num_features
+64
 """
 
 from collections.abc import Iterable
@@ -76,22 +76,21 @@ def compat_model(
         ComponentFileError: a folder cannot be read.
         SpaceMismatchError: extractor and head live in different spaces.
     """
-    if isinstance(head, (str, Path)):
-        head = TaskHead.from_pretrained(head)
-    if isinstance(extractor, (str, Path)):
-        extractor = CompatExtractor.from_pretrained(extractor)
+    task_head = TaskHead.from_pretrained(head) if isinstance(head, (str, Path)) else head
     settings = _without_timm_extras(kwargs)
     if extractor is None:
-        if head is not None:
-            settings.setdefault("space", head.space)
-        extractor = compat_extractor(pretrained, **settings)
+        if task_head is not None:
+            settings.setdefault("space", task_head.space)
+        body = compat_extractor(pretrained, **settings)
     elif settings or pretrained:
         given = sorted(settings) or ["pretrained"]
         raise ConfigError(f"{given[0]}: expected no settings of a new extractor beside extractor=; drop them")
-    if head is None:
+    else:
+        body = extractor if isinstance(extractor, CompatExtractor) else CompatExtractor.from_pretrained(extractor)
+    if task_head is None:
         names = [str(number) for number in range(num_classes)] if class_names is None else class_names
-        head = TaskHead(extractor.space, names)
-    return compose(extractor, head)
+        task_head = TaskHead(body.space, names)
+    return compose(body, task_head)
 
 
 def _space(space: CompatSpace | str | Path | None, feature_dim: int | None) -> CompatSpace:

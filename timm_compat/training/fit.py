@@ -17,7 +17,6 @@ from timm_compat.config import TrainConfig
 from timm_compat.data.batches import BatchStream
 from timm_compat.errors import ConfigError, TrainingError
 from timm_compat.files import check_new_folder
-from timm_compat.models.heads import TaskHead
 from timm_compat.seeding import generator
 from timm_compat.space import CompatSpace
 from timm_compat.training.joint import JointModule, Member
@@ -79,7 +78,8 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(config, steps_per_epoch * config.epochs))
     model, optimizer = accelerator.prepare(joint, optimizer)
 
-    start, history = time.perf_counter(), []
+    start = time.perf_counter()
+    history: list[dict[str, float]] = []
     steps = tqdm(total=config.epochs * steps_per_epoch, desc=progress, disable=None if progress else True, leave=False)
     with steps:
         for epoch in range(config.epochs):
@@ -96,7 +96,7 @@ def fit(
                 means.add(losses, step)
                 steps.update()
             model.eval()
-            record = {"epoch": epoch + 1, "learning_rate": schedule.get_last_lr()[0], **means.result()}
+            record = {"epoch": epoch + 1, "learning_rate": float(schedule.get_last_lr()[0]), **means.result()}
             history.append({**record, **(validate() if validate else {}), "seconds": time.perf_counter() - start})
             steps.set_postfix(loss=f"{record['loss']:.3f}")
     _finalize(space, joint)
@@ -132,15 +132,14 @@ def _optimizer(joint: JointModule, config: TrainConfig) -> torch.optim.Optimizer
         raise ConfigError(f"optimizer: expected a name that timm knows, got {config.optimizer!r} ({error})") from error
 
 
-def _parameter_groups(joint: nn.Module, config: TrainConfig) -> Iterator[dict[str, Any]]:
+def _parameter_groups(joint: JointModule, config: TrainConfig) -> Iterator[dict[str, Any]]:
+    in_heads = {id(parameter) for parameter in joint.heads.parameters()}
     decays: dict[float, list[nn.Parameter]] = {}
-    for module in joint.modules():
-        in_head = any(module is part for head in joint.modules() if isinstance(head, TaskHead) for part in head.modules())
-        for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad:
-                # Biases and the parameters of norms are vectors; they are never decayed.
-                decay = (config.head_weight_decay if in_head else config.weight_decay) if parameter.ndim > 1 else 0.0
-                decays.setdefault(decay, []).append(parameter)
+    for parameter in joint.parameters():
+        if parameter.requires_grad:
+            own = config.head_weight_decay if id(parameter) in in_heads else config.weight_decay
+            # Biases and the parameters of norms are vectors; they are never decayed.
+            decays.setdefault(own if parameter.ndim > 1 else 0.0, []).append(parameter)
     for decay, parameters in decays.items():
         yield {"params": parameters, "weight_decay": decay}
 

@@ -49,7 +49,7 @@ def join(
     batch_size: int = BATCH_SIZE,
     **create_arguments: Any,
 ) -> CompatExtractor:
-    """Make a frozen backbone compatible with a space: its interface is fitted so that it gives the reference's features.
+    """Make a frozen backbone compatible with a space: its interface is fitted to give the reference's features.
 
     Both networks see the images once; the fit is a ridge regression. Labels are not used. The existing heads of the
     space then run on the new extractor.
@@ -78,18 +78,18 @@ def join(
         raise ConfigError('join: expected a space of level "pooled", got level "map"; train the member instead')
     extractor = create_extractor(model, space, trainable="adapter", **create_arguments)
     extractor.to(reference.preprocess.mean.device).eval()
-    sums = [Moments(extractor.backbone.num_features, space.feature_dim) for _ in range(2)]
+    fitting, holding = (Moments(extractor.backbone.num_features, space.feature_dim) for _ in range(2))
     seen = 0
     with evaluating(reference):
         for batch in image_batches(images, batch_size):
             inputs = extractor.backbone(prepare(extractor, batch))
             targets = reference(prepare(reference, batch))
-            held_out = torch.arange(seen, seen + len(batch), device=inputs.device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-            sums[0].add(inputs[~held_out], targets[~held_out])
-            sums[1].add(inputs[held_out], targets[held_out])
+            held_out = torch.arange(seen + 1, seen + len(batch) + 1, device=inputs.device) % HELD_OUT_EVERY == 0
+            fitting.add(inputs[~held_out], targets[~held_out])
+            holding.add(inputs[held_out], targets[held_out])
             seen += len(batch)
     solving = time.perf_counter()
-    ridge = fit_ridge(*sums)
+    ridge = fit_ridge(fitting, holding)
     extractor.interface.set_linear(ridge.weight, ridge.bias)
     end = time.perf_counter()
     extractor.fit_report = JoinReport(ridge.r2, ridge.penalty, seen, end - solving, end - start)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,10 @@ class JointModule(nn.Module):
         DataError: a data set that is empty or whose classes are not the head's.
         SpaceMismatchError: a part of another space.
     """
+
+    extractors: Any  # torch types the values of a ModuleDict as Module
+    heads: Any
+    auxiliary: Any
 
     def __init__(self, space: CompatSpace, members: Sequence[Member], config: TrainConfig) -> None:
         super().__init__()
