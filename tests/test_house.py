@@ -23,10 +23,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluation.scores",),
     ("evaluation.plots",),
     ("evaluation.matrix",),
+    ("evaluation.baselines",),
     ("training.joint",),
     ("training.fit", "training.join"),
     ("applications.*",),
     ("cli.*",),
+    ("cli.main",),
     ("cli",),
     ("__init__", "__main__"),
 )
