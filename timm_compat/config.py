@@ -42,9 +42,9 @@ class TrainConfig:
     learning_rate: float = 2e-3
     warmup_fraction: float = 0.05
     weight_decay: float = 0.05
-    head_weight_decay: float = 2.0
+    head_weight_decay: float = 5.0
     rotation_fraction: float = 0.25
-    rotation_weight: float = 1.0
+    rotation_weight: float = 0.3
     vocabulary_weight: float = 1.0
     random_crop: int = 0
     random_flip: bool = False

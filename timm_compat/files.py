@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,30 @@ def check_new_folder(folder: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to fill under a temporary name; it gets its own when the block ends well, and vanishes otherwise.
+
+    Args:
+        folder: new or empty; its parents are made.
+
+    Raises:
+        OutputExistsError: the folder holds something already.
+    """
+    target = check_new_folder(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        if target.is_dir():
+            target.rmdir()
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def write_component(
     folder: str | Path,
     role: str,
@@ -103,23 +128,13 @@ def write_component(
         OutputExistsError: the folder holds something already.
         ConfigError: weights that could not be read back: not float32, or with NaN.
     """
-    target = check_new_folder(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with new_folder(folder) as partial:
         hashes = {name: _save_tensors(partial / name, tensors) for name, tensors in weights.items()}
         ours = {"format": FORMAT, "role": role, **facts, "sha256": hashes, "library_versions": library_versions()}
         config = {**(root or {}), ROOT_KEY: ours}
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
-        partial.chmod(0o777 & ~_umask())
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return target
+    return Path(folder)
 
 
 def read_config(folder: str | Path, role: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 from timm_compat.config import TrainConfig
 from timm_compat.data.batches import BatchStream
 from timm_compat.errors import ConfigError, TrainingError
-from timm_compat.files import check_new_folder
-from timm_compat.seeding import generator
+from timm_compat.files import check_new_folder, new_folder
+from timm_compat.models.extractor import CompatExtractor
+from timm_compat.models.heads import TaskHead
+from timm_compat.seeding import generator, seeded
 from timm_compat.space import CompatSpace
 from timm_compat.training.joint import JointModule, Member
 
@@ -81,7 +83,7 @@ def fit(
     start = time.perf_counter()
     history: list[dict[str, float]] = []
     steps = tqdm(total=config.epochs * steps_per_epoch, desc=progress, disable=None if progress else True, leave=False)
-    with steps:
+    with steps, seeded(config.seed, "training"):
         for epoch in range(config.epochs):
             model.train()
             means = _Means()
@@ -104,6 +106,14 @@ def fit(
     if output is not None and accelerator.is_main_process:
         _save(output, members, result)
     return result
+
+
+def save_members(folder: Path, space: CompatSpace, parts: Mapping[str, tuple[CompatExtractor, TaskHead]]) -> None:
+    """Write the space and, by member, ``extractor-NAME`` and ``head-NAME`` into a folder."""
+    space.save_pretrained(folder / "space")
+    for name, (extractor, head) in parts.items():
+        extractor.save_pretrained(folder / f"extractor-{name}")
+        head.save_pretrained(folder / f"head-{name}")
 
 
 def _stream(member: Member, config: TrainConfig, process: tuple[int, int]) -> BatchStream:
@@ -165,12 +175,11 @@ def _finalize(space: CompatSpace, joint: JointModule) -> None:
 
 
 def _save(output: Path, members: Sequence[Member], result: FitResult) -> None:
-    result.space.save_pretrained(output / "space")
-    for member in members:
-        member.extractor.save_pretrained(output / f"extractor-{member.name}")
-        member.head.save_pretrained(output / f"head-{member.name}")
-    lines = "".join(json.dumps(record) + "\n" for record in result.history)
-    (output / "history.jsonl").write_text(lines, encoding="utf-8")
+    with new_folder(output) as folder:
+        if result.space.is_final:
+            save_members(folder, result.space, {member.name: (member.extractor, member.head) for member in members})
+        lines = "".join(json.dumps(record) + "\n" for record in result.history)
+        (folder / "history.jsonl").write_text(lines, encoding="utf-8")
 
 
 class _Means:

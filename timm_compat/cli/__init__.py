@@ -1,0 +1,5 @@
+"""The command line, ``timm-compat``."""
+
+from timm_compat.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,39 @@
+"""The ``timm-compat`` command: its subcommands, and how errors reach the shell."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from timm_compat._version import __version__
+from timm_compat.cli import demo
+from timm_compat.errors import CompatError
+
+COMMANDS = (demo,)
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: words of the command line; those of the process if None.
+
+    Returns:
+        Exit code: 0, 2 for an error that the user can mend (one line on standard error), 130 when interrupted.
+    """
+    parser = argparse.ArgumentParser(prog="timm-compat", description="Compatible feature extractors for timm.")
+    parser.add_argument("--version", action="version", version=f"timm-compat {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except CompatError as error:
+        print(f"timm-compat: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("timm-compat: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
