@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from timm_compat._extras import require
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.digits import load_digits
-from timm_compat.errors import ConfigError
+from timm_compat.errors import ConfigError, MissingExtraError
 from timm_compat.evaluation.baselines import retrained_head_accuracy
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.files import new_folder
@@ -102,19 +103,14 @@ class DemoResult:
         return {name: matrix.to_dict() for name, matrix in self._named().items()}
 
     def save(self, folder: str | Path) -> Path:
-        """Write picture, matrices and components to a new folder, in one step.
+        """Write matrices, components and, where Matplotlib is installed, a picture to a new folder, in one step.
 
         Raises:
-            MissingExtraError: Matplotlib is not installed.
             OutputExistsError: the folder holds something already.
         """
-        plt = require("matplotlib.pyplot", "plots")
         with new_folder(folder) as partial:
-            figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-            for axis, (name, matrix) in zip(axes, self._named().items(), strict=True):
-                matrix.plot(axis, title=name)
-            figure.savefig(partial / PICTURE_FILE, dpi=120)
-            plt.close(figure)
+            with suppress(MissingExtraError):
+                self._draw(partial / PICTURE_FILE)
             (partial / MATRICES_FILE).write_text(json.dumps(self.matrices(), indent=2) + "\n", encoding="utf-8")
             space = next(iter(self.compatible_parts.values()))[0].space
             save_members(partial / "compatible", space, self.compatible_parts)
@@ -123,11 +119,22 @@ class DemoResult:
                 head.save_pretrained(partial / "joined" / f"head-for-{name}")
         return Path(folder)
 
+    def _draw(self, file: Path) -> None:
+        plt = require("matplotlib.pyplot", "plots")
+        named = self._named()
+        figure, axes = plt.subplots(1, len(named), figsize=(12, 4), layout="constrained")
+        for axis, (title, matrix) in zip(axes, named.items(), strict=True):
+            matrix.plot(axis, title=title, colorbar=axis is axes[-1])
+            if axis is not axes[0]:
+                axis.set(ylabel="", yticks=[])
+        figure.savefig(file, dpi=120)
+        plt.close(figure)
+
     def _named(self) -> dict[str, RecombinationMatrix]:
         return {
-            "trained with shared heads": self.compatible,
+            "trained in one space": self.compatible,
             "trained independently": self.independent,
-            "independent backbones, joined": self.joined,
+            "independent, then joined": self.joined,
         }
 
 

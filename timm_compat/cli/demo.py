@@ -85,7 +85,10 @@ def _report(result: DemoResult, folder: Path) -> str:
         f"joined {summary['joined']:.3f}   ceiling (heads retrained with labels) {summary['ceiling']:.3f}   "
         f"{summary['seconds']:.0f} s",
         "",
-        f"Picture: {folder / PICTURE_FILE}. The components, recombined in five lines:",
+        f"Picture: {folder / PICTURE_FILE}"
+        if (folder / PICTURE_FILE).exists()
+        else 'Picture: none; it needs pip install "timm-compat[plots]"',
+        f"Components: {folder}. Recombine them in five lines:",
         "",
         USAGE.format(folder=folder),
     ]

@@ -76,13 +76,15 @@ class RecombinationMatrix:
         """Write ``to_dict()``."""
         Path(file).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
-    def plot(self, ax: Any = None, title: str = "") -> tuple[Any, Any]:
+    def plot(self, ax: Any = None, *, title: str = "", colorbar: bool = True) -> tuple[Any, Any]:
         """A heat map as (figure, axis); native cells are framed.
 
         Raises:
             MissingExtraError: Matplotlib is not installed.
         """
-        return plots.heat_map(self.accuracy, self.rows, self.columns, native=self.native, title=title, ax=ax)
+        return plots.heat_map(
+            self.accuracy, self.rows, self.columns, native=self.native, title=title, colorbar=colorbar, ax=ax
+        )
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ def heat_map(
     *,
     native: Mask | None = None,
     title: str = "",
+    colorbar: bool = True,
     ax: Any = None,
 ) -> tuple[Any, Any]:
     """The recombination matrix: extractors down, heads across, native cells framed.
@@ -33,6 +34,7 @@ def heat_map(
         columns: heads' names.
         native: which cells to frame.
         title: above the picture.
+        colorbar: whether to draw the scale.
         ax: a Matplotlib axis to draw on; a new figure if None.
 
     Raises:
@@ -54,5 +56,6 @@ def heat_map(
     ax.set_xticks(range(len(columns)), columns, rotation=20, ha="right")
     ax.set_yticks(range(len(rows)), rows)
     ax.set(xlabel="task head", ylabel="extractor", title=title)
-    ax.figure.colorbar(image, ax=ax, label="accuracy", shrink=0.8)
+    if colorbar:
+        ax.figure.colorbar(image, ax=ax, label="accuracy", shrink=0.8)
     return ax.figure, ax

@@ -46,6 +46,7 @@ class Backbone(nn.Module):
 
     Raises:
         BackboneError: the features of that level cannot be had; the message names the reason and the way out.
+        BackboneError: it cannot take images of that size.
         ConfigError: ``out_index`` at level "pooled".
     """
 
@@ -76,6 +77,8 @@ class Backbone(nn.Module):
             raise ConfigError(f'out_index: expected none for a space of level "pooled", got {out_index!r}; drop it')
         else:
             self.num_features = int(self.model.head_hidden_size)
+        if self.model_args or image_size:
+            self.num_features = self._probe()
 
     def set_data_config(self, data_config: Mapping[str, Any]) -> None:
         """Set the preprocessing: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode."""
@@ -121,6 +124,29 @@ class Backbone(nn.Module):
         if features.ndim == 3:
             return features.mean(dim=1)
         return features.mean(dim=(2, 3)) if features.ndim == 4 else features
+
+    def _probe(self) -> int:
+        # The features that come for images of the size that was asked for: shapes only, on a copy without weights.
+        weights = [*self.parameters(), *self.buffers()]
+        device = weights[0].device
+        memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in weights}
+        try:
+            return self._count_features(copy.deepcopy(self, memo), torch.device("meta"))
+        except TIMM_ERRORS:
+            if device.type == "meta":
+                return self.num_features
+        try:  # some architectures look at values
+            return self._count_features(copy.deepcopy(self), device)
+        except TIMM_ERRORS as error:
+            raise BackboneError(
+                f"{self.architecture}: cannot take {_size(self.input_size[1:])} pixels with "
+                f"{self.model_args or 'its defaults'} ({error}); choose another img_size, or leave it out"
+            ) from error
+
+    @torch.no_grad()
+    def _count_features(self, backbone: nn.Module, device: torch.device) -> int:
+        features: Tensor = backbone.eval()(torch.zeros(2, *self.input_size, device=device))
+        return features.shape[1]
 
     def _check(self, images: Tensor) -> None:
         channels, *size = self.input_size
