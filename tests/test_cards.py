@@ -62,5 +62,5 @@ def test_a_missing_fact_is_named(role: str) -> None:
 
 
 def test_an_unknown_role_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="extractor, head, space, model"):
+    with pytest.raises(ConfigError, match="extractor, head, space"):
         card_template("../secrets")

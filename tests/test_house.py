@@ -13,8 +13,9 @@ ROOT = "timm_compat"
 # package which has no line of its own; a package that is named itself may hold code in its __init__.py.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
-    ("_extras", "seeding", "files", "cards"),
-    ("config", "space"),
+    ("_extras", "seeding", "files", "cards", "vocabulary"),
+    ("config", "shared_tensors"),
+    ("space",),
     ("models.backbone", "models.interface", "models.preprocess", "data.arrays"),
     ("models.backbone_config",),
     ("models.extractor", "models.heads", "methods.*", "data.*"),

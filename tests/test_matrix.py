@@ -97,7 +97,12 @@ class TestMatrix:
 
     def test_markdown_json_and_picture(self, tmp_path) -> None:
         matrix = tc.RecombinationMatrix(
-            np.array([[0.9, 0.5], [np.nan, 0.75]]), ("a", "b"), ("a", "b"), np.eye(2, dtype=bool), np.full(2, 0.1), (4, 4)
+            np.array([[0.9, 0.5], [np.nan, 0.75]]),
+            ("a", "b"),
+            ("a", "b"),
+            np.eye(2, dtype=bool),
+            np.full(2, 0.1),
+            (4, 4),
         )
         table = matrix.to_markdown().splitlines()
         assert [cell.strip() for cell in table[2].split("|")[1:-1]] == ["a", "**0.900**", "0.500"]

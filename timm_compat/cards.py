@@ -6,7 +6,7 @@ from string import Template
 
 from timm_compat.errors import ConfigError
 
-CARD_ROLES = ("extractor", "head", "space", "model")
+CARD_ROLES = ("extractor", "head", "space")
 
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = (_PACKAGE / "hub_cards", _PACKAGE.parent / "hub_cards")  # a wheel; an editable install or a bare checkout

@@ -11,22 +11,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from timm_compat.cards import render_card
 from timm_compat.errors import ComponentFileError, ConfigError, DraftSpaceError, SpaceMismatchError
 from timm_compat.files import FORMAT, ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, tensor_sha256, write_component
-from timm_compat.seeding import generator
+from timm_compat.shared_tensors import check_tensors, expected_tensors, initial_tensors
+from timm_compat.vocabulary import check_class_names
 
 LEVELS = ("pooled", "map")
 NORMALIZATIONS = ("batch", "layer", "none")
 METHODS = ("common_classes", "initial_weights", "rotation", "simplex")
 VOCABULARY_METHODS = ("common_classes", "simplex")
-NUM_ROTATIONS = 4
 MAX_FEATURE_DIM = 65_536
-MAX_CLASSES = 1_000_000
 FINGERPRINT_DIGITS = 16
 
 
@@ -122,7 +120,7 @@ class CompatSpace:
                 "load the space itself: CompatSpace.from_pretrained(...)"
             )
         if self._shared is None:
-            self._shared = _initial_shared(self)
+            self._shared = initial_tensors(self.methods, self.feature_dim, len(self.class_names), self.seed)
         return MappingProxyType(self._shared)
 
     @property
@@ -148,7 +146,7 @@ class CompatSpace:
         if reference is not None:
             _check_digest(reference)
         if shared is not None:
-            self._shared = _check_shared(self.shared, shared)
+            self._shared = check_tensors(shared, self._expected_tensors())
         self._digests = {name: tensor_sha256(tensor) for name, tensor in self.shared.items()}
         self._reference = reference
         if not (self._digests or self._reference or self._initial_weights):
@@ -276,7 +274,7 @@ class CompatSpace:
         """
         config = read_config(folder, "space")
         space = cls.from_config(config[ROOT_KEY].get("space"))
-        tensors = read_tensors(folder, WEIGHTS_FILE, config, _shared_shapes(space))
+        tensors = read_tensors(folder, WEIGHTS_FILE, config, space._expected_tensors())
         digests = {name: tensor_sha256(tensor) for name, tensor in tensors.items()}
         if digests != space._digests:
             raise ComponentFileError(f"{folder}: the auxiliary heads are not those of space {space.fingerprint}")
@@ -303,6 +301,9 @@ class CompatSpace:
             f"normalization={self.normalization!r}, methods={self.methods}, class_names={_brief(self.class_names)})"
         )
 
+    def _expected_tensors(self) -> dict[str, Tensor]:
+        return expected_tensors(self.methods, self.feature_dim, len(self.class_names))
+
     def _state(self) -> str:
         return self._fingerprint or f"draft {self._draft_id[:6]}"
 
@@ -328,67 +329,6 @@ def check_space(space: object) -> None:
         raise ConfigError(f"space: expected a CompatSpace, got {space!r:.80}; make one: CompatSpace(feature_dim=128)")
 
 
-def check_class_names(names: Iterable[str], least: int = 1) -> tuple[str, ...]:
-    """Ordered class names as a tuple.
-
-    Raises:
-        ConfigError: fewer than ``least``, too many, an empty or repeated name, or something that is no text.
-    """
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise ConfigError(f"class_names: expected a list of names, got {names!r}")
-    result = tuple(names)
-    if not least <= len(result) <= MAX_CLASSES:
-        raise ConfigError(f"class_names: expected {least} to {MAX_CLASSES} names, got {len(result)}")
-    seen: set[str] = set()
-    for position, name in enumerate(result):
-        if not isinstance(name, str) or not name.strip():
-            raise ConfigError(f"class_names: expected text at position {position}, got {name!r}")
-        if name in seen:
-            raise ConfigError(f"class_names: expected every name once, got {name!r} twice")
-        seen.add(name)
-    return result
-
-
-def simplex_vertices(feature_dim: int) -> Tensor:
-    """D + 1 unit vectors in D dimensions with pairwise cosine -1/D: (D + 1, D), float32.
-
-    The construction is the d-Simplex of Pernici et al. 2021 (https://arxiv.org/abs/2103.15632): the D basis vectors
-    and one multiple of the all-ones vector, centred and scaled to unit length.
-    """
-    d = float(feature_dim)
-    extra = torch.full((1, feature_dim), (1 - (d + 1) ** 0.5) / d, dtype=torch.float64)
-    vertices = torch.cat([torch.eye(feature_dim, dtype=torch.float64), extra])
-    vertices = vertices - vertices.mean(dim=0)
-    return (vertices / vertices.norm(dim=1, keepdim=True)).float()
-
-
-def _initial_shared(space: CompatSpace) -> dict[str, Tensor]:
-    dim, classes = space.feature_dim, len(space.class_names)
-    shared: dict[str, Tensor] = {}
-    if "rotation" in space.methods:
-        shared |= _linear(space.seed, "rotation", NUM_ROTATIONS, dim)
-    if "common_classes" in space.methods:
-        shared |= _linear(space.seed, "common_classes", classes, dim)
-    if "simplex" in space.methods:
-        shared["simplex.weight"] = simplex_vertices(dim)
-    return shared
-
-
-def _shared_shapes(space: CompatSpace) -> dict[str, Tensor]:
-    rows = {"rotation": NUM_ROTATIONS, "common_classes": len(space.class_names), "simplex": space.feature_dim + 1}
-    shapes: dict[str, Tensor] = {}
-    for name in rows.keys() & set(space.methods):
-        shapes[f"{name}.weight"] = torch.empty(rows[name], space.feature_dim, device="meta")
-        if name != "simplex":
-            shapes[f"{name}.bias"] = torch.empty(rows[name], device="meta")
-    return shapes
-
-
-def _linear(seed: int, name: str, outputs: int, inputs: int) -> dict[str, Tensor]:
-    weight = torch.rand(outputs, inputs, generator=generator(seed, name)) * 2 - 1
-    return {f"{name}.weight": weight * inputs**-0.5, f"{name}.bias": torch.zeros(outputs)}
-
-
 def _check_methods(methods: Iterable[str]) -> tuple[str, ...]:
     if not isinstance(methods, Iterable):
         raise ConfigError(f"methods: expected any of {', '.join(METHODS)}, got {methods!r}")
@@ -402,18 +342,6 @@ def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ConfigError(f"{field}: expected one of {', '.join(choices)}, got {value!r}")
     return str(value)
-
-
-def _check_shared(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if expected.keys() != given.keys():
-        raise ConfigError(f"shared: expected tensors {sorted(expected)}, got {sorted(given)}")
-    for name, tensor in given.items():
-        if tensor.shape != expected[name].shape or not torch.isfinite(tensor).all():
-            raise ConfigError(
-                f"shared: {name}: expected finite numbers of shape {tuple(expected[name].shape)}, "
-                f"got shape {tuple(tensor.shape)}{'' if torch.isfinite(tensor).all() else ' with NaN or infinity'}"
-            )
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in given.items()}
 
 
 def _fingerprint(definition: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from timm_compat.errors import ImageError
-from timm_compat.space import NUM_ROTATIONS
+from timm_compat.shared_tensors import NUM_ROTATIONS
 
 
 def rotate(images: Tensor, fraction: float, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,69 @@
+"""The tensors of a space's auxiliary heads: their names and shapes, and what they start from."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from timm_compat.errors import ConfigError
+from timm_compat.seeding import generator
+
+NUM_ROTATIONS = 4
+
+
+def expected_tensors(methods: Collection[str], feature_dim: int, num_classes: int) -> dict[str, Tensor]:
+    """Names and shapes of the tensors that these methods share, on the meta device.
+
+    ``rotation.weight`` (4, D), ``common_classes.weight`` (K, D) and their biases, ``simplex.weight`` (D + 1, D).
+    """
+    rows = {"rotation": NUM_ROTATIONS, "common_classes": num_classes, "simplex": feature_dim + 1}
+    tensors: dict[str, Tensor] = {}
+    for method in rows.keys() & set(methods):
+        tensors[f"{method}.weight"] = torch.empty(rows[method], feature_dim, device="meta")
+        if method != "simplex":
+            tensors[f"{method}.bias"] = torch.empty(rows[method], device="meta")
+    return tensors
+
+
+def initial_tensors(methods: Collection[str], feature_dim: int, num_classes: int, seed: int) -> dict[str, Tensor]:
+    """What the tensors are before training: weights uniform in +-1 / sqrt(D), biases 0, the simplex as it stays."""
+    tensors: dict[str, Tensor] = {}
+    for name, expected in expected_tensors(methods, feature_dim, num_classes).items():
+        if name == "simplex.weight":
+            tensors[name] = simplex_vertices(feature_dim)
+        elif name.endswith("weight"):
+            tensors[name] = (torch.rand(expected.shape, generator=generator(seed, name)) * 2 - 1) * feature_dim**-0.5
+        else:
+            tensors[name] = torch.zeros(expected.shape)
+    return tensors
+
+
+def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the given tensors as float32 on the CPU.
+
+    Raises:
+        ConfigError: other names or shapes than expected, or numbers that are not finite.
+    """
+    if given.keys() != expected.keys():
+        raise ConfigError(f"shared: expected tensors {sorted(expected)}, got {sorted(given)}")
+    for name, tensor in given.items():
+        finite = bool(torch.isfinite(tensor).all())
+        if tensor.shape != expected[name].shape or not finite:
+            raise ConfigError(
+                f"shared: {name}: expected finite numbers of shape {tuple(expected[name].shape)}, "
+                f"got shape {tuple(tensor.shape)}{'' if finite else ' with NaN or infinity'}"
+            )
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in given.items()}
+
+
+def simplex_vertices(feature_dim: int) -> Tensor:
+    """D + 1 unit vectors in D dimensions with pairwise cosine -1/D: (D + 1, D), float32.
+
+    The construction is the d-Simplex of Pernici et al. 2021 (https://arxiv.org/abs/2103.15632): the D basis vectors
+    and one multiple of the all-ones vector, centred and scaled to unit length.
+    """
+    d = float(feature_dim)
+    extra = torch.full((1, feature_dim), (1 - (d + 1) ** 0.5) / d, dtype=torch.float64)
+    vertices = torch.cat([torch.eye(feature_dim, dtype=torch.float64), extra])
+    vertices = vertices - vertices.mean(dim=0)
+    return (vertices / vertices.norm(dim=1, keepdim=True)).float()
