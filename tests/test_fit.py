@@ -125,6 +125,16 @@ class TestJointTraining:
         tc.fit(space, members, tc.TrainConfig(**FAST))
         assert torch.equal(torch.rand(3), expected)
 
+    def test_precision_is_each_runs_own(self) -> None:
+        losses = []
+        for precision in ("no", "bf16", "no"):
+            space = make_space()
+            members = make_members(space, {"a": digits()})
+            losses.append(tc.fit(space, members, tc.TrainConfig(**FAST, mixed_precision=precision)).history[0]["loss"])
+            assert next(members[0].extractor.parameters()).dtype == torch.float32
+        assert losses[0] == losses[2] != losses[1]
+        assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
     def test_validate_enters_the_history(self) -> None:
         space = make_space()
         members = make_members(space, {"a": digits()})

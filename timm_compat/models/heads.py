@@ -23,7 +23,8 @@ class TaskHead(nn.Module):
     """Features (B, D), or (B, D, H', W') at level "map", to logits (B, K) over ordered class names.
 
     With ``depth=1`` a linear classifier, behind global average pooling at level "map". Each further step is a
-    Linear + ReLU of ``hidden_dim`` features, at level "map" a residual block of two 3 x 3 convolutions.
+    Linear + ReLU of ``hidden_dim`` features, at level "map" a residual block of two 3 x 3 convolutions. The classifier
+    starts at zero: random weights would tie the extractor to directions that no other network of the space knows.
 
     Args:
         space: where the features live.
@@ -68,6 +69,8 @@ class TaskHead(nn.Module):
             self.steps = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairs))
         self.dropout = nn.Dropout(drop_rate)
         self.classifier = nn.Linear(space.feature_dim if depth == 1 else width, self.num_classes)
+        for parameter in self.classifier.parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def is_linear(self) -> bool:

@@ -67,12 +67,10 @@ def fit(
         SpaceMismatchError: a part of another space.
         TrainingError: the loss is no finite number; names the step and the part.
     """
-    from accelerate import Accelerator
-
     config = config or TrainConfig()
     output = None if config.output_dir is None else check_new_folder(config.output_dir)
     joint = JointModule(space, members, config)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = _accelerator(config)
     process = (accelerator.process_index, accelerator.num_processes)
     streams = {member.name: _stream(member, config, process) for member in members}
     steps_per_epoch = max(math.ceil(len(member.dataset) / config.batch_size) for member in members)
@@ -114,6 +112,15 @@ def save_members(folder: Path, space: CompatSpace, parts: Mapping[str, tuple[Com
     for name, (extractor, head) in parts.items():
         extractor.save_pretrained(folder / f"extractor-{name}")
         head.save_pretrained(folder / f"head-{name}")
+
+
+def _accelerator(config: TrainConfig) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # Accelerate fixes the precision for the whole process when first used; each run has its own here.
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=config.mixed_precision)
 
 
 def _stream(member: Member, config: TrainConfig, process: tuple[int, int]) -> BatchStream:
