@@ -20,7 +20,7 @@ import torch
 import timm_compat as tc
 
 PAIRS = (("test_resnet", "test_resnet"), ("test_resnet", "test_efficientnet"))
-SETTINGS = (("none", 1e-4), ("none", 1.0), ("batch", 1e-4), ("batch", 1.0), ("batch", 5.0), ("layer", 5.0))
+SETTINGS = (("none", 1e-4), ("none", 5.0), ("batch", 1e-4), ("batch", 1.0), ("batch", 5.0), ("layer", 5.0))
 
 
 def load(arguments: argparse.Namespace) -> tuple[tc.ArrayDataset, tc.ArrayDataset]:

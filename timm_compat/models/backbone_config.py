@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import timm
 import torch
 from timm.models import filter_pretrained_cfg
 
@@ -83,7 +84,7 @@ def backbone_from_config(config: Mapping[str, Any], level: str) -> Backbone:
 
 def _check_rebuilds(backbone: Backbone, model_args: Mapping[str, Any]) -> None:
     with torch.device("meta"):
-        rebuilt = build_backbone(backbone.architecture, **model_args).model.state_dict()
+        rebuilt = timm.create_model(backbone.architecture, num_classes=0, **model_args).state_dict()
     shapes, rebuilt_shapes = (
         {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
         for tensors in (backbone.model.state_dict(), rebuilt)

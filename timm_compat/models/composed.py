@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
 
 from timm_compat.errors import FuseError
@@ -84,7 +85,8 @@ class CompatModel(nn.Module):
             slot.weight.copy_(weight.reshape(slot.weight.shape))
             slot.bias.copy_(bias)
         self._check_same(plain)
-        plain.pretrained_cfg = plain.default_cfg = {**self.pretrained_cfg, "classifier": None}
+        # What names the source of the base model's weights would name other weights than these.
+        plain.pretrained_cfg = plain.default_cfg = filter_pretrained_cfg(self.pretrained_cfg, remove_source=True)
         return plain
 
     def _folded(self) -> tuple[Tensor, Tensor]:
