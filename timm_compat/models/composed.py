@@ -109,9 +109,12 @@ class CompatModel(nn.Module):
         device, dtype = self.head.classifier.weight.device, self.head.classifier.weight.dtype
         shape = (2, *self.extractor.backbone.input_size)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-        mode = self.training
-        own, other = self.eval()(images), plain(images)
-        self.train(mode)
+        modes = {module: module.training for module in self.modules()}
+        try:
+            own, other = self.eval()(images), plain(images)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
         difference = (own - other).abs().max().item()
         if not difference <= FUSE_TOLERANCE * max(1.0, own.abs().max().item()):
             raise FuseError(
