@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure what the interface's normalisation and the task heads' weight decay do to recombination.
+"""Measure what the interface's normalisation and the task heads' start and weight decay do to recombination.
 
 Two networks on disjoint halves of a data set, all classes in common, are trained jointly with one shared head over
 the classes. One row of the printed table is one setting, averaged over seeds.
@@ -20,7 +20,17 @@ import torch
 import timm_compat as tc
 
 PAIRS = (("test_resnet", "test_resnet"), ("test_resnet", "test_efficientnet"))
-SETTINGS = (("none", 1e-4), ("none", 5.0), ("batch", 1e-4), ("batch", 1.0), ("batch", 5.0), ("layer", 5.0))
+# Task heads' start, interface's normalisation, task heads' weight decay.
+SETTINGS = (
+    ("random", "none", 1e-4),
+    ("random", "batch", 1e-4),
+    ("random", "batch", 5.0),
+    ("zero", "none", 1e-4),
+    ("zero", "batch", 1e-4),
+    ("zero", "batch", 5.0),
+    ("zero", "layer", 5.0),
+)
+KEYS = ("pair", "start", "normalization", "head_weight_decay")
 
 
 def load(arguments: argparse.Namespace) -> tuple[tc.ArrayDataset, tc.ArrayDataset]:
@@ -33,7 +43,8 @@ def load(arguments: argparse.Namespace) -> tuple[tc.ArrayDataset, tc.ArrayDatase
     return train, test
 
 
-def measure(arguments: argparse.Namespace, pair: tuple[str, str], normalization: str, decay: float, seed: int) -> dict:
+def measure(arguments: argparse.Namespace, pair: tuple[str, str], setting: tuple[str, str, float], seed: int) -> dict:
+    initial, normalization, decay = setting
     train, test = load(arguments)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     halves = train.subset(order[: 2 * arguments.images]).halves(torch.Generator().manual_seed(seed))
@@ -46,6 +57,9 @@ def measure(arguments: argparse.Namespace, pair: tuple[str, str], normalization:
         for name, backbone in zip("ab", pair, strict=True)
     }
     heads = {name: tc.TaskHead(space, train.class_names) for name in extractors}
+    if initial == "random":
+        for head in heads.values():
+            head.classifier.reset_parameters()
     members = [tc.Member(name, extractors[name], heads[name], half) for name, half in zip("ab", halves, strict=True)]
     config = tc.TrainConfig(
         epochs=arguments.epochs,
@@ -61,6 +75,7 @@ def measure(arguments: argparse.Namespace, pair: tuple[str, str], normalization:
     matrix = tc.recombination_matrix(extractors, heads, test)
     return {
         "pair": " x ".join(pair),
+        "start": initial,
         "normalization": normalization,
         "head_weight_decay": decay,
         "seed": seed,
@@ -73,19 +88,20 @@ def measure(arguments: argparse.Namespace, pair: tuple[str, str], normalization:
 
 def table(results: list[dict]) -> str:
     lines = [
-        "| pair | normalization | head decay | native | recombined | gap | seeds |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| pair | heads start | normalization | head decay | native | recombined | gap | seeds |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    settings = dict.fromkeys((r["pair"], r["normalization"], r["head_weight_decay"]) for r in results)
-    for pair, normalization, decay in settings:
-        chosen = [
-            r for r in results if (r["pair"], r["normalization"], r["head_weight_decay"]) == (pair, normalization, decay)
+    for setting in dict.fromkeys(tuple(result[key] for key in KEYS) for result in results):
+        chosen = [result for result in results if tuple(result[key] for key in KEYS) == setting]
+        native, recombined = (statistics.mean(result[key] for result in chosen) for key in ("native", "recombined"))
+        cells = [
+            *map(str, setting),
+            f"{native:.3f}",
+            f"{recombined:.3f}",
+            f"{native - recombined:.3f}",
+            str(len(chosen)),
         ]
-        native, recombined = (statistics.mean(r[key] for r in chosen) for key in ("native", "recombined"))
-        lines.append(
-            f"| {pair} | {normalization} | {decay:g} | {native:.3f} | {recombined:.3f} | {native - recombined:+.3f} "
-            f"| {len(chosen)} |"
-        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -101,12 +117,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file of all results")
     arguments = parser.parse_args()
     results = []
-    for pair, (normalization, decay), seed in itertools.product(PAIRS, SETTINGS, range(arguments.seeds)):
-        results.append(measure(arguments, pair, normalization, decay, seed))
+    for pair, setting, seed in itertools.product(PAIRS, SETTINGS, range(arguments.seeds)):
+        results.append(measure(arguments, pair, setting, seed))
         print(json.dumps(results[-1]), flush=True)
     print(table(results))
     if arguments.output:
-        arguments.output.write_text(json.dumps({"arguments": vars(arguments), "results": results}, indent=2, default=str))
+        arguments.output.write_text(
+            json.dumps({"arguments": vars(arguments), "results": results}, indent=2, default=str)
+        )
 
 
 if __name__ == "__main__":
