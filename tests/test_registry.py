@@ -47,6 +47,7 @@ class TestModel:
     def test_folders_compose(self, tmp_path) -> None:
         space = tc.CompatSpace(16, methods=["rotation"]).finalize()
         extractor, head = tc.create_extractor("test_resnet", space).eval(), tc.TaskHead(space, ["cat", "dog"]).eval()
+        torch.nn.init.normal_(head.classifier.weight)
         extractor.save_pretrained(tmp_path / "extractor")
         head.save_pretrained(tmp_path / "head")
         model = timm.create_model("compat_model", extractor=tmp_path / "extractor", head=str(tmp_path / "head"))

@@ -122,7 +122,7 @@ class DemoResult:
     def _draw(self, file: Path) -> None:
         plt = require("matplotlib.pyplot", "plots")
         named = self._named()
-        figure, axes = plt.subplots(1, len(named), figsize=(12, 4), layout="constrained")
+        figure, axes = plt.subplots(1, len(named), figsize=(12, 4.4), layout="constrained")
         for axis, (title, matrix) in zip(axes, named.items(), strict=True):
             matrix.plot(axis, title=title, colorbar=axis is axes[-1])
             if axis is not axes[0]:
