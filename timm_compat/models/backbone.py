@@ -72,7 +72,7 @@ class Backbone(nn.Module):
         if level == "map":
             self.out_index = _stage(self.architecture, model, out_index)
             self.num_features = int(self.model.feature_info[self.out_index]["num_chs"])
-            _freeze_unused(model, self.out_index)
+            _freeze_unused(self, self.out_index)
         elif out_index != -1:
             raise ConfigError(f'out_index: expected none for a space of level "pooled", got {out_index!r}; drop it')
         else:
@@ -308,16 +308,31 @@ def _stage(architecture: str, model: Any, out_index: int) -> int:
     return out_index % count
 
 
-def _freeze_unused(model: Any, stage: int) -> None:
-    # What lies behind the stage keeps its place in the checkpoint, but is not trained. The copy shares every tensor.
-    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    shared |= {id(buffer): buffer for buffer in model.buffers()}
-    pruned = copy.deepcopy(model, shared)
-    pruned.prune_intermediate_layers([stage], prune_norm=True, prune_head=True)
-    used = {id(parameter) for parameter in pruned.parameters()}
-    for parameter in model.parameters():
+def _freeze_unused(backbone: Backbone, stage: int) -> None:
+    # What lies behind the stage keeps its place in the checkpoint, but is not trained.
+    try:
+        used = _with_gradient(backbone)
+    except TIMM_ERRORS:  # meta tensors have no values, and some architectures look at them
+        used = _left_by_pruning(backbone.model, stage)
+    for parameter in backbone.parameters():
         if id(parameter) not in used:
             parameter.requires_grad_(False)
+
+
+def _with_gradient(backbone: Backbone) -> set[int]:
+    meta: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in backbone.buffers()}
+    leaves = {id(parameter): nn.Parameter(parameter.detach().to("meta")) for parameter in backbone.parameters()}
+    copied = copy.deepcopy(backbone, meta | leaves).eval()
+    with torch.enable_grad():
+        copied(torch.zeros(2, *backbone.input_size, device="meta")).sum().backward()
+    return {key for key, leaf in leaves.items() if leaf.grad is not None}
+
+
+def _left_by_pruning(model: Any, stage: int) -> set[int]:
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    pruned = copy.deepcopy(model, shared)
+    pruned.prune_intermediate_layers([stage], prune_norm=True, prune_head=True)
+    return {id(parameter) for parameter in pruned.parameters()}
 
 
 def _image_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
