@@ -17,6 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "shared_tensors"),
     ("space",),
     ("models.backbone", "models.interface", "models.preprocess", "data.arrays"),
+    ("models.backbone_build",),
     ("models.backbone_config",),
     ("models.extractor", "models.heads", "methods.*", "data.*"),
     ("models.features", "models.composed"),

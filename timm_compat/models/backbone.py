@@ -5,33 +5,21 @@ its features, and its weights stay a plain timm checkpoint.
 """
 
 import copy
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.models import get_arch_name, is_model, list_models, model_entrypoint
 from torch import Tensor, nn
 
 from timm_compat.errors import BackboneError, ConfigError, ImageError
 
-# Arguments of timm.create_model that are set here, or that name files and places.
-RESERVED_ARGUMENTS = frozenset(
-    {
-        *("cache_dir", "checkpoint_path", "features_only", "level", "model_name", "num_classes", "out_index"),
-        *("out_indices", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
-    }
-)
 # What timm raises for arguments that an architecture does not take, and for images that it cannot take.
 TIMM_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
     *(RuntimeError, TypeError, ValueError),
 )
-DOWNLOAD_ERRORS = (OSError,)
 MAX_IMAGE_SIDE = 16_384
-MAX_CHANNELS = 1_024
 
 
 class Backbone(nn.Module):
@@ -66,8 +54,8 @@ class Backbone(nn.Module):
         self.architecture: str = self.model.pretrained_cfg["architecture"]
         self.model_args = dict(model_args or {})
         self.level = level
-        self.fixed_size = _has_fixed_size(model, self.model_args)
-        self.set_data_config(_data_config(model, self.model_args, image_size))
+        self.fixed_size = has_fixed_size(model, self.model_args)
+        self.set_data_config(preprocessing_of(model, self.model_args, image_size))
         self.out_index: int | None = None
         if level == "map":
             self.out_index = _stage(self.architecture, model, out_index)
@@ -109,8 +97,8 @@ class Backbone(nn.Module):
             if tuple(images.shape[-2:]) == self.input_size[1:]:
                 raise
             raise ImageError(
-                f"images: {self.architecture} cannot take {_size(images.shape[-2:])} pixels ({error}); "
-                f"it was set up for {_size(self.input_size[1:])}: resize, or create it with img_size="
+                f"images: {self.architecture} cannot take {size_text(images.shape[-2:])} pixels ({error}); "
+                f"it was set up for {size_text(self.input_size[1:])}: resize, or create it with img_size="
             ) from error
 
     def _features(self, images: Tensor) -> Tensor:
@@ -139,7 +127,7 @@ class Backbone(nn.Module):
             return self._count_features(copy.deepcopy(self), device)
         except TIMM_ERRORS as error:
             raise BackboneError(
-                f"{self.architecture}: cannot take {_size(self.input_size[1:])} pixels with "
+                f"{self.architecture}: cannot take {size_text(self.input_size[1:])} pixels with "
                 f"{self.model_args or 'its defaults'} ({error}); choose another img_size, or leave it out"
             ) from error
 
@@ -161,135 +149,23 @@ class Backbone(nn.Module):
             )
         if self.fixed_size and list(images.shape[-2:]) != size:
             raise ImageError(
-                f"images: {self.architecture} takes {_size(size)} pixels only, got {_size(images.shape[-2:])}; "
+                f"images: {self.architecture} takes {size_text(size)} pixels only, got {size_text(images.shape[-2:])}; "
                 "resize, or create it with img_size="
             )
 
 
-def build_backbone(
-    model_name: str,
-    *,
-    level: str = "pooled",
-    out_index: int = -1,
-    pretrained: bool = False,
-    img_size: int | tuple[int, int] | None = None,
-    **timm_kwargs: Any,
-) -> Backbone:
-    """A backbone from timm's registry.
-
-    Args:
-        model_name: any name that ``timm.create_model`` takes: ``arch``, ``arch.tag``, ``hf-hub:...``.
-        level: "pooled" or "map".
-        out_index: the stage at level "map".
-        pretrained: whether to load timm's weights.
-        img_size: H = W, or (H, W), of the images; handed to timm where the architecture's size is fixed.
-        **timm_kwargs: timm's own keywords (``in_chans``, ``drop_rate``, ``drop_path_rate``, ``global_pool`` ...).
-
-    Raises:
-        BackboneError: unknown name (close matches are listed), arguments that the architecture does not take, or
-            weights that cannot be loaded.
-    """
-    reserved = sorted(RESERVED_ARGUMENTS & timm_kwargs.keys())
-    if reserved:
-        raise ConfigError(f"{reserved[0]}: expected timm's model arguments, but this one is set by timm_compat itself")
-    _check_name(model_name)
-    _check_channels(timm_kwargs.get("in_chans"))
-    size = _image_size(img_size)
-    try:
-        if size is not None and _default_is_fixed(model_name):
-            timm_kwargs["img_size"] = size
-        model = timm.create_model(model_name, pretrained=pretrained, num_classes=0, **timm_kwargs)
-    except DOWNLOAD_ERRORS as error:
-        raise BackboneError(
-            f"{model_name}: its pretrained weights could not be fetched ({error}); check the network, "
-            "or build it with pretrained=False"
-        ) from error
-    except TIMM_ERRORS as error:
-        raise BackboneError(
-            f"{model_name}: timm could not build it with {timm_kwargs or 'its defaults'}, pretrained={pretrained} "
-            f"({error}); drop the argument that it does not take, or choose another architecture"
-        ) from error
-    return Backbone(model, _arguments(model, timm_kwargs), level=level, out_index=out_index, image_size=size)
-
-
-def adopt_backbone(
-    model: nn.Module, *, level: str = "pooled", out_index: int = -1, img_size: int | tuple[int, int] | None = None
-) -> Backbone:
-    """A backbone from a timm model that exists already, such as one the user trained; the model itself is not changed.
-
-    Raises:
-        BackboneError: not a model that timm built.
-    """
-    if not hasattr(model, "pretrained_cfg") or not hasattr(model, "head_hidden_size"):
-        raise BackboneError(f"expected a model built by timm.create_model, got {type(model).__name__}")
-    body: Any = copy.deepcopy(model)
-    if hasattr(body, "reset_classifier"):
-        body.reset_classifier(0)
-    args, size = _arguments(body), _image_size(img_size)
-    if size is not None and _has_fixed_size(body, args) and size != _data_config(body, args, None)["input_size"][1:]:
-        _resize(body, size)
-        args["img_size"] = size
-    return Backbone(body, args, level=level, out_index=out_index, image_size=size)
-
-
-def _check_name(model_name: str) -> None:
-    if not isinstance(model_name, str):
-        raise BackboneError(f"expected a model name or a model built by timm, got {model_name!r:.80}")
-    if ":" in model_name or _is_timms_own(get_arch_name(model_name)):
-        return
-    known = [name for name in list_models() if _is_timms_own(name)]
-    close = difflib.get_close_matches(get_arch_name(model_name), known, n=3, cutoff=0.6)
-    hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists all"
-    raise BackboneError(f"expected a model name that timm {timm.__version__} knows, got {model_name!r}; {hint}")
-
-
-def _is_timms_own(name: str) -> bool:
-    # Entry points that timm_compat registers take folders: no backbone is to be built from those.
-    return is_model(name) and not model_entrypoint(name).__module__.startswith("timm_compat.")
-
-
-def _check_channels(channels: object) -> None:
-    if channels is None:
-        return
-    if isinstance(channels, bool) or not isinstance(channels, int) or not 0 < channels <= MAX_CHANNELS:
-        raise ConfigError(f"in_chans: expected a whole number from 1 to {MAX_CHANNELS}, got {channels!r}")
-
-
-def _arguments(model: nn.Module, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    # timm notes with a model what it was built with; a Hub repository brings arguments of its own.
-    args = {**getattr(model, "_model_args", {}), **(given or {})}
-    return {key: value for key, value in args.items() if key not in RESERVED_ARGUMENTS and value is not None}
-
-
-def _resize(model: Any, size: tuple[int, int]) -> None:
-    name = model.pretrained_cfg["architecture"]
-    if not hasattr(model, "set_input_size"):
-        raise BackboneError(f"{name}: timm cannot change this model's image size; build it by name with img_size=")
-    try:
-        model.set_input_size(img_size=size)
-    except TIMM_ERRORS as error:
-        raise BackboneError(f"{name}: expected an image size that it can take, got {_size(size)} ({error})") from error
-
-
-def _default_is_fixed(model_name: str) -> bool:
-    if ":" in model_name:
-        with torch.device("meta"):
-            built: Any = timm.create_model(model_name, num_classes=0)
-            return bool(built.pretrained_cfg.get("fixed_input_size"))
-    config = timm.models.get_pretrained_cfg(model_name, allow_unregistered=True)
-    return bool(config is None or config.fixed_input_size)
-
-
-def _has_fixed_size(model: Any, args: Mapping[str, Any]) -> bool:
+def has_fixed_size(model: Any, args: Mapping[str, Any]) -> bool:
+    """Whether a model takes images of one size only."""
     strict = getattr(getattr(model, "patch_embed", None), "strict_img_size", None)
     fixed = model.pretrained_cfg.get("fixed_input_size", False) if strict is None else strict
     return bool(fixed and not args.get("dynamic_img_size") and args.get("strict_img_size", True))
 
 
-def _data_config(model: Any, args: Mapping[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:
+def preprocessing_of(model: Any, args: Mapping[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:
+    """timm's six settings for a model: its own, at the image size and channels that it is used with."""
     source = model.pretrained_cfg.get("input_size") or (3, 224, 224)
     channels = int(args.get("in_chans") or getattr(model, "in_chans", None) or source[0])
-    size = image_size or _image_size(args.get("img_size")) or tuple(source[1:])
+    size = image_size or parse_image_size(args.get("img_size")) or tuple(source[1:])
     config = resolve_model_data_config(model)
     for key in ("mean", "std"):
         values = tuple(config[key])
@@ -335,7 +211,12 @@ def _left_by_pruning(model: Any, stage: int) -> set[int]:
     return {id(parameter) for parameter in pruned.parameters()}
 
 
-def _image_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+def parse_image_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(H, W) of a user's ``img_size``.
+
+    Raises:
+        ConfigError: something else than one or two positive whole numbers.
+    """
     if size is None:
         return None
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
@@ -346,5 +227,6 @@ def _image_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return pair[0], pair[1]
 
 
-def _size(size: Any) -> str:
+def size_text(size: Any) -> str:
+    """(H, W) as ``H x W``, for messages."""
     return " x ".join(str(int(side)) for side in size)

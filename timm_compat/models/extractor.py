@@ -11,7 +11,8 @@ from typing_extensions import Self
 from timm_compat.cards import render_card
 from timm_compat.errors import ConfigError
 from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, tensors_sha256, write_component
-from timm_compat.models.backbone import Backbone, adopt_backbone, build_backbone
+from timm_compat.models.backbone import Backbone
+from timm_compat.models.backbone_build import adopt_backbone, build_backbone
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
