@@ -25,3 +25,11 @@ for _name in ("NO_PROXY", "no_proxy"):
 def _hf_home() -> Iterator[None]:
     yield
     shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Threads only get in each other's way on networks as small as those of the tests."""
+    import torch
+
+    torch.set_num_threads(1)

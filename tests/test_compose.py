@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,6 @@ NOT_FOLDABLE: dict[str, tuple[dict[str, Any], str]] = {
     "qwen3_vit_88m_enc": ({"depth": 1}, "has no classifier in timm"),
     "volo_d1_224": ({}, "timm treats the pooled features once more before its classifier"),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads only get in each other's way on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def space(**settings: Any) -> tc.CompatSpace:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,6 @@ NAMES = timm.list_models("test_*")
 SIZE = 64
 D = 16
 SOME = ["test_resnet", "test_vit", "test_efficientnet"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads only get in each other's way on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def space(level: str = "pooled", **settings: Any) -> tc.CompatSpace:

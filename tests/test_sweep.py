@@ -146,15 +146,6 @@ NOT_FUSABLE = {"crossvit", "efficientvim", "volo"}
 FAMILIES = sorted(SMALL.keys() & MODULES.keys())
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads only get in each other's way on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def space(level: str = "pooled") -> tc.CompatSpace:
     return tc.CompatSpace(D, methods=("rotation",), level=level)
 
