@@ -339,6 +339,22 @@ class TestFolder:
             used("test_vit").save_pretrained(folder)
         assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
+    @pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_var"])
+    def test_of_an_extractor_that_has_diverged_is_not_written(self, name: str, tmp_path: Path) -> None:
+        extractor = used("test_resnet")
+        extractor.backbone.model.state_dict()[name].view(-1)[0] = torch.inf
+        with pytest.raises(tc.ConfigError, match=rf"{name}: expected finite numbers, .*diverged"):
+            extractor.save_pretrained(tmp_path / "extractor")
+        assert not any(tmp_path.iterdir())
+
+    def test_keeps_limits_that_are_infinite(self, tmp_path: Path) -> None:
+        extractor = used("gemma4_vit_167m", depth=1)
+        limits = [value for key, value in extractor.state_dict().items() if key.endswith("input_max")]
+        assert limits
+        assert all(value.isinf() for value in limits)
+        loaded = tc.CompatExtractor.from_pretrained(extractor.save_pretrained(tmp_path / "extractor"))
+        assert same(loaded, extractor)
+
     def test_of_an_unknown_trainable(self, tmp_path: Path) -> None:
         folder = used("test_resnet").save_pretrained(tmp_path / "extractor")
         with pytest.raises(tc.ConfigError, match="trainable: expected one of full, adapter, got 'head'"):

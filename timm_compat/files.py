@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -113,6 +113,7 @@ def write_component(
     weights: Mapping[str, Tensors],
     card: str,
     root: Mapping[str, Any] | None = None,
+    unbounded: Collection[str] = (),
 ) -> Path:
     """Write a component's folder in one step: it appears complete, or not at all.
 
@@ -123,13 +124,14 @@ def write_component(
         weights: tensors by file name.
         card: text of ``README.md``.
         root: further keys at the config's root (timm's own).
+        unbounded: names of tensors that may hold infinity.
 
     Raises:
         OutputExistsError: the folder holds something already.
         ConfigError: weights that could not be read back: not float32, or with NaN.
     """
     with new_folder(folder) as partial:
-        hashes = {name: _save_tensors(partial / name, tensors) for name, tensors in weights.items()}
+        hashes = {name: _save_tensors(partial / name, tensors, unbounded) for name, tensors in weights.items()}
         ours = {"format": FORMAT, "role": role, **facts, "sha256": hashes, "library_versions": library_versions()}
         config = {**(root or {}), ROOT_KEY: ours}
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -173,7 +175,9 @@ def read_config(folder: str | Path, role: str) -> dict[str, Any]:
     return config
 
 
-def read_tensors(folder: str | Path, name: str, config: Mapping[str, Any], expected: Tensors) -> dict[str, Tensor]:
+def read_tensors(
+    folder: str | Path, name: str, config: Mapping[str, Any], expected: Tensors, unbounded: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of one weights file, after its hash, names, shapes, dtypes and finiteness were checked.
 
     Args:
@@ -181,6 +185,7 @@ def read_tensors(folder: str | Path, name: str, config: Mapping[str, Any], expec
         name: a file name known to the caller (never one taken from a config).
         config: what ``read_config`` returned.
         expected: tensors (on any device, meta too) whose names, shapes and dtypes the file must have.
+        unbounded: names of tensors that may hold infinity.
 
     Raises:
         ComponentFileError: any check fails; the message names the file, what was expected and what came.
@@ -205,22 +210,26 @@ def read_tensors(folder: str | Path, name: str, config: Mapping[str, Any], expec
     for key, tensor in tensors.items():
         if tensor.dtype != expected[key].dtype:
             raise ComponentFileError(f"{file}: {key}: expected {expected[key].dtype}, got {tensor.dtype}")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not _is_sound(key, tensor, unbounded):
             raise ComponentFileError(f"{file}: {key}: expected finite numbers, got NaN or infinity")
     return tensors
 
 
-def _save_tensors(file: Path, tensors: Tensors) -> str:
+def _save_tensors(file: Path, tensors: Tensors, unbounded: Collection[str]) -> str:
     for key, value in tensors.items():
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ConfigError(f"{key}: expected torch.float32, got {value.dtype}; call .float() before saving")
-        if not torch.isfinite(value).all():
+        if not _is_sound(key, value, unbounded):
             raise ConfigError(f"{key}: expected finite numbers, got NaN or infinity; training has diverged")
     # Clones part tensors that share storage: safetensors refuses to write those.
     save_file(
         {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, file, {"format": "pt"}
     )
     return _file_sha256(file)
+
+
+def _is_sound(name: str, tensor: Tensor, unbounded: Collection[str]) -> bool:
+    return not tensor.isnan().any() if name in unbounded else bool(tensor.isfinite().all())
 
 
 def _file_sha256(file: Path) -> str:

@@ -113,7 +113,8 @@ class CompatExtractor(nn.Module):
         backbone = self.backbone
         facts = {"space": self.space.to_config(), **backbone_facts(backbone)}
         weights = {WEIGHTS_FILE: backbone.model.state_dict(), INTERFACE_FILE: self.interface.state_dict()}
-        return write_component(folder, "extractor", facts, weights, self._card(), timm_config(backbone))
+        root, unbounded = timm_config(backbone), _limits(backbone.model)
+        return write_component(folder, "extractor", facts, weights, self._card(), root, unbounded)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, trainable: str = "full") -> Self:
@@ -126,7 +127,8 @@ class CompatExtractor(nn.Module):
         space = CompatSpace.from_config(config[ROOT_KEY].get("space"))
         with torch.device("meta"):  # takes no memory before the files were seen to be of that size
             shapes = cls(backbone_from_config(config, space.level), space, trainable)
-        weights = read_tensors(folder, WEIGHTS_FILE, config, shapes.backbone.model.state_dict())
+        model = shapes.backbone.model
+        weights = read_tensors(folder, WEIGHTS_FILE, config, model.state_dict(), _limits(model))
         interface = read_tensors(folder, INTERFACE_FILE, config, shapes.interface.state_dict())
         extractor = cls(backbone_from_config(config, space.level), space, trainable)
         extractor.backbone.model.load_state_dict(weights)
@@ -142,6 +144,12 @@ class CompatExtractor(nn.Module):
             "input_size": " x ".join(str(side) for side in self.backbone.input_size),
         }
         return render_card("extractor", facts, self.space.tags("extractor"))
+
+
+def _limits(model: nn.Module) -> set[str]:
+    # Some architectures (gemma4) keep the bounds of their activations as buffers, infinite where there are none.
+    statistics = ("running_mean", "running_var")
+    return {name for name, _ in model.named_buffers() if not name.endswith(statistics)}
 
 
 def create_extractor(
