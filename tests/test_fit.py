@@ -65,8 +65,10 @@ class TestJointTraining:
 
     def test_loss_goes_down(self) -> None:
         space = make_space()
-        result = tc.fit(space, make_members(space, {"a": digits()}), tc.TrainConfig(epochs=6, batch_size=64))
-        assert result.history[-1]["a/task"] < 0.7 * result.history[0]["a/task"]
+        result = tc.fit(
+            space, make_members(space, {"a": digits()}), tc.TrainConfig(epochs=15, batch_size=32, learning_rate=5e-3)
+        )
+        assert result.history[-1]["a/task"] < 0.5 * result.history[0]["a/task"]
 
     @pytest.mark.parametrize(
         "methods", [("rotation",), ("simplex",), ("initial_weights",), ("common_classes", "simplex")]
