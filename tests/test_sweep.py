@@ -144,6 +144,11 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
 NOT_FUSABLE = {"crossvit", "efficientvim", "volo"}
 
 FAMILIES = sorted(SMALL.keys() & MODULES.keys())
+# Nothing small exists in these.
+HEAVY = {"inception_resnet_v2", "nasnet", "pnasnet"}
+FAMILIES_HEAVY_ONES_SLOWLY = [
+    pytest.param(family, marks=[pytest.mark.slow] if family in HEAVY else []) for family in FAMILIES
+]
 
 
 def space(level: str = "pooled") -> tc.CompatSpace:
@@ -179,7 +184,7 @@ class TestEveryFamily:
         assert not missing, f"give these modules of timm {timm.__version__} a small architecture in SMALL: {missing}"
         assert sum(len(names) for names in MODULES.values()) == len(ARCHITECTURES)
 
-    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("family", FAMILIES_HEAVY_ONES_SLOWLY)
     def test_forward_and_backward(self, family: str) -> None:
         assert SMALL[family][0] in MODULES[family]
         extractor = small(family, space())
