@@ -121,12 +121,5 @@ class TestScores:
         assert scores.recombined_accuracy(matrix, native) == pytest.approx(0.5)
         assert np.isnan(scores.recombined_accuracy(matrix[:1, :1], native[:1, :1]))
 
-    @pytest.mark.parametrize(("recombined", "expected"), [(0.9, 1.0), (0.1, 0.0), (0.5, 0.5)])
-    def test_compatibility(self, recombined: float, expected: float) -> None:
-        assert scores.compatibility(recombined, 0.9, 0.1) == pytest.approx(expected)
-
-    def test_compatibility_needs_a_native_accuracy_above_chance(self) -> None:
-        assert np.isnan(scores.compatibility(0.1, 0.1, 0.1))
-
     def test_retrained_head_reads_what_the_features_hold(self, space, dataset) -> None:
         assert retrained_head_accuracy(make(space, Oracle).eval(), dataset, dataset) == 1.0

@@ -1,5 +1,8 @@
 """What a recombined pair is held against."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.evaluation.scores import accuracy
 from timm_compat.models.extractor import CompatExtractor
@@ -23,5 +26,6 @@ def retrained_head_accuracy(extractor: CompatExtractor, train: ArrayDataset, tes
     return accuracy(fitted.predict(_arrays(extractor, test)), test.labels.numpy())
 
 
-def _arrays(extractor: CompatExtractor, dataset: ArrayDataset):  # type: ignore[no-untyped-def]
-    return extract_features(extractor, dataset).cpu().numpy()
+def _arrays(extractor: CompatExtractor, dataset: ArrayDataset) -> NDArray[np.float32]:
+    features: NDArray[np.float32] = extract_features(extractor, dataset).cpu().numpy()
+    return features

@@ -22,14 +22,6 @@ def recombined_accuracy(matrix: Array, native: Mask) -> float:
     return _mean(matrix[~native])
 
 
-def compatibility(recombined: float, native: float, chance: float) -> float:
-    """(recombined - chance) / (native - chance): 1 is fully compatible, 0 is chance.
-
-    NaN where the native accuracy is not above chance.
-    """
-    return (recombined - chance) / (native - chance) if native > chance else float("nan")
-
-
 def _mean(values: Array) -> float:
     measured = values[~np.isnan(values)]
     return float(measured.mean()) if len(measured) else float("nan")
