@@ -74,6 +74,7 @@ class TestBadInput:
             (["--backbones", "test_resnet"], r"expected two names, got 1"),
             (["--epochs", "0"], r"epochs: expected a whole number of at least 1"),
             (["--img-size", "-4"], r"img_size"),
+            (["--threads", "0"], r"threads: expected a whole number of at least 1, got 0"),
             (["--output", "taken"], r"expected a new or empty output folder"),
         ],
     )

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from timm_compat.applications.demo import PICTURE_FILE, DemoConfig, DemoResult, run_demo
+from timm_compat.errors import ConfigError
 from timm_compat.files import check_new_folder
 
 DEFAULT_OUTPUT = "timm-compat-demo"
@@ -36,6 +39,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help=f"a new folder (default: {DEFAULT_OUTPUT}, numbered)"
     )
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1, enough for small networks)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(run=run)
 
@@ -46,6 +50,9 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         CompatError: any of ours.
     """
+    if options.threads < 1:
+        raise ConfigError(f"threads: expected a whole number of at least 1, got {options.threads}")
+    torch.set_num_threads(options.threads)
     config = DemoConfig(tuple(options.backbones.split(",")), options.seed, options.epochs, options.img_size)
     folder = check_new_folder(_free_folder() if options.output is None else options.output)
     result = run_demo(config, say=lambda line: print(line, file=sys.stderr, flush=True))
