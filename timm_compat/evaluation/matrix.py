@@ -13,6 +13,7 @@ from torch import Tensor
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.evaluation import plots, scores
+from timm_compat.methods.common_classes import vocabulary_positions
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.features import evaluating, extract_features
 from timm_compat.models.heads import TaskHead
@@ -143,5 +144,4 @@ def recombination_matrix(
 
 
 def _targets(head: TaskHead, dataset: ArrayDataset) -> Tensor:
-    names = {name: position for position, name in enumerate(head.class_names)}
-    return torch.tensor([names.get(name, -1) for name in dataset.class_names])[dataset.labels]
+    return vocabulary_positions(dataset.class_names, head.class_names)[dataset.labels]
