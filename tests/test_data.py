@@ -60,10 +60,14 @@ class TestArrayDataset:
             tc.load_digits("valid")
 
 
+def step_of(stream: BatchStream, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return next(stream.batches(step, step + 1))
+
+
 class TestBatchStream:
     def test_every_pass_sees_every_image_once(self) -> None:
         stream = BatchStream(small_set(), 4, seed=0, name="a")
-        seen = torch.cat([stream.batch(step)[0][:, 0, 0, 0] for step in range(5)]).tolist()
+        seen = torch.cat([step_of(stream, step)[0][:, 0, 0, 0] for step in range(5)]).tolist()
         assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
         assert seen[:10] != seen[10:]
 
@@ -71,28 +75,30 @@ class TestBatchStream:
         first = BatchStream(small_set(), 4, seed=0, name="a", random_crop=1, random_flip=True)
         later = BatchStream(small_set(), 4, seed=0, name="a", random_crop=1, random_flip=True)
         for step in range(9):
-            first.batch(step)
-        assert all(torch.equal(x, y) for x, y in zip(first.batch(7), later.batch(7), strict=True))
+            step_of(first, step)
+        assert all(torch.equal(x, y) for x, y in zip(step_of(first, 7), step_of(later, 7), strict=True))
 
     def test_names_and_seeds_keep_streams_apart(self) -> None:
         labels = [
-            BatchStream(small_set(), 10, seed=seed, name=name).batch(0)[0][:, 0, 0, 0].tolist()
+            step_of(BatchStream(small_set(), 10, seed=seed, name=name), 0)[0][:, 0, 0, 0].tolist()
             for seed, name in [(0, "a"), (0, "b"), (1, "a")]
         ]
         assert labels[0] != labels[1] != labels[2] != labels[0]
 
     def test_processes_share_a_batch_without_overlap(self) -> None:
-        whole = BatchStream(small_set(), 6, seed=0, name="a").batch(3)[0][:, 0, 0, 0].tolist()
-        parts = [BatchStream(small_set(), 6, seed=0, name="a", process=(rank, 2)).batch(3)[0] for rank in range(2)]
+        whole = step_of(BatchStream(small_set(), 6, seed=0, name="a"), 3)[0][:, 0, 0, 0].tolist()
+        parts = [step_of(BatchStream(small_set(), 6, seed=0, name="a", process=(rank, 2)), 3)[0] for rank in range(2)]
         assert sorted(torch.cat(parts)[:, 0, 0, 0].tolist()) == sorted(whole)
 
     def test_batch_larger_than_the_set(self) -> None:
-        images, labels = BatchStream(small_set(3), 7, seed=0, name="a").batch(1)
+        images, labels = step_of(BatchStream(small_set(3), 7, seed=0, name="a"), 1)
         assert len(images) == len(labels) == 7
 
     def test_shift_moves_within_bounds(self) -> None:
         image = torch.arange(1, 17, dtype=torch.uint8).reshape(1, 1, 4, 4)
-        shifted = shift(image.expand(50, 1, 4, 4), 1, torch.Generator().manual_seed(0))
+        shifted = shift(
+            image.expand(50, 1, 4, 4), 1, torch.randint(3, (2, 50), generator=torch.Generator().manual_seed(0))
+        )
         padded = torch.nn.functional.pad(image[0, 0], (1, 1, 1, 1))
         allowed = {padded[y : y + 4, x : x + 4].numpy().tobytes() for y in range(3) for x in range(3)}
         found = {result[0].contiguous().numpy().tobytes() for result in shifted}

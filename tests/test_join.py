@@ -4,8 +4,14 @@ import copy
 
 import pytest
 import torch
+from PIL import Image
+from sklearn.metrics import r2_score
 
 import timm_compat as tc
+from timm_compat.data.transforms import evaluation_transform
+from timm_compat.data.unlabelled import load_images
+from timm_compat.methods.linear_cka import linear_cka
+from timm_compat.methods.ridge import Moments, fit_ridge
 
 
 @pytest.fixture
@@ -21,6 +27,14 @@ def reference(space: tc.CompatSpace) -> tc.CompatExtractor:
     for _ in range(20):  # running statistics that mean something
         extractor(extractor.preprocess(tc.load_digits("train").subset(range(128)).images))
     return extractor.eval()
+
+
+@pytest.fixture
+def head(space: tc.CompatSpace) -> tc.TaskHead:
+    torch.manual_seed(0)
+    head = tc.TaskHead(space, [str(digit) for digit in range(10)])
+    torch.nn.init.normal_(head.classifier.weight)
+    return head.eval()
 
 
 @pytest.fixture
@@ -80,6 +94,78 @@ class TestJoin:
         with pytest.warns(UserWarning, match="held-out images"):
             tc.join(space, "test_vit", noise, reference=reference, in_chans=1, img_size=16)
 
+    def test_warns_of_a_small_pool(self, space, reference, images) -> None:
+        with pytest.warns(UserWarning, match="only 50 images"):
+            tc.join(space, reference.backbone.model, images[:50], reference=reference, img_size=16)
+
+    def test_warns_where_heads_disagree(self, space, reference, head, images, monkeypatch) -> None:
+        monkeypatch.setattr("timm_compat.training.join.LOW_AGREEMENT", 0.999)
+        with pytest.warns(UserWarning, match="makes the heads predict"):
+            tc.join(space, "test_vit", images, reference=reference, heads=[head], in_chans=1, img_size=16)
+
+    def test_report_equals_measuring_by_hand(self, space, reference, head, images) -> None:
+        options = {"reference": reference, "augment": False, "in_chans": 1, "img_size": 16}
+        torch.manual_seed(1)
+        joined = tc.join(space, "test_efficientnet", images, heads=[head], **options)
+        with torch.no_grad():
+            x = joined.backbone(joined.preprocess(images))
+            y = tc.extract_features(reference, images)
+        held_out = torch.arange(300) % 5 == 4
+        sums = [Moments(x.shape[1], 16) for _ in range(2)]
+        for moments, chosen in zip(sums, (~held_out, held_out), strict=True):
+            moments.add(x[chosen], y[chosen])
+        ridge = fit_ridge(*sums)
+        ours = (x[held_out].double() @ ridge.trial_weight.T + ridge.trial_bias).float()
+        theirs = y[held_out]
+        report = joined.fit_report
+        assert report.penalty == ridge.penalty
+        assert report.r2 == pytest.approx(r2_score(theirs, ours, multioutput="variance_weighted"), abs=1e-3)
+        assert report.cka == pytest.approx(linear_cka(ours, theirs), abs=1e-3)
+        same = (head(ours).argmax(1) == head(theirs).argmax(1)).float().mean()
+        assert report.agreement == pytest.approx(same.item(), abs=1e-2)
+        assert report.seconds > 0
+
+    def test_without_heads_there_is_no_agreement(self, space, reference, images) -> None:
+        report = tc.join(space, reference.backbone.model, images, reference=reference, img_size=16).fit_report
+        assert report.agreement is None
+        assert report.cka > 0.99
+
+    def test_heads_inform_the_report_only_and_stay_as_they_are(self, space, reference, head, images) -> None:
+        before = copy.deepcopy(head.state_dict())
+        head.train()
+        backbone = reference.backbone.model
+        joined, plain = (
+            tc.join(space, backbone, images, reference=reference, heads=heads, img_size=16) for heads in ([head], [])
+        )
+        assert joined.fit_report.agreement > 0.9
+        assert joined.digest() == plain.digest()
+        assert head.training
+        assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
+
+    def test_augmentation_is_reproducible_and_can_be_left_out(self, space, reference, images) -> None:
+        backbone = tc.create_extractor("test_efficientnet", space, in_chans=1, img_size=16).backbone.model
+        features = [
+            tc.extract_features(
+                tc.join(space, backbone, images, reference=reference, img_size=16, augment=augment, seed=seed), images
+            )
+            for augment, seed in [(True, 0), (True, 0), (True, 1), (False, 0), (False, 1)]
+        ]
+        assert torch.equal(features[0], features[1])
+        assert torch.equal(features[3], features[4])
+
+    def test_image_files_are_decoded_on_the_way(self, space, reference, images, tmp_path) -> None:
+        for number, image in enumerate(images[:120]):
+            Image.fromarray(image[0].numpy()).save(tmp_path / f"{number:03}.png")
+        files = load_images(tmp_path)
+        options = {"reference": reference, "img_size": 16, "batch_size": 50}
+        from_files = tc.join(space, reference.backbone.model, files, **options)
+        same_size = torch.stack([evaluation_transform(from_files.data_config)(image) for image, _ in files.source])
+        from_tensor = tc.join(space, reference.backbone.model, same_size, **options)
+        torch.testing.assert_close(
+            tc.extract_features(from_files, images), tc.extract_features(from_tensor, images), rtol=0, atol=0.01
+        )
+        assert from_files.fit_report.num_images == 120
+
     def test_survives_saving(self, space, reference, images, tmp_path) -> None:
         joined = tc.join(space, reference.backbone.model, images, reference=reference, img_size=16)
         joined.save_pretrained(tmp_path / "joined")
@@ -90,6 +176,8 @@ class TestJoin:
         other = tc.CompatSpace(16, ["x"], ["rotation"]).finalize()
         with pytest.raises(tc.SpaceMismatchError, match="reference extractor"):
             tc.join(other, "test_resnet", images, reference=reference)
+        with pytest.raises(tc.SpaceMismatchError, match="the head over p, q"):
+            tc.join(space, "test_resnet", images, reference=reference, heads=[tc.TaskHead(other, ["p", "q"])])
         with pytest.raises(tc.DataError, match="unlabelled images"):
             tc.join(space, "test_resnet", images[:5], reference=reference, in_chans=1, img_size=16)
         with pytest.raises(tc.DataError, match="at least one"):

@@ -5,13 +5,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from pytorch_metric_learning.losses import NTXentLoss
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from timm_compat.errors import DataError, ImageError
-from timm_compat.methods.common_classes import common_class_loss, vocabulary_positions
+from timm_compat.methods.alignment import contrastive_losses, l2_losses
+from timm_compat.methods.common_classes import common_class_losses, vocabulary_positions
+from timm_compat.methods.focal_distillation import focal_distillation_losses
+from timm_compat.methods.influence import extend_classifier, influence_losses
+from timm_compat.methods.initial_weights import same_start, start_name
+from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.methods.ridge import LAMBDAS, Moments, fit_ridge, solve
-from timm_compat.methods.rotation import rotate, rotation_loss
+from timm_compat.methods.rotation import draw_turns, rotate, rotation_losses
+from timm_compat.methods.shifted_images import mirrored, shifted
+from timm_compat.methods.simplex import simplex_vertices
 
 
 def moments_of(x: torch.Tensor, y: torch.Tensor, batch: int = 7) -> Moments:
@@ -21,37 +29,37 @@ def moments_of(x: torch.Tensor, y: torch.Tensor, batch: int = 7) -> Moments:
     return moments
 
 
+def slow_cross_entropy(logits: torch.Tensor, target: int) -> float:
+    row = logits.tolist()
+    return math.log(sum(math.exp(value) for value in row)) - row[target]
+
+
 class TestRotation:
     def test_turns_are_those_of_numpy(self) -> None:
-        images = torch.rand(40, 3, 5, 5)
-        turned, turns = rotate(images, 1.0, torch.Generator().manual_seed(0))
-        assert set(turns.tolist()) == {0, 1, 2, 3}
-        originals = {image.numpy().tobytes() for image in images}
-        for image, turn in zip(turned, turns, strict=True):
-            back = np.rot90(image.numpy(), -int(turn), axes=(1, 2))
-            assert np.ascontiguousarray(back).tobytes() in originals
+        images, turns = torch.rand(8, 3, 5, 5), torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
+        for image, turned, turn in zip(images, rotate(images, turns), turns, strict=True):
+            np.testing.assert_array_equal(turned.numpy(), np.rot90(image.numpy(), int(turn), axes=(1, 2)))
 
     @pytest.mark.parametrize(("fraction", "expected"), [(1.0, 16), (0.25, 4), (0.01, 1)])
-    def test_takes_a_share_of_the_batch(self, fraction: float, expected: int) -> None:
-        turned, turns = rotate(torch.rand(16, 1, 4, 4), fraction, torch.Generator().manual_seed(0))
-        assert len(turned) == len(turns) == expected
+    def test_draws_a_share_of_the_batch(self, fraction: float, expected: int) -> None:
+        places, turns = draw_turns(16, fraction, torch.Generator().manual_seed(0))
+        assert len(places) == len(turns) == len(set(places.tolist())) == expected
+        assert set(turns.tolist()) <= {0, 1, 2, 3}
 
     def test_leaves_the_batch_alone(self) -> None:
         images = torch.rand(8, 1, 4, 4)
         before = images.clone()
-        rotate(images, 1.0, torch.Generator().manual_seed(0))
+        rotate(images, torch.full((8,), 3))
         assert torch.equal(images, before)
 
     def test_refuses_images_that_are_not_square(self) -> None:
         with pytest.raises(ImageError, match="square"):
-            rotate(torch.rand(2, 1, 4, 5), 1.0, torch.Generator())
+            rotate(torch.rand(2, 1, 4, 5), torch.tensor([0, 1]))
 
-    def test_loss_is_the_mean_negative_log_probability(self) -> None:
+    def test_loss_is_the_negative_log_probability(self) -> None:
         logits, turns = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-        slow = 0.0
-        for row, turn in zip(logits.tolist(), turns.tolist(), strict=True):
-            slow += math.log(sum(math.exp(value) for value in row)) - row[turn]
-        assert rotation_loss(logits, turns).item() == pytest.approx(slow / 6, rel=1e-5)
+        slow = [slow_cross_entropy(row, turn) for row, turn in zip(logits, turns.tolist(), strict=True)]
+        assert rotation_losses(logits, turns).tolist() == pytest.approx(slow, rel=1e-5)
 
 
 class TestCommonClasses:
@@ -60,18 +68,97 @@ class TestCommonClasses:
 
     def test_loss_counts_samples_of_common_classes_only(self) -> None:
         logits, positions = torch.randn(5, 3), torch.tensor([2, -1, 0, -1, 1])
-        slow = []
-        for row, position in zip(logits.tolist(), positions.tolist(), strict=True):
-            if position >= 0:
-                slow.append(math.log(sum(math.exp(value) for value in row)) - row[position])
-        assert common_class_loss(logits, positions).item() == pytest.approx(sum(slow) / 3, rel=1e-5)
+        slow = [
+            0.0 if position < 0 else slow_cross_entropy(row, position)
+            for row, position in zip(logits, positions.tolist(), strict=True)
+        ]
+        assert common_class_losses(logits, positions).tolist() == pytest.approx(slow, rel=1e-5)
 
-    def test_batch_without_a_common_class_gives_zero_and_zero_gradient(self) -> None:
+    def test_sample_without_a_common_class_gives_zero_gradient(self) -> None:
         logits = torch.randn(4, 3, requires_grad=True)
-        loss = common_class_loss(logits, torch.full((4,), -1))
+        loss = common_class_losses(logits, torch.full((4,), -1)).sum()
         loss.backward()
         assert loss.item() == 0
         assert torch.equal(logits.grad, torch.zeros(4, 3))
+
+
+class TestSimplex:
+    def test_vertices_are_unit_and_equiangular(self) -> None:
+        cosines = (vertices := simplex_vertices(7)) @ vertices.T
+        expected = torch.full((8, 8), -1 / 7).fill_diagonal_(1)
+        torch.testing.assert_close(cosines, expected, rtol=0, atol=1e-6)
+
+
+class TestInitialWeights:
+    def test_same_start_whatever_was_drawn_before(self) -> None:
+        first = same_start(3, lambda: torch.nn.Linear(4, 4).weight)
+        torch.rand(5)
+        assert torch.equal(first, same_start(3, lambda: torch.nn.Linear(4, 4).weight))
+        assert not torch.equal(first, same_start(4, lambda: torch.nn.Linear(4, 4).weight))
+
+    def test_name_holds_what_decides_shapes(self) -> None:
+        assert start_name("resnet18", None, {"in_chans": 1, "a": 2}) == "resnet18 a=2 in_chans=1"
+        assert start_name("resnet18", 2, {}) == "resnet18 out_index=2"
+
+
+class TestAlignment:
+    def test_l2_is_the_mean_squared_difference(self) -> None:
+        features, targets = torch.randn(3, 5), torch.randn(3, 5)
+        slow = [
+            sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) / 5
+            for x, y in zip(features.tolist(), targets.tolist(), strict=True)
+        ]
+        assert l2_losses(features, targets).tolist() == pytest.approx(slow, rel=1e-5)
+        assert l2_losses(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)).shape == (2,)
+
+    def test_contrastive_is_that_of_pytorch_metric_learning(self) -> None:
+        features, targets, labels = torch.randn(6, 8), torch.randn(6, 8), torch.arange(6)
+        expected = NTXentLoss(temperature=0.2)(features, labels, ref_emb=targets, ref_labels=labels.clone())
+        assert contrastive_losses(features, targets, 0.2).mean().item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_contrastive_leaves_out_images_of_the_same_class(self) -> None:
+        features, targets, labels = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([0, 1, 0, 2, 1])
+        slow = []
+        for i in range(5):
+            kept = [j for j in range(5) if j == i or labels[j] != labels[i]]
+            cosines = torch.stack([torch.cosine_similarity(features[i], targets[j], dim=0) / 0.1 for j in kept])
+            slow.append(slow_cross_entropy(cosines, kept.index(i)))
+        assert contrastive_losses(features, targets, 0.1, labels).tolist() == pytest.approx(slow, rel=1e-4)
+
+
+class TestInfluence:
+    def test_unknown_classes_do_not_count(self) -> None:
+        logits = torch.randn(3, 4)
+        losses = influence_losses(logits, torch.tensor([1, -1, 3])).tolist()
+        assert losses == pytest.approx([slow_cross_entropy(logits[0], 1), 0.0, slow_cross_entropy(logits[2], 3)])
+
+    def test_new_classes_are_recognised_by_their_old_features(self) -> None:
+        random = torch.Generator().manual_seed(0)
+        weight, bias = torch.randn(3, 16, generator=random), torch.randn(3, generator=random)
+        means = torch.randn(4, 16, generator=random) * 3
+        new_weight, new_bias = extend_classifier(weight, bias, means)
+        assert torch.equal(new_weight[:3], weight)
+        assert torch.equal(new_bias[:3], bias)
+        assert new_weight[3:].norm(dim=1).tolist() == pytest.approx([weight.norm(dim=1).mean().item()] * 4)
+        logits = means @ new_weight[3:].T + new_bias[3:]
+        assert logits.argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+
+class TestFocalDistillation:
+    def test_is_the_weighted_divergence(self) -> None:
+        new, old, correct = torch.randn(3, 4), torch.randn(3, 4), torch.tensor([True, False, True])
+        slow = []
+        for x, y, right in zip(new, old, correct.tolist(), strict=True):
+            p, q = (y / 2).softmax(0).tolist(), (x / 2).softmax(0).tolist()
+            divergence = 4 * sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+            slow.append((0.5 + 3.0 * right) * divergence)
+        losses = focal_distillation_losses(new, old, correct, alpha=0.5, beta=3.0, t=2.0)
+        assert losses.tolist() == pytest.approx(slow, rel=1e-4)
+
+    def test_equal_outputs_cost_nothing(self) -> None:
+        logits = torch.randn(5, 3)
+        losses = focal_distillation_losses(logits, logits, torch.ones(5, dtype=torch.bool))
+        assert losses.abs().max().item() < 1e-6
 
 
 class TestRidge:
@@ -117,3 +204,61 @@ class TestRidge:
         x, y = data
         with pytest.raises(DataError, match="more unlabelled images"):
             fit_ridge(moments_of(x, y), moments_of(x[:1], y[:1]))
+
+    def test_altered_samples_take_part_only_where_they_help(self, data) -> None:
+        x, y = data
+        fitted, held_out = moments_of(x[:40], y[:40]), moments_of(x[40:50], y[40:50])
+        good = moments_of(x[50:120], y[50:120]), moments_of(x[120:], y[120:])
+        bad = moments_of(x[50:120], -y[50:120]), moments_of(x[120:], -y[120:])
+        helped, spared = fit_ridge(fitted, held_out, good), fit_ridge(fitted, held_out, bad)
+        assert helped.extended
+        assert not spared.extended
+        weight, bias = solve(moments_of(x, y), helped.penalty)
+        torch.testing.assert_close(helped.weight, weight)
+        torch.testing.assert_close(helped.bias, bias)
+        torch.testing.assert_close(spared.weight, solve(moments_of(x[:50], y[:50]), spared.penalty)[0])
+
+    def test_the_trial_has_not_seen_the_held_out_images(self, data) -> None:
+        x, y = data
+        result = fit_ridge(moments_of(x[:40], y[:40]), moments_of(x[40:], y[40:]))
+        weight, bias = solve(moments_of(x[:40], y[:40]), result.penalty)
+        torch.testing.assert_close(result.trial_weight, weight)
+        torch.testing.assert_close(result.trial_bias, bias)
+
+
+class TestLinearCKA:
+    def test_equals_the_gram_matrix_form(self) -> None:
+        random = torch.Generator().manual_seed(0)
+        x = torch.randn(30, 5, generator=random) + 2
+        y = x[:, :3] @ torch.randn(3, 7, generator=random) + torch.randn(30, 7, generator=random)
+        centring = torch.eye(30, dtype=torch.float64) - 1 / 30
+        k, g = (centring @ z.double() @ z.double().T @ centring for z in (x, y))
+        expected = torch.trace(k @ g) / (torch.trace(k @ k) * torch.trace(g @ g)).sqrt()
+        assert linear_cka(x, y) == pytest.approx(expected.item(), abs=1e-12)
+
+    def test_ignores_rotation_scale_and_mean_only(self) -> None:
+        random = torch.Generator().manual_seed(0)
+        x = torch.randn(40, 4, generator=random)
+        rotation = torch.linalg.qr(torch.randn(4, 4, generator=random)).Q
+        assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1, abs=1e-6)
+        assert linear_cka(x, x * torch.tensor([10.0, 1, 1, 1])) < 0.9
+        assert math.isnan(linear_cka(x, torch.ones(40, 2)))
+
+
+class TestShiftedImages:
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+    def test_equals_padding_and_cropping_one_by_one(self, dtype) -> None:
+        random = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (6, 3, 16, 24), generator=random).to(dtype)
+        amounts = 2 * torch.rand(6, 2, generator=random) - 1
+        for image, moved, (down, right) in zip(images, shifted(images, amounts), amounts.tolist(), strict=True):
+            dy, dx = round(down * 2), round(right * 3)
+            padded = np.pad(image.numpy(), ((0, 0), (2, 2), (3, 3)), mode="reflect")
+            np.testing.assert_array_equal(moved.numpy(), padded[:, 2 - dy : 18 - dy, 3 - dx : 27 - dx])
+        assert shifted(images, amounts).dtype == dtype
+
+    def test_mirror_and_tiny_images(self) -> None:
+        images = torch.arange(12).reshape(1, 1, 3, 4)
+        assert mirrored(images)[0, 0, 0].tolist() == [3, 2, 1, 0]
+        assert torch.equal(shifted(images, torch.zeros(1, 2)), images)
+        assert shifted(images, torch.ones(1, 2)).shape == images.shape

@@ -4,6 +4,8 @@ from timm_compat._version import __version__
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.digits import load_digits
+from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data.sources import load_dataset
 from timm_compat.errors import (
     BackboneError,
     CompatError,
@@ -27,7 +29,7 @@ from timm_compat.models.heads import CommonClassesHead, RotationHead, SimplexHea
 from timm_compat.space import CompatSpace
 from timm_compat.training.fit import FitResult, fit
 from timm_compat.training.join import JoinReport, join
-from timm_compat.training.joint import Member
+from timm_compat.training.members import Member, Reference
 
 __all__ = [
     "ArrayDataset",
@@ -43,12 +45,14 @@ __all__ = [
     "DraftSpaceError",
     "FitResult",
     "FuseError",
+    "ImageDataset",
     "ImageError",
     "JoinReport",
     "Member",
     "MissingExtraError",
     "OutputExistsError",
     "RecombinationMatrix",
+    "Reference",
     "RotationHead",
     "SimplexHead",
     "SpaceMismatchError",
@@ -61,6 +65,7 @@ __all__ = [
     "extract_features",
     "fit",
     "join",
+    "load_dataset",
     "load_digits",
     "recombination_matrix",
 ]

@@ -1,13 +1,33 @@
 """Settings of a training run: frozen, checked when made."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from timm_compat.errors import ConfigError
 
 MIXED_PRECISION = ("no", "fp16", "bf16")
+ALIGNMENTS = ("none", "l2", "contrastive")
+
+# Limits of every number: (whole, least, most); infinity itself is refused. None is allowed where the type says so.
+_WHOLE = {
+    "epochs": 1,
+    "batch_size": 1,
+    "gradient_accumulation": 1,
+    "keep_checkpoints": 1,
+    "checkpoint_steps": 1,
+    "random_crop": 0,
+    "workers": 0,
+}
+_NOT_NEGATIVE = (
+    *("learning_rate", "weight_decay", "head_weight_decay", "rotation_weight", "vocabulary_weight"),
+    *("alignment_weight", "alignment_temperature", "influence_weight", "distillation_weight", "clip_grad"),
+)
+_SHARES = ("warmup_fraction", "rotation_fraction", "alignment_fraction", "ema_decay")
+_OPTIONAL = ("clip_grad", "ema_decay", "checkpoint_steps")
+_SWITCHES = ("all_rotations", "random_flip", "compile", "channels_last", "cache_features")
 
 
 @dataclass(frozen=True)
@@ -18,19 +38,42 @@ class TrainConfig:
         epochs: passes over the largest member's data set.
         batch_size: images a step and member, over all processes.
         optimizer: timm's name of an optimiser.
-        learning_rate: highest value; linear warm-up, then half a cosine to zero.
-        warmup_fraction: share of the steps that warm up.
+        optimizer_arguments: further keywords of ``timm.optim.create_optimizer_v2``.
+        learning_rate: highest value.
+        scheduler: timm's name of a schedule that follows the step: "cosine", "tanh", "step", "poly" ...; "none".
+        scheduler_arguments: further keywords of ``timm.scheduler.create_scheduler_v2``, such as ``min_lr``.
+        warmup_fraction: share of the steps in which the learning rate rises linearly.
         weight_decay: of extractors and auxiliary heads.
         head_weight_decay: of task heads' weights. Large on purpose: it removes what a private head learns from
             directions that no shared part pins down.
-        rotation_fraction: share of each batch that is also seen rotated, where the space shares a rotation head.
-        rotation_weight: factor of the rotation loss.
+        clip_grad: largest norm of the gradient; no limit if None.
+        gradient_accumulation: parts in which a step's batch goes through the networks, to save memory.
+        ema_decay: of an exponential moving average of all weights, which then are the result; none if None.
         vocabulary_weight: factor of the common-classes (or simplex) loss.
-        random_crop: pixels by which training images are shifted.
-        random_flip: whether training images are mirrored at random.
+        rotation_weight: factor of the rotation loss.
+        rotation_fraction: share of each batch that is also seen rotated, where the space shares a rotation head.
+        all_rotations: whether these images are seen under all four rotations, as in the paper, or under a random one.
+        alignment: "l2" or "contrastive" pulls features of one image in two networks together; "none".
+        alignment_weight: factor of the alignment loss. Large ones cost accuracy on the own task.
+        alignment_fraction: share of each batch that is aligned.
+        alignment_temperature: of the contrastive alignment.
+        influence_weight: factor of the backward-compatible loss under the reference's head.
+        distillation_weight: factor of the focal distillation from reference and its head.
+        random_crop: pixels by which training images in memory are shifted.
+        random_flip: whether training images in memory are mirrored at random.
+        workers: processes that decode image files.
+        cache_features: whether frozen backbones see every image once, without augmentation, where all members are
+            adapters.
+        cache_dir: folder that keeps those features for later runs; memory only if None.
         mixed_precision: "no", "fp16" or "bf16".
-        seed: of batches, augmentation and rotations.
-        output_dir: where the trained components are saved; nowhere if None.
+        compile: whether extractors are compiled by ``torch.compile``.
+        channels_last: whether images and weights are laid out with channels last.
+        seed: of batches, augmentation, rotations and dropout.
+        output_dir: where checkpoints, log and trained components are written; nowhere if None.
+        checkpoint_steps: steps between checkpoints; once an epoch if None.
+        keep_checkpoints: how many of the newest are kept.
+        best_metric: number of ``validate`` whose best epoch gives the result; the last epoch if None.
+        log_with: names of Accelerate's trackers, such as "tensorboard".
 
     Raises:
         ConfigError: a value out of range.
@@ -39,34 +82,74 @@ class TrainConfig:
     epochs: int = 10
     batch_size: int = 128
     optimizer: str = "adamw"
+    optimizer_arguments: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float = 2e-3
+    scheduler: str = "cosine"
+    scheduler_arguments: Mapping[str, Any] = field(default_factory=dict)
     warmup_fraction: float = 0.05
     weight_decay: float = 0.05
     head_weight_decay: float = 5.0
-    rotation_fraction: float = 0.25
-    rotation_weight: float = 0.3
+    clip_grad: float | None = None
+    gradient_accumulation: int = 1
+    ema_decay: float | None = None
     vocabulary_weight: float = 1.0
+    rotation_weight: float = 0.3
+    rotation_fraction: float = 0.25
+    all_rotations: bool = False
+    alignment: str = "none"
+    alignment_weight: float = 0.2
+    alignment_fraction: float = 0.25
+    alignment_temperature: float = 0.1
+    influence_weight: float = 0.0
+    distillation_weight: float = 0.0
     random_crop: int = 0
     random_flip: bool = False
+    workers: int = 0
+    cache_features: bool = True
+    cache_dir: str | Path | None = None
     mixed_precision: str = "no"
+    compile: bool = False
+    channels_last: bool = False
     seed: int = 0
     output_dir: str | Path | None = None
+    checkpoint_steps: int | None = None
+    keep_checkpoints: int = 2
+    best_metric: str | None = None
+    log_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            _check(name, getattr(self, name), int, 1, math.inf)
-        _check("random_crop", self.random_crop, int, 0, math.inf)
-        for name in ("learning_rate", "weight_decay", "head_weight_decay", "rotation_weight", "vocabulary_weight"):
+        for name, least in _WHOLE.items():
+            _check(name, getattr(self, name), int, least, math.inf)
+        for name in _NOT_NEGATIVE:
             _check(name, getattr(self, name), (int, float), 0, math.inf)
-        for name in ("warmup_fraction", "rotation_fraction"):
+        for name in _SHARES:
             _check(name, getattr(self, name), (int, float), 0, 1)
-        if self.mixed_precision not in MIXED_PRECISION:
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise ConfigError(f"seed: expected a whole number, got {self.seed!r}")
+        for name, choices in (("mixed_precision", MIXED_PRECISION), ("alignment", ALIGNMENTS)):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.batch_size % self.gradient_accumulation:
             raise ConfigError(
-                f"mixed_precision: expected one of {', '.join(MIXED_PRECISION)}, got {self.mixed_precision!r}"
+                f"gradient_accumulation: expected a divisor of batch_size {self.batch_size}, "
+                f"got {self.gradient_accumulation}"
             )
+        if self.alignment == "contrastive" and not self.alignment_temperature:
+            raise ConfigError("alignment_temperature: expected a number over 0, got 0")
+
+    def differences(self, other: "TrainConfig") -> list[str]:
+        """The settings in which two runs differ, one text each."""
+        names = [setting.name for setting in fields(self)]
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
+        return [f"{name}: {mine!r} / {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
 
 
 def _check(name: str, value: Any, kind: Any, least: float, most: float) -> None:
+    if value is None and name in _OPTIONAL:
+        return
     if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most or math.isinf(value):
         expected = "a whole number" if kind is int else "a number"
         limits = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"

@@ -51,6 +51,15 @@ def tensors_sha256(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as opened:
+        digest = hashlib.sha256()
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def library_versions() -> dict[str, str]:
     """Versions of this package and of those that decide what a component computes."""
     versions = {"timm_compat": __version__}
@@ -104,6 +113,26 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def replaced_file(file: Path) -> Iterator[Path]:
+    """A path to write under a temporary name; it takes the file's place when the block ends well, else vanishes.
+
+    The name is this process's own, so that several may write the same file.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a text file in one step."""
+    with replaced_file(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_component(
@@ -193,7 +222,7 @@ def read_tensors(
     file = Path(folder) / name
     if not file.is_file():
         raise ComponentFileError(f"expected {name} in {str(folder)!r}, found none; fetch the component again")
-    recorded, actual = config[ROOT_KEY]["sha256"].get(name), _file_sha256(file)
+    recorded, actual = config[ROOT_KEY]["sha256"].get(name), file_sha256(file)
     if recorded != actual:
         raise ComponentFileError(
             f"{file}: expected SHA-256 {recorded} (config.json), got {actual}: "
@@ -225,19 +254,11 @@ def _save_tensors(file: Path, tensors: Tensors, unbounded: Collection[str]) -> s
     save_file(
         {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, file, {"format": "pt"}
     )
-    return _file_sha256(file)
+    return file_sha256(file)
 
 
 def _is_sound(name: str, tensor: Tensor, unbounded: Collection[str]) -> bool:
     return not tensor.isnan().any() if name in unbounded else bool(tensor.isfinite().all())
-
-
-def _file_sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        digest = hashlib.sha256()
-        while block := opened.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_format(file: Path, number: object) -> None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from timm_compat.errors import ConfigError
+from timm_compat.methods.rotation import NUM_ROTATIONS
+from timm_compat.methods.simplex import simplex_vertices
 from timm_compat.seeding import generator
-
-NUM_ROTATIONS = 4
 
 
 def expected_tensors(methods: Collection[str], feature_dim: int, num_classes: int) -> dict[str, Tensor]:
@@ -54,16 +54,3 @@ def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
                 f"got shape {tuple(tensor.shape)}{'' if finite else ' with NaN or infinity'}"
             )
     return {name: tensor.detach().float().cpu().clone() for name, tensor in given.items()}
-
-
-def simplex_vertices(feature_dim: int) -> Tensor:
-    """D + 1 unit vectors in D dimensions with pairwise cosine -1/D: (D + 1, D), float32.
-
-    The construction is the d-Simplex of Pernici et al. 2021 (https://arxiv.org/abs/2103.15632): the D basis vectors
-    and one multiple of the all-ones vector, centred and scaled to unit length.
-    """
-    d = float(feature_dim)
-    extra = torch.full((1, feature_dim), (1 - (d + 1) ** 0.5) / d, dtype=torch.float64)
-    vertices = torch.cat([torch.eye(feature_dim, dtype=torch.float64), extra])
-    vertices = vertices - vertices.mean(dim=0)
-    return (vertices / vertices.norm(dim=1, keepdim=True)).float()

@@ -24,7 +24,7 @@ from timm_compat.seeding import generator, seeded
 from timm_compat.space import CompatSpace
 from timm_compat.training.fit import fit, save_members
 from timm_compat.training.join import join
-from timm_compat.training.joint import Member
+from timm_compat.training.members import Member
 
 NAMES = ("a", "b")
 FEATURE_DIM = 64
@@ -170,7 +170,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
         reference, head = alone[other]
         backbone = alone[name][0].backbone.model
         joined[name] = (
-            join(reference.space, backbone, train.images, reference=reference, img_size=config.img_size),
+            join(reference.space, backbone, train.images, reference=reference, heads=[head], img_size=config.img_size),
             head,
         )
     ceilings = [

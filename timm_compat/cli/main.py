@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from timm_compat._version import __version__
-from timm_compat.cli import demo
+from timm_compat.cli import demo, join, train
 from timm_compat.errors import CompatError
 
-COMMANDS = (demo,)
+COMMANDS = (demo, train, join)
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -27,13 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(commands)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse gives up on overrides that stand behind an option: train RECIPE --output DIR training.epochs=5
+    if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
+        options.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         options.run(options)
     except CompatError as error:
         print(f"timm-compat: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("timm-compat: interrupted; nothing was written", file=sys.stderr)
+        print("timm-compat: interrupted; what was written is whole, train --resume goes on", file=sys.stderr)
         return INTERRUPTED
     return 0

@@ -1,1 +1,1 @@
-"""Data sets in memory, and batches drawn from them."""
+"""Data sets, in memory and in files, and batches drawn from them."""

@@ -1,18 +1,26 @@
 """A labelled set of small images in memory, as uint8."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from typing_extensions import Self
 
+from timm_compat.data.decoding import Place, decoded
+from timm_compat.data.image_dataset import ImageDataset, mode_of
+from timm_compat.data.labelled import LabelledSet, check_labels
+from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import DataError
+
+# Weights of red, green and blue in grey, of 65,536: ITU-R BT.601, as Pillow rounds them.
+LUMA = (19595, 38470, 7471)
+_AT_ONCE = 4096  # images
 
 
 @dataclass(frozen=True)
-class ArrayDataset(Dataset[tuple[Tensor, int]]):
+class ArrayDataset(LabelledSet):
     """Images with labels.
 
     Args:
@@ -32,46 +40,29 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             found = f"{tuple(self.images.shape)}, {self.images.dtype}"
             raise DataError(f"images: expected (N, C, H, W) of uint8, got {found}")
-        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
-            found = f"{tuple(self.labels.shape)}, {self.labels.dtype}"
-            raise DataError(f"labels: expected ({len(self.images)},) of int64, one an image, got {found}")
-        outside = (self.labels < 0) | (self.labels >= len(self.class_names))
-        if outside.any():
-            wrong = int(self.labels[outside][0])
-            raise DataError(f"labels: expected 0 to {len(self.class_names) - 1}, got {wrong}")
-
-    def __len__(self) -> int:
-        return len(self.images)
+        check_labels(self.labels, len(self.images), self.class_names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
 
-    def subset(self, indices: Tensor | Sequence[int]) -> "ArrayDataset":
-        """The images at these positions, with the same class names."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return ArrayDataset(self.images[chosen], self.labels[chosen], self.class_names)
+    def _pick(self, chosen: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Self:
+        return replace(self, images=self.images[chosen], labels=labels, class_names=class_names)
 
-    def of_classes(self, names: Sequence[str]) -> "ArrayDataset":
-        """The images of these classes; labels count in the order of ``names``.
+    def with_channels(self, count: int) -> Self:
+        """The same images in grey (1) or colour (3): grey is repeated, colours are weighed as Pillow does.
 
         Raises:
-            DataError: a name that the set does not have.
+            ConfigError: another number.
+            DataError: images of neither 1 nor 3 channels.
         """
-        unknown = [name for name in names if name not in self.class_names]
-        if unknown:
-            raise DataError(f"expected classes among {', '.join(self.class_names)}, got {', '.join(unknown)}")
-        new_label = torch.full((len(self.class_names),), -1, dtype=torch.int64)
-        for position, name in enumerate(names):
-            new_label[self.class_names.index(name)] = position
-        labels = new_label[self.labels]
-        kept = labels >= 0
-        return ArrayDataset(self.images[kept], labels[kept], tuple(names))
-
-    def halves(self, generator: torch.Generator) -> tuple["ArrayDataset", "ArrayDataset"]:
-        """Two disjoint random halves."""
-        order = torch.randperm(len(self), generator=generator)
-        middle = len(self) // 2
-        return self.subset(order[:middle]), self.subset(order[middle:])
+        mode_of(count)
+        channels = self.images.shape[1]
+        if channels not in (1, 3):
+            raise DataError(f"images: expected 1 or 3 channels to make {count} of, got {channels}")
+        if channels == count:
+            return self
+        grey = self.images if channels == 1 else torch.cat([_luma(part) for part in self.images.split(_AT_ONCE)])
+        return replace(self, images=grey.repeat(1, count, 1, 1))
 
     @classmethod
     def from_arrays(cls, images: Any, labels: Any, class_names: Iterable[str]) -> "ArrayDataset":
@@ -84,18 +75,53 @@ class ArrayDataset(Dataset[tuple[Tensor, int]]):
         return cls(pictures, torch.as_tensor(labels).to(torch.int64), tuple(class_names))
 
 
-def image_batches(images: Tensor | ArrayDataset | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+def _luma(images: Tensor) -> Tensor:
+    weights = torch.tensor(LUMA, dtype=torch.int32)[:, None, None]
+    weighed = (images * weights).sum(1, keepdim=True, dtype=torch.int32)
+    return ((weighed + 2**15) >> 16).to(torch.uint8)
+
+
+def image_batches(
+    images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor],
+    batch_size: int,
+    data_config: Mapping[str, Any] | None = None,
+    *,
+    workers: int = 0,
+) -> Iterator[Tensor]:
     """Batches of raw images from a tensor (N, C, H, W), a data set, or an iterable of batches.
 
+    Args:
+        images: an ``ImageDataset`` is decoded on the way, a batch at a time.
+        batch_size: images at a time, where a tensor or data set came.
+        data_config: of the backbone that the images are for; decoded images get its size and number of channels.
+        workers: processes that decode.
+
     Raises:
-        DataError: no image at all.
+        DataError: no image at all, one that cannot be decoded, or images to decode and no ``data_config``.
     """
-    if isinstance(images, ArrayDataset):
-        images = images.images
-    batches = images.split(batch_size) if isinstance(images, Tensor) and len(images) else images
     empty = True
-    for batch in batches:
+    for batch in _batches(images, batch_size, data_config, workers):
         empty = False
         yield batch
     if empty:
         raise DataError("images: expected at least one image, got none")
+
+
+def _batches(
+    images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor],
+    size: int,
+    data_config: Mapping[str, Any] | None,
+    workers: int,
+) -> Iterable[Tensor]:
+    if isinstance(images, ImageDataset):
+        if data_config is None:
+            raise DataError("images: expected a data_config, which says the size, to decode image files with, got none")
+        numbers = range(len(images))
+        parts = ([Place(i, i) for i in numbers[start : start + size]] for start in numbers[::size])
+        transform = evaluation_transform(data_config)
+        return (batch for batch, _ in decoded(images, transform, parts, workers=workers))
+    if isinstance(images, ArrayDataset):
+        images = images.images
+    if isinstance(images, Tensor):
+        return images.split(size) if len(images) else ()
+    return images

@@ -1,10 +1,13 @@
-"""Random batches as a pure function of the step, so that a resumed run draws what an uninterrupted one draws."""
+"""Batches of images in memory, augmented at once, as a pure function of the step."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from timm_compat.data.arrays import ArrayDataset
+from timm_compat.data.order import PassOrder
 from timm_compat.seeding import generator
 
 
@@ -19,6 +22,7 @@ class BatchStream:
         random_crop: pixels by which an image may be shifted in each direction.
         random_flip: whether half of the images are mirrored.
         process: (rank, number of processes); each draws its share of every batch.
+        device: where the images are kept and augmented.
     """
 
     def __init__(
@@ -31,46 +35,50 @@ class BatchStream:
         random_crop: int = 0,
         random_flip: bool = False,
         process: tuple[int, int] = (0, 1),
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.dataset, self.batch_size, self.seed, self.name = dataset, batch_size, seed, name
+        self.order = PassOrder(len(dataset), batch_size, seed, name)
+        self.images, self.targets = dataset.images.to(device), dataset.labels
         self.random_crop, self.random_flip = random_crop, random_flip
         self.rank, self.processes = process
-        self._orders: dict[int, Tensor] = {}
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) of uint8 and labels (B,) of a step, counted from 0."""
-        first = step * self.batch_size
-        positions = range(first + self.rank, first + self.batch_size, self.processes)
-        size = len(self.dataset)
-        indices = torch.stack([self._order(position // size)[position % size] for position in positions])
-        images = self._augment(self.dataset.images[indices], step)
-        return images, self.dataset.labels[indices]
+    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's images (b, C, H, W) of uint8 and labels (b,) of steps ``first`` to ``last`` - 1, from 0."""
+        for step in range(first, last):
+            indices = self.order.indices(step)[self.rank :: self.processes]
+            images = self._augment(self.images[indices.to(self.images.device)], step)
+            yield images, self.targets[indices].to(images.device)
 
-    def _order(self, number: int) -> Tensor:
-        if number not in self._orders:
-            random = generator(self.seed, self.name, "order", str(number))
-            self._orders = {
-                **{key: order for key, order in self._orders.items() if key == number - 1},
-                number: torch.randperm(len(self.dataset), generator=random),
-            }
-        return self._orders[number]
+    def labels(self, step: int) -> Tensor:
+        """Labels (batch_size,) of a step over all processes."""
+        return self.targets[self.order.indices(step)]
 
     def _augment(self, images: Tensor, step: int) -> Tensor:
-        random = generator(self.seed, self.name, "augment", str(step), str(self.rank))
+        # Drawn for the whole step, so that an image is augmented alike whichever process holds it.
+        random = generator(self.order.seed, self.order.name, "augment", str(step))
+        mine = slice(self.rank, None, self.processes)
         if self.random_crop:
-            images = shift(images, self.random_crop, random)
+            offsets = torch.randint(2 * self.random_crop + 1, (2, self.order.batch_size), generator=random)
+            images = shift(images, self.random_crop, offsets[:, mine])
         if self.random_flip:
-            mirrored = torch.rand(len(images), generator=random) < 0.5
+            mirrored = (torch.rand(self.order.batch_size, generator=random) < 0.5)[mine].to(images.device)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         return images
 
 
-def shift(images: Tensor, most: int, random: torch.Generator) -> Tensor:
-    """Each image (of (B, C, H, W)) moved by up to ``most`` pixels in both directions; black comes in."""
-    count, _, height, width = images.shape
+def shift(images: Tensor, most: int, offsets: Tensor) -> Tensor:
+    """Each image (of (B, C, H, W)) moved by up to ``most`` pixels in both directions; black comes in.
+
+    Args:
+        images: (B, C, H, W).
+        most: largest shift in pixels.
+        offsets: (2, B), 0 to 2 x most: rows and columns of the padded image at which the result begins.
+    """
+    height, width = images.shape[-2:]
     padded = F.pad(images, (most,) * 4)
-    top, left = torch.randint(2 * most + 1, (2, count), generator=random)
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
-    which = torch.arange(count)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    top, left = offsets.to(images.device)
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    pixels = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).flatten(1)
+    shifted = padded.flatten(2).gather(2, pixels[:, None].expand(-1, images.shape[1], -1))
+    return shifted.reshape(images.shape)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from timm_compat.data.arrays import ArrayDataset
+from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.evaluation import plots, scores
 from timm_compat.methods.common_classes import vocabulary_positions
@@ -92,7 +93,7 @@ class RecombinationMatrix:
 def recombination_matrix(
     extractors: Mapping[str, CompatExtractor],
     heads: Mapping[str, TaskHead],
-    dataset: ArrayDataset,
+    dataset: ArrayDataset | ImageDataset,
     *,
     cross_space: bool = False,
 ) -> RecombinationMatrix:
@@ -143,5 +144,5 @@ def recombination_matrix(
     )
 
 
-def _targets(head: TaskHead, dataset: ArrayDataset) -> Tensor:
+def _targets(head: TaskHead, dataset: ArrayDataset | ImageDataset) -> Tensor:
     return vocabulary_positions(dataset.class_names, head.class_names)[dataset.labels]

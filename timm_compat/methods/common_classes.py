@@ -16,15 +16,15 @@ NOT_COMMON = -1
 
 def vocabulary_positions(class_names: Sequence[str], vocabulary: Sequence[str]) -> Tensor:
     """For each of a task's classes its position in the vocabulary, or -1: (K,), int64."""
-    return torch.tensor([vocabulary.index(name) if name in vocabulary else NOT_COMMON for name in class_names])
+    places = {name: position for position, name in enumerate(vocabulary)}
+    return torch.tensor([places.get(name, NOT_COMMON) for name in class_names], dtype=torch.int64)
 
 
-def common_class_loss(logits: Tensor, positions: Tensor) -> Tensor:
-    """Mean cross-entropy over the samples of common classes; zero where a batch has none.
+def common_class_losses(logits: Tensor, positions: Tensor) -> Tensor:
+    """Cross-entropy of every sample (B,); zero for a sample of a class that is not common.
 
     Args:
         logits: (B, V) of the shared head.
         positions: (B,), position in the vocabulary, -1 for a sample of another class.
     """
-    counted = (positions != NOT_COMMON).sum().clamp(min=1)
-    return F.cross_entropy(logits, positions, ignore_index=NOT_COMMON, reduction="sum") / counted
+    return F.cross_entropy(logits, positions, ignore_index=NOT_COMMON, reduction="none")

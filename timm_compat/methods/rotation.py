@@ -10,35 +10,40 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from timm_compat.errors import ImageError
-from timm_compat.shared_tensors import NUM_ROTATIONS
+
+NUM_ROTATIONS = 4
 
 
-def rotate(images: Tensor, fraction: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A share of a batch, each image turned by a random multiple of 90 degrees.
+def draw_turns(size: int, fraction: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A share of a batch, and a random number of quarter turns for each of its images.
 
     Args:
-        images: (B, C, S, S).
+        size: images of the batch.
         fraction: share of the batch, over 0 up to 1; at least one image.
-        random: decides which images and how far.
+        random: decides.
 
     Returns:
-        Turned images (n, C, S, S) and the number of quarter turns (n,), n = round(fraction x B).
+        Places in the batch (n,) and quarter turns (n,), n = round(fraction x size).
+    """
+    count = max(1, round(fraction * size))
+    return torch.randperm(size, generator=random)[:count], torch.randint(NUM_ROTATIONS, (count,), generator=random)
+
+
+def rotate(images: Tensor, turns: Tensor) -> Tensor:
+    """Every image (of (n, C, S, S)) turned by its number of quarter turns (n,).
 
     Raises:
         ImageError: images that are not square.
     """
     if images.shape[-1] != images.shape[-2]:
         raise ImageError(f"rotation: expected square images, got {tuple(images.shape[-2:])}; set img_size to a square")
-    count = max(1, round(fraction * len(images)))
-    chosen = torch.randperm(len(images), generator=random)[:count]
-    turns = torch.randint(NUM_ROTATIONS, (count,), generator=random)
-    turned = images[chosen.to(images.device)]
+    turned = images.clone()
     for quarter in range(1, NUM_ROTATIONS):
         where = (turns == quarter).nonzero().flatten().to(images.device)
-        turned[where] = turned[where].rot90(quarter, (2, 3))
-    return turned, turns.to(images.device)
+        turned[where] = images[where].rot90(quarter, (2, 3))
+    return turned
 
 
-def rotation_loss(logits: Tensor, turns: Tensor) -> Tensor:
-    """Cross-entropy of the shared head's logits (n, 4) against the quarter turns (n,)."""
-    return F.cross_entropy(logits, turns)
+def rotation_losses(logits: Tensor, turns: Tensor) -> Tensor:
+    """Cross-entropy (n,) of the shared head's logits (n, 4) against the quarter turns (n,)."""
+    return F.cross_entropy(logits, turns, reduction="none")

@@ -11,12 +11,12 @@ from typing_extensions import Self
 from timm_compat.cards import render_card
 from timm_compat.errors import ConfigError
 from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, tensors_sha256, write_component
+from timm_compat.methods.initial_weights import same_start, start_name
 from timm_compat.models.backbone import Backbone
 from timm_compat.models.backbone_build import adopt_backbone, build_backbone
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
-from timm_compat.seeding import seeded
 from timm_compat.space import CompatSpace, check_space
 
 TRAINABLE = ("full", "adapter")
@@ -195,11 +195,8 @@ def create_extractor(
 
     if "initial_weights" not in space.methods:
         return build()
-    with seeded(space.seed, "initial_weights"):
-        extractor = build()
+    extractor = same_start(space.seed, build)
     backbone = extractor.backbone
-    stage = [] if backbone.out_index is None else [f"out_index={backbone.out_index}"]
-    args = [f"{key}={value}" for key, value in sorted(backbone.model_args.items())]
-    start = " ".join([backbone.architecture, *stage, *args])
+    start = start_name(backbone.architecture, backbone.out_index, backbone.model_args)
     space.pin_initial_weights(start, extractor.digest())
     return extractor

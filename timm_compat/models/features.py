@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_compat.data.arrays import ArrayDataset, image_batches
+from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.models.extractor import CompatExtractor
 
 BATCH_SIZE = 256
@@ -14,7 +15,11 @@ BATCH_SIZE = 256
 
 @torch.no_grad()
 def extract_features(
-    extractor: CompatExtractor, images: Tensor | ArrayDataset | Iterable[Tensor], batch_size: int = BATCH_SIZE
+    extractor: CompatExtractor,
+    images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor],
+    batch_size: int = BATCH_SIZE,
+    *,
+    workers: int = 0,
 ) -> Tensor:
     """Features of raw images in evaluation mode, on the extractor's device.
 
@@ -22,16 +27,18 @@ def extract_features(
         extractor: preprocesses the images itself.
         images: (N, C, h, w) of uint8, a data set, or an iterable of such batches.
         batch_size: images at a time, where a tensor or data set came.
+        workers: processes that decode an ``ImageDataset``.
 
     Returns:
         (N, D), or (N, D, H', W') at level "map".
 
     Raises:
-        DataError: no image.
+        DataError: no image, or one that cannot be decoded.
         ImageError: another rank, number of channels or dtype.
     """
     with evaluating(extractor):
-        return torch.cat([extractor(prepare(extractor, batch)) for batch in image_batches(images, batch_size)])
+        batches = image_batches(images, batch_size, extractor.data_config, workers=workers)
+        return torch.cat([extractor(prepare(extractor, batch)) for batch in batches])
 
 
 def prepare(extractor: CompatExtractor, images: Tensor) -> Tensor:
@@ -42,11 +49,11 @@ def prepare(extractor: CompatExtractor, images: Tensor) -> Tensor:
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Evaluation mode for a block; afterwards the modules are as they were."""
-    modes = [module.training for module in modules]
+    modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         for module in modules:
             module.eval()
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.train(mode)
+        for part, mode in modes:
+            part.training = mode

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from timm_compat.cards import render_card
 from timm_compat.errors import ComponentFileError, ConfigError
 from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, write_component
-from timm_compat.shared_tensors import NUM_ROTATIONS
+from timm_compat.methods.rotation import NUM_ROTATIONS
 from timm_compat.space import CompatSpace, check_space
 from timm_compat.vocabulary import check_class_names
 

@@ -2,30 +2,38 @@
 
 import json
 import logging
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from timm_compat._extras import require
 from timm_compat.config import TrainConfig
-from timm_compat.data.batches import BatchStream
-from timm_compat.errors import ConfigError, TrainingError
-from timm_compat.files import check_new_folder, new_folder
+from timm_compat.errors import ConfigError, OutputExistsError
+from timm_compat.files import check_new_folder, replace_text
 from timm_compat.models.extractor import CompatExtractor
+from timm_compat.models.features import evaluating
 from timm_compat.models.heads import TaskHead
-from timm_compat.seeding import generator, seeded
+from timm_compat.seeding import seeded
 from timm_compat.space import CompatSpace
-from timm_compat.training.joint import JointModule, Member
+from timm_compat.training.checkpoint import FOLDER, Checkpoints
+from timm_compat.training.joint import JointModule
+from timm_compat.training.loop import Loop, Validate, steps_per_epoch
+from timm_compat.training.members import Images, Member, Reference, check_members, check_purpose
+from timm_compat.training.optimization import Schedule, create_optimizer
+from timm_compat.training.streams import Sources, uses_cache
+from timm_compat.training.views import FeatureView, ImageView
 
 logger = logging.getLogger(__name__)
 
-Validate = Callable[[], dict[str, float]]
+RUN_FILE = "run.json"
+TRACKERS = ("tensorboard", "wandb")
+# Settings that a resumed run may change: they do not change what is computed.
+MAY_DIFFER = ("output_dir", "checkpoint_steps", "keep_checkpoints", "workers", "cache_dir", "log_with")
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class FitResult:
     Attributes:
         space: the space, final unless nothing pins its coordinates.
         history: one record an epoch: mean losses, learning rate, seconds, and what ``validate`` returned.
-        seconds: wall time of the training.
+        seconds: wall time of the training, over all sessions of a resumed run.
     """
 
     space: CompatSpace
@@ -48,164 +56,206 @@ def fit(
     members: Sequence[Member],
     config: TrainConfig | None = None,
     *,
+    reference: Reference | None = None,
+    pool: Images | None = None,
     validate: Validate | None = None,
+    resume: bool = False,
     progress: str | None = "training",
 ) -> FitResult:
     """Train the members jointly, in place. A draft space becomes final; the shared parts of a final one stay frozen.
+
+    Under ``accelerate launch`` every process calls this; each sees its share of every batch. Where all members are
+    adapters and images are not augmented, frozen backbones see every image once, and training runs on their features.
 
     Args:
         space: all parts live in it.
         members: one or more.
         config: settings; the defaults if None.
+        reference: a frozen network to be compatible with, for alignment, influence and distillation.
+        pool: images for the alignment, whose labels are not looked at; the members' own images if None.
         validate: called after every epoch in evaluation mode; its numbers enter the history.
+        resume: go on from the newest sound checkpoint in ``output_dir``, if there is one.
         progress: label of the progress bar, which is silent where standard error is no terminal; no bar if None.
 
     Raises:
-        ConfigError: members or settings that contradict each other.
+        ConfigError: members or settings that contradict each other, or a checkpoint of other settings.
         DataError: a data set that does not fit its member.
-        OutputExistsError: ``output_dir`` holds something already.
+        OutputExistsError: ``output_dir`` holds something already, and ``resume`` is false.
         SpaceMismatchError: a part of another space.
-        TrainingError: the loss is no finite number; names the step and the part.
+        TrainingError: a loss that is no finite number (names step and member), or a checkpoint that cannot be written.
     """
     config = config or TrainConfig()
-    output = None if config.output_dir is None else check_new_folder(config.output_dir)
-    joint = JointModule(space, members, config)
+    check_members(space, members)
+    check_purpose(space, members, config, reference, pool is not None)
+    if config.best_metric is not None and validate is None:
+        raise ConfigError(f"best_metric: expected validate= to measure {config.best_metric!r}, got none")
+    output = _output(config, resume)
+    cached = uses_cache(members, config)
+    view = FeatureView() if cached else ImageView(config.channels_last)
+    joint = JointModule(space, members, config, reference=reference, view=view)
     accelerator = _accelerator(config)
-    process = (accelerator.process_index, accelerator.num_processes)
-    streams = {member.name: _stream(member, config, process) for member in members}
-    steps_per_epoch = max(math.ceil(len(member.dataset) / config.batch_size) for member in members)
-    optimizer = _optimizer(joint, config)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(config, steps_per_epoch * config.epochs))
-    model, optimizer = accelerator.prepare(joint, optimizer)
-
-    start = time.perf_counter()
-    history: list[dict[str, float]] = []
-    steps = tqdm(total=config.epochs * steps_per_epoch, desc=progress, disable=None if progress else True, leave=False)
-    with steps, seeded(config.seed, "training"):
-        for epoch in range(config.epochs):
-            model.train()
-            means = _Means()
-            for step in range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch):
-                batches = {name: _to(stream.batch(step), accelerator.device) for name, stream in streams.items()}
-                random = generator(config.seed, "rotation", str(step), str(process[0]))
-                losses = model(batches, random)
-                accelerator.backward(losses["loss"])
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                means.add(losses, step)
-                steps.update()
-            model.eval()
-            record = {"epoch": epoch + 1, "learning_rate": float(schedule.get_last_lr()[0]), **means.result()}
-            history.append({**record, **(validate() if validate else {}), "seconds": time.perf_counter() - start})
-            steps.set_postfix(loss=f"{record['loss']:.3f}")
-    _finalize(space, joint)
-    result = FitResult(space, tuple(history), time.perf_counter() - start)
-    if output is not None and accelerator.is_main_process:
-        _save(output, members, result)
-    return result
+    _open_run(output, space, members, config, accelerator)
+    with _frozen(reference, accelerator.device), seeded(config.seed, "training"), _laid_out(joint, config):
+        steps = steps_per_epoch([len(member.dataset) for member in members], config.batch_size)
+        optimizer = create_optimizer(joint, config)
+        schedule = Schedule(optimizer, config, steps)
+        model, prepared = accelerator.prepare(joint, optimizer)
+        joint.prepare_old_heads(accelerator.device)
+        sources = Sources(members, pool, config, accelerator)
+        streams = sources.features(space, reference) if cached else sources.images()
+        checkpoints = None if output is None else Checkpoints(output, config.keep_checkpoints)
+        loop = Loop(joint, model, prepared, schedule, streams, accelerator, config, steps, checkpoints)
+        found = checkpoints.load() if checkpoints is not None and resume else None
+        if found is not None:
+            loop.restore(*found)
+        loop.run(validate, progress)
+    for tracker in accelerator.trackers:
+        tracker.finish()  # end_training() would end the processes' group as well, which the caller may go on with
+    _finalize(space, joint, members, config, reference)
+    if output is not None and accelerator.is_main_process and space.is_final:
+        save_members(output, space, {member.name: (member.extractor, member.head) for member in members})
+    accelerator.wait_for_everyone()
+    return FitResult(space, tuple(loop.history), loop.seconds)
 
 
-def save_members(folder: Path, space: CompatSpace, parts: Mapping[str, tuple[CompatExtractor, TaskHead]]) -> None:
-    """Write the space and, by member, ``extractor-NAME`` and ``head-NAME`` into a folder."""
-    space.save_pretrained(folder / "space")
+def save_members(
+    folder: Path, space: CompatSpace, parts: Mapping[str, tuple[CompatExtractor, TaskHead | None]]
+) -> None:
+    """Write the space and, by member, ``extractor-NAME`` and ``head-NAME`` into a folder, unless they are there."""
+    _save_new(space, folder / "space")
     for name, (extractor, head) in parts.items():
-        extractor.save_pretrained(folder / f"extractor-{name}")
-        head.save_pretrained(folder / f"head-{name}")
+        _save_new(extractor, folder / f"extractor-{name}")
+        if head is not None:
+            _save_new(head, folder / f"head-{name}")
+
+
+def _save_new(part: CompatSpace | CompatExtractor | TaskHead, folder: Path) -> None:
+    if not folder.exists():  # a run that was stopped while saving goes on here; each folder appears whole
+        part.save_pretrained(folder)
+
+
+def _output(config: TrainConfig, resume: bool) -> Path | None:
+    if config.output_dir is None:
+        if resume:
+            raise ConfigError("resume: expected output_dir with the run's checkpoints, got none")
+        return None
+    path = Path(config.output_dir)
+    if resume and ((path / RUN_FILE).is_file() or (path / FOLDER).is_dir()):
+        return path
+    try:
+        return check_new_folder(path)
+    except OutputExistsError as error:
+        if (path / RUN_FILE).is_file():
+            raise OutputExistsError(f"{error}; it holds a run: resume=True (--resume) goes on with it") from error
+        raise
 
 
 def _accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, GradientState
 
-    # Accelerate fixes the precision for the whole process when first used; each run has its own here.
+    for tracker in config.log_with:
+        if tracker not in TRACKERS:
+            raise ConfigError(f"log_with: expected any of {', '.join(TRACKERS)}, got {tracker!r}")
+        require(tracker, tracker)
+    # Accelerate fixes these for the whole process when first used; each run has its own here.
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=config.mixed_precision)
-
-
-def _stream(member: Member, config: TrainConfig, process: tuple[int, int]) -> BatchStream:
-    return BatchStream(
-        member.dataset,
-        config.batch_size,
-        config.seed,
-        member.name,
-        random_crop=config.random_crop,
-        random_flip=config.random_flip,
-        process=process,
-    )
-
-
-def _to(batch: tuple[torch.Tensor, torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
-
-
-def _optimizer(joint: JointModule, config: TrainConfig) -> torch.optim.Optimizer:
-    from timm.optim import create_optimizer_v2
-
-    groups = list(_parameter_groups(joint, config))
+    GradientState._reset_state()
     try:
-        return create_optimizer_v2(groups, opt=config.optimizer, lr=config.learning_rate, weight_decay=0.0)
-    except (AssertionError, ValueError) as error:
-        raise ConfigError(f"optimizer: expected a name that timm knows, got {config.optimizer!r} ({error})") from error
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            log_with=list(config.log_with) or None,
+            project_dir=None if config.output_dir is None else str(config.output_dir),
+        )
+    except ValueError as error:
+        raise ConfigError(f"mixed_precision or log_with: Accelerate refused them here ({error})") from error
+    passes = accelerator.num_processes * config.gradient_accumulation
+    if config.batch_size % passes:
+        raise ConfigError(
+            f"batch_size: expected a multiple of processes x gradient_accumulation = {accelerator.num_processes} x "
+            f"{config.gradient_accumulation}, got {config.batch_size}"
+        )
+    return accelerator
 
 
-def _parameter_groups(joint: JointModule, config: TrainConfig) -> Iterator[dict[str, Any]]:
-    in_heads = {id(parameter) for parameter in joint.heads.parameters()}
-    decays: dict[float, list[nn.Parameter]] = {}
-    for parameter in joint.parameters():
-        if parameter.requires_grad:
-            own = config.head_weight_decay if id(parameter) in in_heads else config.weight_decay
-            # Biases and the parameters of norms are vectors; they are never decayed.
-            decays.setdefault(own if parameter.ndim > 1 else 0.0, []).append(parameter)
-    for decay, parameters in decays.items():
-        yield {"params": parameters, "weight_decay": decay}
+@contextmanager
+def _frozen(reference: Reference | None, device: torch.device) -> Iterator[None]:
+    """The reference on the training's device and in evaluation mode for a block."""
+    if reference is None:
+        yield
+        return
+    reference.extractor.to(device)
+    with evaluating(reference.extractor):
+        yield
 
 
-def _warmup_cosine(config: TrainConfig, total: int) -> Callable[[int], float]:
-    warmup = round(config.warmup_fraction * total)
+@contextmanager
+def _laid_out(joint: JointModule, config: TrainConfig) -> Iterator[None]:
+    """Memory layout and compiled extractors for a block; afterwards extractors run as they did."""
+    if config.channels_last:
+        joint.to(memory_format=torch.channels_last)
+    extractors: list[nn.Module] = list(joint.extractors.values())
+    try:
+        for extractor in extractors if config.compile else ():
+            extractor.compile()
+        yield
+    finally:
+        for extractor in extractors:
+            extractor._compiled_call_impl = None
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
-    return factor
+def _open_run(
+    output: Path | None, space: CompatSpace, members: Sequence[Member], config: TrainConfig, accelerator: Any
+) -> None:
+    """Note what is trained; where a run stands already, refuse to go on with other settings."""
+    settings = {name: value for name, value in asdict(config).items() if name not in MAY_DIFFER}
+    facts = {
+        **{f"config.{name}": value for name, value in settings.items()},
+        **{f"space.{name}": value for name, value in space.definition().items()},
+        **{f"members.{member.name}": _facts(member) for member in members},
+    }
+    facts = json.loads(json.dumps(facts, default=str))
+    if accelerator.trackers or config.log_with:
+        accelerator.init_trackers("timm_compat", {key: str(value) for key, value in facts.items()})
+    if output is None:
+        return
+    file = output / RUN_FILE
+    if file.is_file():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        other = [key for key in known.keys() | facts.keys() if known.get(key) != facts.get(key)]
+        lines = [f"{key}: {known.get(key)!r:.80} / {facts.get(key)!r:.80}" for key in sorted(other)]
+        if lines:
+            raise ConfigError(f"resume: expected the settings of the run in {output}, got others: " + "; ".join(lines))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and not file.is_file():
+        output.mkdir(parents=True, exist_ok=True)
+        replace_text(file, json.dumps(facts, indent=2) + "\n")
 
 
-def _finalize(space: CompatSpace, joint: JointModule) -> None:
+def _facts(member: Member) -> dict[str, Any]:
+    extractor, head = member.extractor, member.head
+    return {
+        "architecture": extractor.architecture,
+        "model_args": extractor.backbone.model_args,
+        "input_size": extractor.data_config["input_size"],
+        "trainable": extractor.trainable,
+        "images": len(member.dataset),
+        "class_names": None if head is None else head.class_names,
+        "depth": None if head is None else head.depth,
+    }
+
+
+def _finalize(
+    space: CompatSpace, joint: JointModule, members: Sequence[Member], config: TrainConfig, reference: Reference | None
+) -> None:
     if space.is_final:
         return
-    if space.methods:
-        space.finalize(joint.shared_tensors())
+    digest = None
+    if config.alignment != "none":
+        # Whoever joins later by alignment must know whose features these coordinates are.
+        digest = (members[0] if reference is None else reference).extractor.digest()
+    if space.methods or digest is not None:
+        space.finalize(joint.shared_tensors(), reference=digest)
     else:
         logger.info("the space stays a draft: no method pins its coordinates; finalize(reference=extractor.digest())")
-
-
-def _save(output: Path, members: Sequence[Member], result: FitResult) -> None:
-    with new_folder(output) as folder:
-        if result.space.is_final:
-            save_members(folder, result.space, {member.name: (member.extractor, member.head) for member in members})
-        lines = "".join(json.dumps(record) + "\n" for record in result.history)
-        (folder / "history.jsonl").write_text(lines, encoding="utf-8")
-
-
-class _Means:
-    """Mean of every part of the loss over an epoch."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
-
-    def add(self, losses: dict[str, torch.Tensor], step: int) -> None:
-        for name, value in losses.items():
-            number = float(value.detach())
-            if not math.isfinite(number):
-                raise TrainingError(
-                    f"step {step + 1}: expected a finite loss, {name} is {number}; "
-                    "lower learning_rate, or use mixed_precision='no'"
-                )
-            self.sums[name] = self.sums.get(name, 0.0) + number
-        self.count += 1
-
-    def result(self) -> dict[str, float]:
-        return {name: value / self.count for name, value in self.sums.items()}

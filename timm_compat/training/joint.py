@@ -9,134 +9,237 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timm_compat.config import TrainConfig
-from timm_compat.data.arrays import ArrayDataset
-from timm_compat.errors import ConfigError, DataError
-from timm_compat.methods.common_classes import NOT_COMMON, common_class_loss, vocabulary_positions
-from timm_compat.methods.rotation import rotate, rotation_loss
-from timm_compat.models.extractor import CompatExtractor
-from timm_compat.models.heads import TaskHead, auxiliary_heads
+from timm_compat.methods.alignment import contrastive_losses, l2_losses
+from timm_compat.methods.common_classes import NOT_COMMON, common_class_losses, vocabulary_positions
+from timm_compat.methods.rotation import NUM_ROTATIONS, draw_turns, rotation_losses
+from timm_compat.models.heads import auxiliary_heads
+from timm_compat.seeding import generator
 from timm_compat.space import VOCABULARY_METHODS, CompatSpace
+from timm_compat.training.members import Member, Reference
+from timm_compat.training.old_head import OldHead
+from timm_compat.training.step import Batch, Share, mean_over_step
+from timm_compat.training.views import POOL, ImageView, View
 
-Batch = tuple[Tensor, Tensor]
+Weighted = tuple[float, Tensor]
+# By source, the places of a pass's images to align, and how many there are in the whole step.
+Aligned = Mapping[str, tuple[Tensor, int]]
 
 
-@dataclass(frozen=True)
-class Member:
-    """One network of a space: its parts and the data set that they learn.
+@dataclass
+class _Pass:
+    """One member's forward pass: features of its own images, of turned ones, and of others' images to align."""
 
-    Attributes:
-        name: told apart by it in logs and files.
-        extractor: trained in place.
-        head: trained in place; its class names are the data set's, in any order.
-        dataset: labelled images.
-    """
-
-    name: str
-    extractor: CompatExtractor
-    head: TaskHead
-    dataset: ArrayDataset
+    upright: Tensor
+    turned: Tensor
+    aligned: Tensor
+    turns: Tensor
+    num_turned: int
 
 
 class JointModule(nn.Module):
     """Members and the space's auxiliary heads; one forward pass gives the loss of one step.
 
     For each member, with features z of a batch: L = CE(head(z), y), plus the losses of the methods that the space
-    shares. The members' losses are added up.
+    shares and of those that the settings ask for. The members' losses are added up. Every mean is over the step's
+    whole batch, however it is split over processes and passes (only the contrastive alignment looks for its negatives
+    among the images of one pass).
 
-    Raises:
-        ConfigError: no member, two of one name, a name that cannot be a file's, or no common class.
-        DataError: a data set that is empty or whose classes are not the head's.
-        SpaceMismatchError: a part of another space.
+    Args:
+        space: all parts live in it.
+        members: checked ones.
+        config: weights and fractions of the losses.
+        reference: frozen; not part of this module's state.
+        view: what batches hold.
     """
 
     extractors: Any  # torch types the values of a ModuleDict as Module
     heads: Any
     auxiliary: Any
 
-    def __init__(self, space: CompatSpace, members: Sequence[Member], config: TrainConfig) -> None:
+    def __init__(
+        self,
+        space: CompatSpace,
+        members: Sequence[Member],
+        config: TrainConfig,
+        *,
+        reference: Reference | None = None,
+        view: View | None = None,
+    ) -> None:
         super().__init__()
-        _check_members(space, members)
-        self.config = config
+        self.config, self.view = config, view or ImageView(config.channels_last)
+        self.names = [member.name for member in members]
         self.extractors = nn.ModuleDict({member.name: member.extractor for member in members})
-        self.heads = nn.ModuleDict({member.name: member.head for member in members})
+        self.heads = nn.ModuleDict({member.name: member.head for member in members if member.head is not None})
         self.auxiliary = auxiliary_heads(space)
+        # In a list, so that torch does not count the frozen reference among this module's parts.
+        self._references = [] if reference is None else [reference]
+        self._old_heads: dict[str, OldHead] = {}
+        self._is_common: dict[str, Tensor] = {}
         for member in members:
-            names = list(member.head.class_names)
-            own = torch.tensor([names.index(name) for name in member.dataset.class_names])
-            self.register_buffer(f"_own_{member.name}", own, persistent=False)
-            common = vocabulary_positions(member.dataset.class_names, space.class_names)
-            self.register_buffer(f"_common_{member.name}", common, persistent=False)
+            if member.head is not None:
+                self._note_classes(space, member, list(member.head.class_names))
 
-    def forward(self, batches: Mapping[str, Batch], random: torch.Generator) -> dict[str, Tensor]:
+    def _note_classes(self, space: CompatSpace, member: Member, head_names: list[str]) -> None:
+        given = member.dataset.class_names
+        own = torch.tensor([head_names.index(name) for name in given])
+        self.register_buffer(f"_own_{member.name}", own, persistent=False)
+        common = vocabulary_positions(given, space.class_names)
+        self.register_buffer(f"_common_{member.name}", common, persistent=False)
+        self._is_common[member.name] = common != NOT_COMMON  # stays on the CPU, where a step's labels are counted
+        for reference in self._references:
+            if reference.head is not None:
+                self._old_heads[member.name] = OldHead(reference.extractor, reference.head, member.dataset, head_names)
+
+    def forward(self, batches: Mapping[str, Batch], share: Share) -> dict[str, Tensor]:
         """The step's loss and its parts.
 
         Args:
-            batches: by member, raw images (B, C, h, w) of uint8 and labels (B,) of its data set.
-            random: decides which images are rotated, and how far.
+            batches: by member, and one of the pool where there is one; some of the members, or all.
+            share: what part of the step's batch they are.
 
         Returns:
             "loss", the sum to minimise, and its parts such as "a/task", "a/rotation", unweighted.
         """
+        aligned = self._draw_aligned(batches, share)
+        names = [name for name in self.names if name in batches]
+        passes = {name: self._pass(name, batches, aligned, share) for name in names}
         parts: dict[str, Tensor] = {}
-        total = torch.zeros((), device=next(iter(batches.values()))[0].device)
-        for name, (images, labels) in batches.items():
-            for method, (weight, value) in self._member_losses(name, images, labels, random).items():
-                parts[f"{name}/{method}"] = value
+        total = torch.zeros((), device=next(iter(passes.values())).upright.device)
+        for name in names:
+            losses = self._member_losses(name, batches[name], passes[name], aligned, share)
+            if self.config.alignment != "none":
+                losses["alignment"] = self._alignment(name, batches, passes, aligned, share)
+            for method, (weight, value) in losses.items():
+                parts[f"{name}/{method}"] = value.detach()
                 total = total + weight * value
-        return {"loss": total, **{name: value.detach() for name, value in parts.items()}}
+        return {"loss": total, **parts}
 
     def shared_tensors(self) -> dict[str, Tensor]:
         """The auxiliary heads' tensors under their names in the space."""
         return {key: value for head in self.auxiliary.values() for key, value in head.shared_tensors().items()}
 
+    def prepare_old_heads(self, device: torch.device) -> None:
+        """Move the reference's head, and give it a weight for classes that it never knew (a pass over their images)."""
+        for old in self._old_heads.values():
+            old.to(device)
+            if self.config.influence_weight:
+                old.extend()
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """Members whose losses are of no concern to each other, with what else they look at: passes of their own."""
+        if self.config.alignment != "none" and not self._references:
+            return [[*self.names, POOL]]
+        return [[name, POOL] for name in self.names]
+
+    def _partner(self, name: str, step: int) -> str:
+        # Every other member takes its turn, so that the cost of a step does not grow with their number.
+        count = len(self.names)
+        return self.names[(self.names.index(name) + 1 + step % (count - 1)) % count]
+
+    def _source(self, name: str, batches: Mapping[str, Batch], share: Share) -> str:
+        """Whose images a member is aligned on: the pool's, else its own (reference), else its partner's."""
+        if POOL in batches:
+            return POOL
+        return name if self._references else self._partner(name, share.step)
+
+    def _draw_aligned(self, batches: Mapping[str, Batch], share: Share) -> Aligned:
+        if self.config.alignment == "none" and not self.config.distillation_weight:
+            return {}
+        drawn = {}
+        for source, batch in batches.items():
+            size = len(batch.step_labels)
+            count = size if source == POOL else max(1, round(self.config.alignment_fraction * size))
+            random = generator(self.config.seed, "alignment", source, str(share.step))
+            _, places = share.places(torch.randperm(size, generator=random)[:count])
+            drawn[source] = places.to(batch.labels.device), count
+        return drawn
+
+    def _pass(self, name: str, batches: Mapping[str, Batch], aligned: Aligned, share: Share) -> _Pass:
+        extractor, batch, view = self.extractors[name], batches[name], self.view
+        upright = view.upright(name, extractor, batch.images)
+        turned = borrowed = upright[:0]
+        turns, num_turned = torch.zeros(0, dtype=torch.int64), 0
+        if "rotation" in self.auxiliary and self.config.rotation_fraction > 0:
+            places, turns, num_turned = self._draw_turned(name, len(batch.step_labels), share)
+            turned = view.turned(name, upright, batch.images, places.to(upright.device), turns)
+        if self.config.alignment != "none" and (source := self._source(name, batches, share)) != name:
+            others = view.select(batches[source].images, aligned[source][0])
+            borrowed = view.upright(name, extractor, others)
+        # One pass for all: in several, BatchNorm's running statistics would fit none of them.
+        inputs = torch.cat([upright, turned, borrowed]) if len(turned) + len(borrowed) else upright
+        features = view.features(extractor, inputs)
+        own, rotated, aligned_features = features.split([len(upright), len(turned), len(borrowed)])
+        return _Pass(own, rotated, aligned_features, turns.to(upright.device), num_turned)
+
+    def _draw_turned(self, name: str, size: int, share: Share) -> tuple[Tensor, Tensor, int]:
+        random = generator(self.config.seed, "rotation", name, str(share.step))
+        chosen, turns = draw_turns(size, self.config.rotation_fraction, random)
+        if self.config.all_rotations:
+            turns = torch.arange(NUM_ROTATIONS).repeat(len(chosen))
+            chosen = chosen.repeat_interleave(NUM_ROTATIONS)
+        mine, places = share.places(chosen)
+        return places, turns[mine], len(chosen)
+
     def _member_losses(
-        self, name: str, images: Tensor, labels: Tensor, random: torch.Generator
-    ) -> dict[str, tuple[float, Tensor]]:
-        extractor, config = self.extractors[name], self.config
-        inputs = extractor.preprocess(images)
-        turns = None
-        if "rotation" in self.auxiliary and config.rotation_fraction > 0:
-            turned, turns = rotate(inputs, config.rotation_fraction, random)
-            # One pass for both: in two passes, BatchNorm's running statistics would fit neither.
-            inputs = torch.cat([inputs, turned])
-        features = extractor(inputs)
-        upright, rotated = features[: len(images)], features[len(images) :]
-        own = getattr(self, f"_own_{name}")[labels]
-        losses = {"task": (1.0, F.cross_entropy(self.heads[name](upright), own))}
-        common = getattr(self, f"_common_{name}")[labels]
-        for method in VOCABULARY_METHODS:
-            if method in self.auxiliary:
-                value = common_class_loss(self.auxiliary[method](upright), common)
-                losses[method] = (config.vocabulary_weight, value)
-        if turns is not None:
-            value = rotation_loss(self.auxiliary["rotation"](rotated), turns)
-            losses["rotation"] = (config.rotation_weight, value)
+        self, name: str, batch: Batch, passed: _Pass, aligned: Aligned, share: Share
+    ) -> dict[str, Weighted]:
+        config = self.config
+        losses: dict[str, Weighted] = {}
+        if name in self.heads:
+            logits = self.heads[name](passed.upright)
+            own = getattr(self, f"_own_{name}")
+            task = F.cross_entropy(logits, own[batch.labels], reduction="none")
+            losses["task"] = (1.0, mean_over_step(task, len(batch.step_labels), share))
+            common = getattr(self, f"_common_{name}")
+            counted = int(self._is_common[name][batch.step_labels].sum())
+            for method in VOCABULARY_METHODS:
+                if method in self.auxiliary:
+                    each = common_class_losses(self.auxiliary[method](passed.upright), common[batch.labels])
+                    losses[method] = (config.vocabulary_weight, mean_over_step(each, counted, share))
+            if name in self._old_heads:
+                losses |= self._old_head_losses(name, batch, passed, logits, aligned, share)
+        if passed.num_turned:
+            each = rotation_losses(self.auxiliary["rotation"](passed.turned), passed.turns)
+            losses["rotation"] = (config.rotation_weight, mean_over_step(each, passed.num_turned, share))
         return losses
 
+    def _old_head_losses(
+        self, name: str, batch: Batch, passed: _Pass, logits: Tensor, aligned: Aligned, share: Share
+    ) -> dict[str, Weighted]:
+        config, old = self.config, self._old_heads[name]
+        losses: dict[str, Weighted] = {}
+        if config.influence_weight:
+            each = old.influence(passed.upright, batch.labels)
+            losses["influence"] = (config.influence_weight, mean_over_step(each, old.count(batch.step_labels), share))
+        if config.distillation_weight:
+            places, count = aligned[name]
+            targets = self.view.targets(self._references[0].extractor, batch.images, places)
+            each = old.distillation(logits[places], targets, batch.labels[places])
+            losses["distillation"] = (config.distillation_weight, mean_over_step(each, count, share))
+        return losses
 
-def _check_members(space: CompatSpace, members: Sequence[Member]) -> None:
-    if not members:
-        raise ConfigError("members: expected at least one, got none")
-    names = [member.name for member in members]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ConfigError(f"members: expected every name once, got {repeated[0]!r} twice")
-    for member in members:
-        if not member.name.isidentifier():
-            raise ConfigError(f"members: expected a name of letters, digits and _, got {member.name!r}")
-        space.require_same(member.extractor.space, "the space", f"the extractor of member {member.name!r}")
-        space.require_same(member.head.space, "the space", f"the head of member {member.name!r}")
-        if not len(member.dataset):
-            raise DataError(f"member {member.name!r}: expected images, got an empty data set")
-        unknown = sorted(set(member.dataset.class_names) ^ set(member.head.class_names))
-        if unknown:
-            raise DataError(
-                f"member {member.name!r}: expected the same classes in data set and head, "
-                f"{', '.join(unknown[:5])} stand in one of them only; select with dataset.of_classes(...)"
-            )
-        for method in set(space.methods) & set(VOCABULARY_METHODS):
-            if (vocabulary_positions(member.dataset.class_names, space.class_names) == NOT_COMMON).all():
-                raise ConfigError(
-                    f"member {member.name!r}: {method} needs a class of the space's vocabulary "
-                    f"({', '.join(space.class_names[:5])} ...), got {', '.join(member.dataset.class_names[:5])} ..."
-                )
+    def _alignment(
+        self,
+        name: str,
+        batches: Mapping[str, Batch],
+        passes: Mapping[str, _Pass],
+        aligned: Aligned,
+        share: Share,
+    ) -> Weighted:
+        config, source = self.config, self._source(name, batches, share)
+        places, count = aligned[source]
+        features = passes[name].upright[places] if source == name else passes[name].aligned
+        if self._references:
+            targets = self.view.targets(self._references[0].extractor, batches[source].images, places)
+        else:
+            # The partner is the teacher of this step: pulled from both sides, the two agree on what is easy to agree
+            # on, at the price of their own tasks.
+            partner = passes[self._partner(name, share.step)]
+            targets = (partner.aligned if source == POOL else partner.upright[places]).detach()
+        if config.alignment == "l2":
+            each = l2_losses(features, targets)
+        else:
+            labels = batches[source].labels[places] if source in self.heads else None
+            each = contrastive_losses(features, targets, config.alignment_temperature, labels)
+        return config.alignment_weight, mean_over_step(each, count, share)

@@ -1,0 +1,109 @@
+"""Run a recipe: train its members, measure every extractor under every head, keep what came out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.files import replace_text
+from timm_compat.recipes.build import Built, build
+from timm_compat.recipes.schema import Recipe
+from timm_compat.recipes.writer import recipe_to_text
+from timm_compat.training.fit import FitResult, fit
+from timm_compat.training.members import Images, Member
+
+RECIPE_FILE, MATRIX_FILE = "recipe.yaml", "matrix.json"
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """What a recipe gave.
+
+    Attributes:
+        built: the trained members, their space and their data.
+        fit: history and seconds.
+        matrix: every extractor under every head that has test images; None without any.
+    """
+
+    built: Built
+    fit: FitResult
+    matrix: RecombinationMatrix | None
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        space, matrix = self.built.space, self.matrix
+        return {
+            "space": space.fingerprint if space.is_final else None,
+            "output": self.built.recipe.training.output_dir,
+            "seconds": self.fit.seconds,
+            "losses": {name: value for name, value in self.fit.history[-1].items() if "/" in name or name == "loss"},
+            "native": None if matrix is None else _number(matrix.native_accuracy),
+            "recombined": None if matrix is None else _number(matrix.recombined_accuracy),
+            "matrix": None if matrix is None else matrix.to_dict(),
+        }
+
+
+def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "training") -> RecipeResult:
+    """Train and measure; ``output_dir`` gets components, checkpoints, log, the resolved recipe and the matrix.
+
+    Args:
+        recipe: what to train. ``training.best_metric`` may be "native" or "recombined", measured on the test images.
+        resume: go on from the newest checkpoint.
+        progress: label of the progress bar; no bar if None.
+
+    Raises:
+        CompatError: any of ours.
+    """
+    built = build(recipe)
+    config = built.recipe.training
+
+    def validate() -> dict[str, float]:
+        matrix = matrix_of(built.members, built.tests)
+        if matrix is None:
+            return {}
+        return {"native": matrix.native_accuracy, "recombined": matrix.recombined_accuracy}
+
+    fitted = fit(
+        built.space,
+        built.members,
+        config,
+        reference=built.reference,
+        pool=built.pool,
+        validate=None if config.best_metric is None else validate,
+        resume=resume,
+        progress=progress,
+    )
+    matrix = matrix_of(built.members, built.tests) if recipe.evaluate else None
+    if config.output_dir is not None:
+        replace_text(Path(config.output_dir) / RECIPE_FILE, recipe_to_text(built.recipe))
+        if matrix is not None:
+            replace_text(Path(config.output_dir) / MATRIX_FILE, json.dumps(matrix.to_dict(), indent=2) + "\n")
+    return RecipeResult(built, fitted, matrix)
+
+
+def matrix_of(members: Sequence[Member], tests: Mapping[str, Images]) -> RecombinationMatrix | None:
+    """Every member's extractor under every head, each head on its own member's test images; None without any."""
+    extractors = {member.name: member.extractor for member in members}
+    columns = [
+        recombination_matrix(extractors, {member.name: member.head}, tests[member.name])
+        for member in members
+        if member.head is not None and member.name in tests
+    ]
+    if not columns:
+        return None
+    return replace(
+        columns[0],
+        accuracy=np.concatenate([column.accuracy for column in columns], axis=1),
+        columns=tuple(name for column in columns for name in column.columns),
+        native=np.concatenate([column.native for column in columns], axis=1),
+        chance=np.concatenate([column.chance for column in columns]),
+        counts=tuple(count for column in columns for count in column.counts),
+    )
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -1,0 +1,63 @@
+"""Images and labels in one NumPy file."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from timm_compat.data.arrays import ArrayDataset
+from timm_compat.data.map_style import numbered, whole_labels
+from timm_compat.errors import DataError
+
+CLASS_NAMES_KEY = "class_names"
+
+# Keys of images and labels, with "{split}_" before them where a file holds several splits.
+KEYS = (("images", "labels"), ("x", "y"))
+
+
+def load_npz(path: Path, split: str) -> ArrayDataset:
+    """A set from a .npz file: ``images`` and ``labels``, or ``train_images``, ``train_labels`` and so on by split.
+
+    Images are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W); labels are whole numbers (N,). ``x`` and ``y`` are
+    taken for the same; ``class_names``, an array of strings, may be there. A file without splits is itself the split.
+
+    Raises:
+        DataError: no such file, one that NumPy cannot read, or arrays that are missing or do not fit.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: expected a .npz file, got {'a folder' if path.is_dir() else 'nothing there'}")
+    try:
+        # Objects would have to be unpickled, which runs code.
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise DataError(f"{path}: expected a .npz file of several arrays, got a single one; see numpy.savez")
+        with arrays:
+            return _read(arrays, path, split)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: expected a .npz file of plain arrays, got {error}") from error
+
+
+def _read(arrays: Any, path: Path, split: str) -> ArrayDataset:
+    images_key, labels_key = _find_keys(arrays.files, path, split)
+    images = arrays[images_key]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        found = f"{images.shape} of {images.dtype}"
+        raise DataError(f"{path}: {images_key}: expected (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8, got {found}")
+    if not len(images):
+        raise DataError(f"{path}: {images_key}: expected at least one image, got none")
+    labels = whole_labels(arrays[labels_key], len(images), f"{path}: {labels_key}")
+    given = arrays[CLASS_NAMES_KEY] if CLASS_NAMES_KEY in arrays.files else numbered(labels)
+    return ArrayDataset.from_arrays(images, labels, [str(name) for name in given])
+
+
+def _find_keys(present: list[str], path: Path, split: str) -> tuple[str, str]:
+    by_split = [(f"{split}_{images}", f"{split}_{labels}") for images, labels in KEYS]
+    for pair in (*by_split, *KEYS):
+        if set(pair) <= set(present):
+            return pair
+    raise DataError(
+        f"{path}: expected arrays images and labels, or {split}_images and {split}_labels, got {', '.join(present)}"
+    )

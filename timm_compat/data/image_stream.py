@@ -1,0 +1,73 @@
+"""Batches of image files, decoded and augmented on the way, as a pure function of the step."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from timm_compat.data.decoding import Place, decoded
+from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data.order import PassOrder
+from timm_compat.data.transforms import Transform
+from timm_compat.errors import ConfigError, DataError
+
+
+class ImageStream:
+    """An endless stream of augmented batches: pass after pass over the set, each in an order of its own.
+
+    What a step holds does not depend on the number of workers, on the first step, or on the split over processes.
+
+    Args:
+        dataset: not empty.
+        batch_size: images a step, over all processes.
+        seed: of orders and augmentation.
+        name: keeps the streams of several members apart.
+        transform: from a PIL image to (C, H, W), uint8; see ``training_transform``. It can be pickled.
+        process: (rank, number of processes); each draws its share of every batch.
+        workers: processes that decode; 0 decodes in this one.
+
+    Raises:
+        ConfigError: fewer images a step than processes, or a negative number of workers.
+        DataError: no image.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batch_size: int,
+        seed: int,
+        name: str,
+        *,
+        transform: Transform,
+        process: tuple[int, int] = (0, 1),
+        workers: int = 0,
+    ) -> None:
+        self.rank, self.processes = process
+        if not len(dataset):
+            raise DataError(f"{name}: expected images, got an empty data set")
+        if batch_size < self.processes:
+            raise ConfigError(f"batch_size: expected at least one image a process, {self.processes}, got {batch_size}")
+        if workers < 0:
+            raise ConfigError(f"workers: expected 0 or more, got {workers}")
+        self.order = PassOrder(len(dataset), batch_size, seed, name)
+        self.dataset, self.transform, self.workers = dataset, transform, workers
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's images (b, C, H, W) of uint8 and labels (b,) of steps ``first`` to ``last`` - 1, from 0.
+
+        Worker processes live as long as the iterator.
+
+        Raises:
+            DataError: an image cannot be decoded, or the transform gives anything but uint8 of one size.
+        """
+        places = (self._places(step) for step in range(first, last))
+        order = self.order
+        return decoded(self.dataset, self.transform, places, seed=order.seed, name=order.name, workers=self.workers)
+
+    def labels(self, step: int) -> Tensor:
+        """Labels (batch_size,) of a step over all processes, as the set states them."""
+        return self.dataset.labels[self.order.indices(step)]
+
+    def _places(self, step: int) -> list[Place]:
+        start = step * self.order.batch_size
+        everyone = [Place(start + number, int(i)) for number, i in enumerate(self.order.indices(step))]
+        return everyone[self.rank :: self.processes]

@@ -1,0 +1,142 @@
+"""From a recipe to the objects that it names: data sets, a space, members, a reference."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from timm_compat.config import TrainConfig
+from timm_compat.data.arrays import ArrayDataset
+from timm_compat.data.sources import load_dataset
+from timm_compat.errors import CompatError, DataError
+from timm_compat.models.extractor import CompatExtractor, create_extractor
+from timm_compat.models.heads import TaskHead
+from timm_compat.models.weights import load_weights
+from timm_compat.recipes.schema import DataRecipe, MemberRecipe, Recipe
+from timm_compat.seeding import seeded
+from timm_compat.space import VOCABULARY_METHODS, CompatSpace
+from timm_compat.training.members import Images, Member, Reference
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a recipe names, ready to be trained.
+
+    Attributes:
+        recipe: with every choice that it left open made.
+        space: new or loaded.
+        members: in the recipe's order.
+        tests: labelled images by member's name, where the recipe has them.
+        reference: loaded, or None.
+        pool: images for the alignment, or None.
+    """
+
+    recipe: Recipe
+    space: CompatSpace
+    members: tuple[Member, ...]
+    tests: dict[str, Images]
+    reference: Reference | None
+    pool: Images | None
+
+
+def build(recipe: Recipe) -> Built:
+    """Load the data, and make or load the parts.
+
+    Raises:
+        CompatError: any of ours, as the parts raise them; names the member where one is at fault.
+    """
+    config = recipe.training
+    datasets = {
+        member.name: _dataset(f"member {member.name!r}", member.data, config, member) for member in recipe.members
+    }
+    tests = {
+        member.name: _dataset(f"test of member {member.name!r}", member.test, config, member)
+        for member in recipe.members
+        if member.test is not None
+    }
+    recipe = _resolved(recipe, datasets)
+    space = _space(recipe)
+    members = tuple(_member(member, space, datasets[member.name], config) for member in recipe.members)
+    reference = None
+    if recipe.reference is not None:
+        folder = recipe.reference.head
+        reference = Reference(
+            CompatExtractor.from_pretrained(recipe.reference.extractor),
+            None if folder is None else TaskHead.from_pretrained(folder),
+        )
+    pool = None if recipe.pool is None else _dataset("pool", recipe.pool, config, recipe.members[0])
+    return Built(recipe, space, members, tests, reference, pool)
+
+
+def _dataset(what: str, data: DataRecipe, config: TrainConfig, member: MemberRecipe) -> Images:
+    try:
+        dataset: Images = load_dataset(
+            data.dataset,
+            data.root,
+            data.split,
+            classes=data.classes or None,
+            part=data.part,
+            limit=data.limit,
+            seed=config.seed if data.seed is None else data.seed,
+            in_chans=member.arguments.get("in_chans"),
+            skip_corrupt=data.skip_corrupt,
+        )
+    except CompatError as error:
+        raise type(error)(f"{what}: {error}") from error
+    if member.pretrained and isinstance(dataset, ArrayDataset) and "in_chans" not in member.arguments:
+        # Pretrained weights mean colours.
+        dataset = dataset.with_channels(3)
+    return dataset
+
+
+def _resolved(recipe: Recipe, datasets: dict[str, Images]) -> Recipe:
+    space = recipe.space
+    wants = set(space.methods) & set(VOCABULARY_METHODS)
+    if space.folder is not None or not wants or space.class_names:
+        return recipe
+    labelled = [datasets[member.name].class_names for member in recipe.members if member.labelled]
+    counts = Counter(name for names in labelled for name in names)
+    common = tuple(name for name, count in counts.items() if count > 1 or len(labelled) == 1)
+    if not common:
+        raise DataError(
+            f"space.methods: {', '.join(sorted(wants))} needs classes that at least two members have in common, got "
+            "none; give space.class_names, or use alignment or rotation"
+        )
+    return replace(recipe, space=replace(space, class_names=common))
+
+
+def _space(recipe: Recipe) -> CompatSpace:
+    given = recipe.space
+    if given.folder is not None:
+        return CompatSpace.from_pretrained(given.folder)
+    return CompatSpace(
+        given.feature_dim,
+        given.class_names,
+        given.methods,
+        level=given.level,
+        normalization=given.normalization,
+        seed=recipe.training.seed if given.seed is None else given.seed,
+    )
+
+
+def _member(given: MemberRecipe, space: CompatSpace, dataset: Images, config: TrainConfig) -> Member:
+    arguments: dict[str, Any] = dict(given.arguments)
+    if isinstance(dataset, ArrayDataset):
+        arguments.setdefault("in_chans", dataset.images.shape[1])
+    with seeded(config.seed, "member", given.name):
+        extractor = create_extractor(
+            given.backbone,
+            space,
+            pretrained=given.pretrained,
+            trainable=given.trainable,
+            out_index=given.out_index,
+            img_size=given.img_size,
+            **arguments,
+        )
+        if given.weights is not None:
+            load_weights(extractor.backbone, given.weights)
+        head = None
+        if given.labelled:
+            form = given.head
+            names = form.class_names or dataset.class_names
+            head = TaskHead(space, names, depth=form.depth, hidden_dim=form.hidden_dim, drop_rate=form.drop_rate)
+    return Member(given.name, extractor, head, dataset)

@@ -1,0 +1,99 @@
+"""Checks of a recipe's single values. Each message starts with the key that it is about."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from timm_compat.errors import ConfigError
+
+# Keywords of create_extractor that have a key of their own in a member, or that the recipe as a whole decides.
+OWN_KEYS = ("model", "space", "pretrained", "trainable", "out_index", "img_size")
+
+
+def check_text(key: str, value: object, *, optional: bool = False) -> None:
+    """Refuse what is no text, or an empty one.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if value is None and optional:
+        return
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{key}: expected a text, got {value!r:.80}")
+
+
+def check_whole(key: str, value: object, *, least: float = -math.inf, most: float = math.inf) -> None:
+    """Refuse what is no whole number in these limits.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        limits = f"of at least {least}" if math.isinf(most) else f"from {least} to {most}"
+        raise ConfigError(f"{key}: expected a whole number{'' if math.isinf(least) else f' {limits}'}, got {value!r}")
+
+
+def check_switch(key: str, value: object) -> None:
+    """Refuse what is neither true nor false.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}: expected true or false, got {value!r}")
+
+
+def check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse what is not among the choices.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if value not in choices:
+        raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def check_names(key: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The names as a tuple.
+
+    Raises:
+        ConfigError: no list, an empty name, or one that comes twice.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ConfigError(f"{key}: expected a list of names, got {names!r}")
+    result = tuple(names)
+    seen: set[str] = set()
+    for name in result:
+        check_text(key, name)
+        if name in seen:
+            raise ConfigError(f"{key}: expected every name once, got {name!r} twice")
+        seen.add(name)
+    return result
+
+
+def check_arguments(arguments: object) -> dict[str, Any]:
+    """timm's keywords with values that YAML can hold: scalars, or lists of scalars (a tuple becomes a list).
+
+    Raises:
+        ConfigError: another value, no keyword, or one that has a key of its own in a member.
+    """
+    if not isinstance(arguments, Mapping):
+        raise ConfigError(f"arguments: expected timm's keywords with their values, got {arguments!r:.80}")
+    result: dict[str, Any] = {}
+    for key, value in arguments.items():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise ConfigError(f"arguments: expected keywords of timm, got {key!r}")
+        if key in OWN_KEYS:
+            raise ConfigError(f"arguments.{key}: is no argument of the architecture; it has its own key in the recipe")
+        several = isinstance(value, (list, tuple))
+        for item in value if several else [value]:
+            _check_scalar(f"arguments.{key}", item)
+        result[key] = list(value) if several else value
+    return result
+
+
+def _check_scalar(key: str, value: object) -> None:
+    if value is not None and not isinstance(value, (str, bool, int, float)):
+        raise ConfigError(f"{key}: expected a text, a number, true, false, null or a list of these, got {value!r:.80}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: expected a finite number, got {value!r}")

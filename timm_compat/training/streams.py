@@ -1,0 +1,136 @@
+"""The streams of batches of a run: one a member, one for the pool of unlabelled images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from timm_compat.config import TrainConfig
+from timm_compat.data.arrays import ArrayDataset
+from timm_compat.data.batches import BatchStream
+from timm_compat.data.image_stream import ImageStream
+from timm_compat.data.transforms import training_transform
+from timm_compat.methods.rotation import NUM_ROTATIONS
+from timm_compat.models.extractor import CompatExtractor
+from timm_compat.space import CompatSpace
+from timm_compat.training.feature_cache import FeatureStream, Wanted, compute_features
+from timm_compat.training.members import Images, Member, Reference
+from timm_compat.training.views import POOL, REFERENCE
+
+MOST_OF_GPU = 0.25  # of its free memory, for the images of one source
+
+
+class Stream(Protocol):
+    """Batches of one source as a function of the step."""
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[Any, Tensor]]:
+        """This process's images and labels of steps ``first`` to ``last`` - 1."""
+
+    def labels(self, step: int) -> Tensor:
+        """Labels of a step over all processes."""
+
+
+def uses_cache(members: Sequence[Member], config: TrainConfig) -> bool:
+    """Whether backbones see every image once: all are frozen, and images are not augmented."""
+    frozen = all(member.extractor.trainable == "adapter" for member in members)
+    return frozen and config.cache_features and not config.random_crop and not config.random_flip
+
+
+class Sources:
+    """The images of a run by source: every member's data set, and the pool's.
+
+    Args:
+        members: of the run.
+        pool: unlabelled images, or None.
+        config: settings.
+        accelerator: Accelerate's; its process takes its share of every batch.
+    """
+
+    def __init__(self, members: Sequence[Member], pool: Images | None, config: TrainConfig, accelerator: Any) -> None:
+        self.members, self.pool, self.config, self.device = members, pool, config, accelerator.device
+        self.process = (accelerator.process_index, accelerator.num_processes)
+        self.datasets = {member.name: member.dataset for member in members}
+        if pool is not None:
+            self.datasets[POOL] = pool
+
+    def images(self) -> dict[str, Stream]:
+        """Streams of augmented images."""
+        extractors = {member.name: member.extractor for member in self.members}
+        extractors[POOL] = self.members[0].extractor
+        return {
+            source: self._image_stream(source, dataset, extractors[source]) for source, dataset in self.datasets.items()
+        }
+
+    def features(self, space: CompatSpace, reference: Reference | None) -> dict[str, Stream]:
+        """Streams of features of frozen backbones; a data set's images are seen once, by all that need them."""
+        rotations = NUM_ROTATIONS if "rotation" in space.methods and self.config.rotation_fraction > 0 else 1
+        wanted = {source: self._wanted(source, reference, rotations) for source in self.datasets}
+        features: dict[int, dict[str, Tensor]] = {}
+        for dataset in self.datasets.values():
+            if id(dataset) not in features:
+                asked = [wanted[source] for source, other in self.datasets.items() if other is dataset]
+                features[id(dataset)] = compute_features(dataset, _merged(asked), self.config.cache_dir)
+        return {
+            source: FeatureStream(
+                {name: features[id(dataset)][name] for name in wanted[source]},
+                dataset.labels,
+                self._batch_size(source),
+                self.config.seed,
+                source,
+                process=self.process,
+                device=self.device,
+            )
+            for source, dataset in self.datasets.items()
+        }
+
+    def _batch_size(self, source: str) -> int:
+        if source != POOL:
+            return self.config.batch_size
+        # At least one image for every process and pass.
+        passes = self.process[1] * self.config.gradient_accumulation
+        return max(1, round(self.config.alignment_fraction * self.config.batch_size / passes)) * passes
+
+    def _image_stream(self, source: str, dataset: Images, extractor: CompatExtractor) -> Stream:
+        config, size = self.config, self._batch_size(source)
+        if isinstance(dataset, ArrayDataset):
+            return BatchStream(
+                dataset,
+                size,
+                config.seed,
+                source,
+                random_crop=config.random_crop,
+                random_flip=config.random_flip,
+                process=self.process,
+                device=_home(dataset, self.device),
+            )
+        transform = training_transform(extractor.data_config)
+        return ImageStream(
+            dataset, size, config.seed, source, transform=transform, process=self.process, workers=config.workers
+        )
+
+    def _wanted(self, source: str, reference: Reference | None, rotations: int) -> dict[str, Wanted]:
+        own = [member for member in self.members if member.name == source]
+        wanted = {member.name: Wanted(member.extractor, rotations=rotations) for member in own}
+        aligned = self.config.alignment != "none" and (self.pool is None or source == POOL)
+        if aligned and (source == POOL or reference is None):
+            wanted |= {member.name: Wanted(member.extractor) for member in self.members if member.name != source}
+        if reference is not None and (aligned or (self.config.distillation_weight and source != POOL)):
+            wanted[REFERENCE] = Wanted(reference.extractor, whole=True)
+        return wanted
+
+
+def _home(dataset: ArrayDataset, device: torch.device) -> torch.device:
+    """Where the images are kept: on a GPU that has room to spare for them."""
+    if device.type == "cuda" and dataset.images.nbytes > MOST_OF_GPU * torch.cuda.mem_get_info(device)[0]:
+        return torch.device("cpu")
+    return device
+
+
+def _merged(asked: Sequence[Mapping[str, Wanted]]) -> dict[str, Wanted]:
+    merged: dict[str, Wanted] = {}
+    for wanted in asked:
+        for name, want in wanted.items():
+            if name not in merged or merged[name].rotations < want.rotations:
+                merged[name] = want
+    return merged

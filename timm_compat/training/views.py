@@ -1,0 +1,84 @@
+"""How a step sees a batch: raw images through whole networks, or features of frozen backbones computed before."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from timm_compat.methods.rotation import rotate
+from timm_compat.models.extractor import CompatExtractor
+
+REFERENCE = "<reference>"  # no identifier, so no member bears this name
+POOL = "<pool>"
+
+
+class View(Protocol):
+    """What the loss asks of a batch. Extractors are named as members are."""
+
+    def upright(self, name: str, extractor: CompatExtractor, batch: Any) -> Tensor:
+        """The batch as this extractor's input (b, ...)."""
+
+    def turned(self, name: str, upright: Tensor, batch: Any, places: Tensor, turns: Tensor) -> Tensor:
+        """Inputs of the images at these places, turned: (n, ...)."""
+
+    def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
+        """Features of the space."""
+
+    def targets(self, extractor: CompatExtractor, batch: Any, places: Tensor) -> Tensor:
+        """The reference's features of the images at these places."""
+
+    def select(self, batch: Any, places: Tensor) -> Any:
+        """The batch's images at these places."""
+
+
+class ImageView:
+    """Batches are raw images (b, C, h, w) of uint8."""
+
+    def __init__(self, channels_last: bool = False) -> None:
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+
+    def upright(self, name: str, extractor: CompatExtractor, batch: Tensor) -> Tensor:
+        """Preprocessed images."""
+        images: Tensor = extractor.preprocess(batch)
+        return images.to(memory_format=self.memory_format)
+
+    def turned(self, name: str, upright: Tensor, batch: Tensor, places: Tensor, turns: Tensor) -> Tensor:
+        """Preprocessed images, turned."""
+        return rotate(upright[places], turns)
+
+    def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
+        """Through backbone and interface."""
+        return extractor(inputs)
+
+    @torch.no_grad()
+    def targets(self, extractor: CompatExtractor, batch: Tensor, places: Tensor) -> Tensor:
+        """Through the frozen reference."""
+        return extractor(self.upright(REFERENCE, extractor, batch[places]))
+
+    def select(self, batch: Tensor, places: Tensor) -> Tensor:
+        """Some of the images."""
+        return batch[places]
+
+
+class FeatureView:
+    """Batches are features by extractor's name, (b, V, F) or (b, V, F, H', W'): V is 1, or 4 for every rotation."""
+
+    def upright(self, name: str, extractor: CompatExtractor, batch: dict[str, Tensor]) -> Tensor:
+        """The backbone's features of the images as they are."""
+        return batch[name][:, 0]
+
+    def turned(self, name: str, upright: Tensor, batch: dict[str, Tensor], places: Tensor, turns: Tensor) -> Tensor:
+        """The backbone's features of turned images."""
+        return batch[name][places, turns.to(places.device)]
+
+    def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
+        """Through the interface alone."""
+        return extractor.interface(inputs)
+
+    def targets(self, extractor: CompatExtractor, batch: dict[str, Tensor], places: Tensor) -> Tensor:
+        """The reference's features, which were computed as such."""
+        return batch[REFERENCE][places, 0]
+
+    def select(self, batch: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
+        """Some of the images."""
+        return {name: features[places] for name, features in batch.items()}
