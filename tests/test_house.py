@@ -36,7 +36,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluation.plots",),
     ("evaluation.matrix",),
     ("evaluation.baselines",),
-    ("training.members", "training.views", "training.old_head", "training.state", "training.history", "training.step"),
+    (
+        *("training.members", "training.views", "training.old_head", "training.state", "training.history"),
+        *("training.step", "training.join_pool", "training.join_report"),
+    ),
     ("training.joint", "training.checkpoint", "training.feature_cache"),
     ("training.optimization", "training.streams"),
     ("training.loop",),

@@ -114,13 +114,13 @@ class TestJoin:
         assert far > 3 * near
 
     def test_warns_where_heads_disagree(self, space, reference, head, images, monkeypatch) -> None:
-        monkeypatch.setattr("timm_compat.training.join.LOW_AGREEMENT", 0.999)
+        monkeypatch.setattr("timm_compat.training.join_report.LOW_AGREEMENT", 0.999)
         with pytest.warns(UserWarning, match="makes the heads predict"):
             tc.join(space, "test_vit", images, reference=reference, heads=[head], in_chans=1, img_size=16)
 
     @POOR_FIT
     def test_report_equals_measuring_by_hand(self, space, reference, head, images) -> None:
-        options = {"reference": reference, "augment": False, "in_chans": 1, "img_size": 16}
+        options = {"reference": reference, "augment": False, "self_training": False, "in_chans": 1, "img_size": 16}
         torch.manual_seed(1)
         joined = tc.join(space, "test_efficientnet", images, heads=[head], **options)
         with torch.no_grad():
@@ -146,17 +146,32 @@ class TestJoin:
         assert report.agreement is None
         assert report.cka > 0.99
 
-    def test_heads_inform_the_report_only_and_stay_as_they_are(self, space, reference, head, images) -> None:
+    def test_heads_stay_as_they_are(self, space, reference, head, images) -> None:
         before = copy.deepcopy(head.state_dict())
         head.train()
         backbone = reference.backbone.model
         joined, plain = (
-            tc.join(space, backbone, images, reference=reference, heads=heads, img_size=16) for heads in ([head], [])
+            tc.join(space, backbone, images, reference=reference, heads=heads, self_training=not heads, img_size=16)
+            for heads in ([head], [])
         )
         assert joined.fit_report.agreement > 0.9
-        assert joined.digest() == plain.digest()
+        assert joined.digest() == plain.digest()  # without self-training they inform the report only
         assert head.training
         assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
+        assert all(parameter.grad is None for parameter in head.parameters())
+
+    @POOR_FIT
+    def test_self_training_is_kept_where_heads_agree_more(self, space, reference, head, images) -> None:
+        torch.manual_seed(0)
+        backbone = tc.create_extractor("test_efficientnet", space, in_chans=1, img_size=16).backbone.model
+        options = {"reference": reference, "img_size": 16}
+        with torch.no_grad():
+            head.classifier.weight.mul_(0.3)
+        plain, trained = (
+            tc.join(space, backbone, images, heads=[head], self_training=on, **options) for on in (False, True)
+        )
+        assert trained.fit_report.agreement >= plain.fit_report.agreement
+        assert trained.digest() != plain.digest()
 
     @POOR_FIT
     def test_augmentation_is_reproducible_and_can_be_left_out(self, space, reference, images) -> None:

@@ -18,6 +18,7 @@ from timm_compat.methods.initial_weights import same_start, start_name
 from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.methods.ridge import LAMBDAS, Moments, fit_ridge, solve
 from timm_compat.methods.rotation import draw_turns, rotate, rotation_losses
+from timm_compat.methods.self_training import DECAY, self_trained
 from timm_compat.methods.shifted_images import mirrored, shifted
 from timm_compat.methods.simplex import simplex_vertices
 
@@ -262,3 +263,40 @@ class TestShiftedImages:
         assert mirrored(images)[0, 0, 0].tolist() == [3, 2, 1, 0]
         assert torch.equal(shifted(images, torch.zeros(1, 2)), images)
         assert shifted(images, torch.ones(1, 2)).shape == images.shape
+
+
+class TestSelfTraining:
+    def problem(self) -> tuple[torch.Tensor, ...]:
+        random = torch.Generator().manual_seed(0)
+        x = torch.randn(200, 6, generator=random) * torch.tensor([1.0, 5.0, 0.2, 1.0, 1.0, 1.0])
+        t = torch.randn(200, 4, generator=random)
+        w, b = torch.randn(4, 6, generator=random), torch.randn(4, generator=random)
+        return x, t, w, b
+
+    def test_ends_where_the_formula_is_least(self) -> None:
+        x, t, w, b = self.problem()
+        heads = [torch.nn.Linear(4, classes).requires_grad_(False) for classes in (3, 5)]
+        found = self_trained(x, t, w, b, heads)
+
+        def objective(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            total = DECAY * sum(((weight[:, i] - w[:, i]) * x[:, i].std()).square().sum() for i in range(6))
+            for head in heads:
+                for image, target in zip(x, t, strict=True):
+                    label = int((head(target) + head(w @ image + b)).argmax())
+                    total = total - torch.log_softmax(head(weight @ image + bias), 0)[label] / 200 / len(heads)
+            return total
+
+        slopes = []
+        for weight, bias in ((w, b), found):
+            weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+            objective(weight, bias).backward()
+            slopes.append(float(torch.cat([weight.grad.flatten(), bias.grad]).norm()))
+        assert objective(*found) < objective(w, b)
+        assert slopes[1] < 0.02 * slopes[0]
+
+    def test_a_feature_that_does_not_vary_takes_no_part(self) -> None:
+        x, t, w, b = self.problem()
+        x[:, 2] = 3.0
+        weight, bias = self_trained(x, t, w, b, [torch.nn.Linear(4, 3).requires_grad_(False)])
+        assert weight.isfinite().all()
+        assert bias.isfinite().all()

@@ -28,7 +28,8 @@ from timm_compat.models.features import extract_features
 from timm_compat.models.heads import CommonClassesHead, RotationHead, SimplexHead, TaskHead
 from timm_compat.space import CompatSpace
 from timm_compat.training.fit import FitResult, fit
-from timm_compat.training.join import JoinReport, join
+from timm_compat.training.join import join
+from timm_compat.training.join_report import JoinReport
 from timm_compat.training.members import Member, Reference
 
 __all__ = [

@@ -38,8 +38,9 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="a head that is to run on it, for the report (repeat)",
+        help="a head that is to run on it: the fit is refined for it (repeat)",
     )
+    parser.add_argument("--no-self-training", action="store_true", help="do not refine the fit through the heads")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--pretrained", action="store_true", help="load timm's weights of the backbone")
     weights.add_argument("--weights", metavar="FILE", help="safetensors of the plain timm model")
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     heads = [TaskHead.from_pretrained(head) for head in options.head]
     channels = options.in_chans or reference.data_config["input_size"][0]
     images = _images(options, channels)
-    settings: dict[str, Any] = {"img_size": options.img_size}
+    settings: dict[str, Any] = {"img_size": options.img_size, "self_training": not options.no_self_training}
     model: Any = options.backbone
     if options.weights is None:
         settings |= {"pretrained": options.pretrained, "in_chans": channels}

@@ -1,10 +1,8 @@
-"""Join: a frozen backbone becomes an extractor of an existing space, on unlabelled images, in closed form."""
+"""Join: a frozen backbone becomes an extractor of an existing space, on unlabelled images, in seconds."""
 
 import copy
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,49 +12,18 @@ from timm_compat.data.arrays import ArrayDataset, image_batches
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.transforms import shared_data_config
 from timm_compat.errors import ConfigError
-from timm_compat.methods.linear_cka import linear_cka
-from timm_compat.methods.ridge import LEAST_SPREAD, Moments, fit_ridge
+from timm_compat.methods.ridge import fit_ridge
+from timm_compat.methods.self_training import Head, self_trained
 from timm_compat.methods.shifted_images import mirrored, shifted
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.features import BATCH_SIZE, evaluating, prepare
 from timm_compat.models.heads import TaskHead
 from timm_compat.seeding import generator
 from timm_compat.space import CompatSpace
+from timm_compat.training.join_pool import Pool
+from timm_compat.training.join_report import JoinReport, agreement, measured, warn_where_poor
 
-HELD_OUT_EVERY = 5
-KEPT_IMAGES = 20_000  # those held out of these are kept as features, for the report
 SHIFTED_IMAGES = 2_000  # beyond these a pool needs no shifted copies
-LOW_R2 = 0.3
-LOW_AGREEMENT = 0.4
-FEW_IMAGES = 100
-# CIFAR-10: 0.01 on 100 images like those learned from, 0.03 on its other classes, 0.2 on one class alone, 0.3 blurred,
-# 0.5 on darkened images and on digits, 1.4 on noise.
-FAR_SHIFT = 0.15
-
-
-@dataclass(frozen=True)
-class JoinReport:
-    """How well a joined extractor reproduces the reference, measured on held-out images before the final fit on all.
-
-    Attributes:
-        r2: share of the reference features' variance explained; 1 is perfect.
-        cka: linear CKA between the joined and the reference's features, in [0, 1] (``methods/linear_cka.py``).
-        agreement: share of images of which a head says the same from both features, mean over the given heads; None
-            without heads. Two networks that were trained independently seldom agree on more than they get right.
-        shift: how far the images are from those that the reference learned from: mean square of its features' means,
-            which lie at 0 there, with variance 1; None where the space does not normalise by "batch".
-        penalty: the ridge penalty chosen.
-        num_images: unlabelled images used.
-        seconds: in all.
-    """
-
-    r2: float
-    cka: float
-    agreement: float | None
-    shift: float | None
-    penalty: float
-    num_images: int
-    seconds: float
 
 
 @torch.no_grad()
@@ -68,6 +35,7 @@ def join(
     reference: CompatExtractor,
     heads: Sequence[TaskHead] = (),
     augment: bool = True,
+    self_training: bool = True,
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
     seed: int = 0,
@@ -75,8 +43,8 @@ def join(
 ) -> CompatExtractor:
     """Make a frozen backbone compatible with a space: its interface is fitted to give the reference's features.
 
-    One pass over the images; the fit is a ridge regression. Labels are not used. The existing heads of the space
-    then run on the new extractor. Memory does not grow with the number of images.
+    One pass over the images; the fit is a ridge regression in closed form, refined through the given heads. Labels
+    are not used. All heads of the space then run on the new extractor. Memory does not grow with the number of images.
 
     Args:
         space: a level "pooled" space.
@@ -84,10 +52,13 @@ def join(
         images: raw images (N, C, h, w) of uint8, a data set (its labels are not looked at), or batches of images;
             those most like the heads' own data serve best.
         reference: an extractor of the space.
-        heads: heads of the space that are to run on the result, for the report and its warning; the fit does not
-            depend on them.
+        heads: heads of the space that are to run on the result. The fit is refined for them, and the report tells
+            how often they agree.
         augment: whether both networks see the images mirrored too, and the first 2,000 shifted as well. These samples
             take part where they lower the error on held-out images as they are; a pass takes twice the time or more.
+        self_training: whether the fit goes on through the given heads: reference and new backbone together label the
+            first 5,000 images, and the interface is fitted to these labels (``methods/self_training.py``). A backbone
+            that is better than the reference then scores higher than the reference.
         batch_size: images at a time, where a tensor or data set came.
         workers: processes that decode an ``ImageDataset``.
         seed: of the shifts.
@@ -113,7 +84,7 @@ def join(
     extractor.to(reference.preprocess.mean.device).eval()
     decoded = isinstance(images, ImageDataset)
     size = shared_data_config(extractor.data_config, reference.data_config) if decoded else None
-    pool = _Pool(extractor.backbone.num_features, space.feature_dim)
+    pool = Pool(extractor.backbone.num_features, space.feature_dim)
     shifts = 2 * torch.rand(SHIFTED_IMAGES, 2, 2, generator=generator(seed, "join")) - 1
     with evaluating(reference):
         for batch in image_batches(images, batch_size, size, workers=workers):
@@ -121,48 +92,10 @@ def join(
             pool.add(*_features(extractor, reference, batch))
             for altered, numbers in _altered(batch, shifts[first : first + len(batch)]) if augment else ():
                 pool.add_altered(*_features(extractor, reference, altered), first + numbers)
-    report = _fit(extractor, pool, heads, start)
+    report = _fit(extractor, pool, heads, self_training, start)
     extractor.fit_report = report
-    _warn_where_poor(extractor.architecture, report)
+    warn_where_poor(extractor.architecture, report, stacklevel=4)  # torch.no_grad wraps join
     return extractor
-
-
-class _Pool:
-    """What a pass over the images leaves: sums for the regression, features of some held-out images."""
-
-    def __init__(self, num_inputs: int, num_targets: int) -> None:
-        self.num_images = 0
-        self.fitted, self.held_out, *altered = (Moments(num_inputs, num_targets) for _ in range(4))
-        self.altered = (altered[0], altered[1])
-        self._kept: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
-        numbers = torch.arange(self.num_images, self.num_images + len(inputs))
-        held_out = _is_held_out(numbers).to(inputs.device)
-        self.fitted.add(inputs[~held_out], targets[~held_out])
-        self.held_out.add(inputs[held_out], targets[held_out])
-        if self.num_images < KEPT_IMAGES:
-            self._kept.append((inputs[held_out], targets[held_out]))
-        self.num_images += len(inputs)
-
-    def add_altered(self, inputs: Tensor, targets: Tensor, numbers: Tensor) -> None:
-        held_out = _is_held_out(numbers).to(inputs.device)
-        for moments, chosen in zip(self.altered, (~held_out, held_out), strict=True):
-            moments.add(inputs[chosen], targets[chosen])
-
-    def shift(self) -> float:
-        """Mean square of the targets' means."""
-        everything = self.fitted.merged(self.held_out)
-        return float((everything.sum_y / everything.count).square().mean())
-
-    def kept(self) -> tuple[Tensor, Tensor]:
-        """Inputs (n, F) and targets (n, D) of the first held-out images."""
-        inputs, targets = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
-        return inputs, targets
-
-
-def _is_held_out(numbers: Tensor) -> Tensor:
-    return numbers % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
 def _features(extractor: CompatExtractor, reference: CompatExtractor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,17 +112,29 @@ def _altered(images: Tensor, shifts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield shifted(mirrored(some), shifts[:, 1]), everywhere[: len(shifts)]
 
 
-def _fit(extractor: CompatExtractor, pool: _Pool, heads: Sequence[TaskHead], start: float) -> JoinReport:
+def _fit(
+    extractor: CompatExtractor, pool: Pool, heads: Sequence[TaskHead], self_training: bool, start: float
+) -> JoinReport:
     ridge = fit_ridge(pool.fitted, pool.held_out, pool.altered)
-    inputs, targets = pool.kept()
-    extractor.interface.set_linear(ridge.trial_weight, ridge.trial_bias)
-    joined = extractor.interface(inputs)
-    extractor.interface.set_linear(ridge.weight, ridge.bias)
-    spread = (targets - targets.mean(dim=0)).square().sum().clamp(min=LEAST_SPREAD)
-    return JoinReport(
-        r2=float(1 - (joined - targets).square().sum() / spread),
-        cka=linear_cka(joined, targets),
-        agreement=_agreement(joined, targets, heads),
+    readers = [_reader(extractor, head) for head in heads]
+    interface, (inputs, targets) = extractor.interface, pool.kept(held_out=True)
+
+    def refined(weight: Tensor, bias: Tensor, held_out: bool | None) -> tuple[Tensor, Tensor]:
+        x, t = pool.kept(held_out=held_out, altered=ridge.extended)
+        return self_trained(x, t, weight.to(x), bias.to(x), readers)
+
+    interface.set_linear(ridge.trial_weight, ridge.trial_bias)
+    joined, result = interface(inputs), (ridge.weight, ridge.bias)
+    if readers and self_training:
+        interface.set_linear(*refined(ridge.trial_weight, ridge.trial_bias, held_out=False))
+        trained = interface(inputs)
+        if agreement(trained, targets, readers) >= agreement(joined, targets, readers):
+            joined, result = trained, refined(ridge.weight, ridge.bias, held_out=None)
+    interface.set_linear(*result)
+    return measured(
+        joined,
+        targets,
+        readers,
         shift=pool.shift() if extractor.space.normalization == "batch" else None,
         penalty=ridge.penalty,
         num_images=pool.num_images,
@@ -197,28 +142,7 @@ def _fit(extractor: CompatExtractor, pool: _Pool, heads: Sequence[TaskHead], sta
     )
 
 
-def _agreement(features: Tensor, targets: Tensor, heads: Sequence[TaskHead]) -> float | None:
-    if not heads:
-        return None
-    ready = [copy.deepcopy(head).to(features.device).eval() for head in heads]
-    shares = [(head(features).argmax(dim=1) == head(targets).argmax(dim=1)).float().mean() for head in ready]
-    return float(torch.stack(shares).mean())
-
-
-def _warn_where_poor(architecture: str, report: JoinReport) -> None:
-    faults = []
-    if report.num_images < FEW_IMAGES:
-        faults.append(f"was fitted on only {report.num_images} images")
-    if report.shift is not None and report.shift > FAR_SHIFT:
-        faults.append(f"was fitted on images unlike those that the reference learned from (shift {report.shift:.2f})")
-    if report.r2 < LOW_R2:
-        faults.append(f"explains only {report.r2:.2f} of the reference features' variance on held-out images")
-    if report.agreement is not None and report.agreement < LOW_AGREEMENT:
-        faults.append(f"makes the heads predict what they did on only {report.agreement:.0%} of held-out images")
-    if faults:
-        warnings.warn(
-            f"join: {architecture} {' and '.join(faults)}; expect lower accuracy. Give more images than "
-            f"{report.num_images} (a few hundred at least), images nearer to the heads' own data, or a backbone that "
-            "tells their classes apart",
-            stacklevel=4,  # torch.no_grad wraps join
-        )
+def _reader(extractor: CompatExtractor, head: TaskHead) -> Head:
+    """From the interface's linear map to the logits of a frozen copy of the head."""
+    ready = copy.deepcopy(head).to(extractor.preprocess.mean.device).eval().requires_grad_(False)
+    return lambda features: ready(extractor.interface.normalization(features))
