@@ -7,7 +7,7 @@ head's own data set. One row of the printed table is one cell, pool size and var
 images of the head's classes, mean and standard deviation over draws of the pool, and its share of the ceiling. The
 ceiling is a logistic regression with the labels that the existing head had, on the joining backbone's standardised
 pooled features, the best of three penalties. "with labels" is the same on the labelled images of the pool alone.
-No label tells a join where the head's own extractor errs, so that extractor's accuracy limits a join as well.
+"self-trained" is what ``join`` does when it is given the head.
 
     .venv/bin/python scripts/study_join.py --cifar10 ROOT                        # torchvision's layout; trains both
     .venv/bin/python scripts/study_join.py --cifar10 ROOT --folders A B          # each with extractor/ and head/
@@ -29,7 +29,11 @@ import timm_compat as tc
 
 CLASSES = {"a": slice(0, 7), "b": slice(3, 10)}
 PENALTIES = (1.0, 0.1, 0.01)  # scikit-learn's C
-VARIANTS = {"as they are": False, "augmented": True}
+VARIANTS = {
+    "ridge": {"augment": False, "self_training": False},
+    "ridge, augmented": {"self_training": False},
+    "self-trained": {},
+}
 EVALUATION_BATCH = 500
 
 Part = tuple[tc.CompatExtractor, tc.TaskHead]
@@ -94,10 +98,10 @@ def cell(arguments: argparse.Namespace, joining: Part, other: Part, pool: tc.Arr
         for draw in range(draws):
             chosen = torch.randperm(len(pool), generator=torch.Generator().manual_seed(draw))[:size]
             part = pool.subset(chosen)
-            for variant, augment in VARIANTS.items():
+            for variant, options in VARIANTS.items():
                 joined = tc.join(
-                    reference.space, extractor.backbone.model, part.images, reference=reference,
-                    augment=augment, img_size=32,
+                    reference.space, extractor.backbone.model, part.images, reference=reference, heads=[head],
+                    img_size=32, **options,
                 )  # fmt: skip
                 with torch.no_grad():
                     predicted = head(joined.interface(test_features)).argmax(dim=1)
@@ -120,8 +124,11 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[300, 1000, 25_000])
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="of the CPU; PyTorch's choice if left out")
     parser.add_argument("--json", action="store_true", help="print one JSON object a row")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     own, tests = load(arguments)
     if arguments.folders is None:
         parts = {

@@ -12,6 +12,7 @@ from timm_compat.data.arrays import ArrayDataset, image_batches
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.transforms import shared_data_config
 from timm_compat.errors import ConfigError
+from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.methods.ridge import fit_ridge
 from timm_compat.methods.self_training import Head, self_trained
 from timm_compat.methods.shifted_images import mirrored, shifted
@@ -21,7 +22,7 @@ from timm_compat.models.heads import TaskHead
 from timm_compat.seeding import generator
 from timm_compat.space import CompatSpace
 from timm_compat.training.join_pool import Pool
-from timm_compat.training.join_report import JoinReport, agreement, measured, warn_where_poor
+from timm_compat.training.join_report import JoinReport, agreement, explained, warn_where_poor
 
 SHIFTED_IMAGES = 2_000  # beyond these a pool needs no shifted copies
 
@@ -125,16 +126,17 @@ def _fit(
 
     interface.set_linear(ridge.trial_weight, ridge.trial_bias)
     joined, result = interface(inputs), (ridge.weight, ridge.bias)
-    if readers and self_training:
+    share = agreement(joined, targets, readers) if readers else None
+    if share is not None and self_training:
         interface.set_linear(*refined(ridge.trial_weight, ridge.trial_bias, held_out=False))
-        trained = interface(inputs)
-        if agreement(trained, targets, readers) >= agreement(joined, targets, readers):
-            joined, result = trained, refined(ridge.weight, ridge.bias, held_out=None)
+        refined_share = agreement(interface(inputs), targets, readers)
+        if refined_share >= share:
+            share, result = refined_share, refined(ridge.weight, ridge.bias, held_out=None)
     interface.set_linear(*result)
-    return measured(
-        joined,
-        targets,
-        readers,
+    return JoinReport(
+        r2=explained(joined, targets),
+        cka=linear_cka(joined, targets),
+        agreement=share,
         shift=pool.shift() if extractor.space.normalization == "batch" else None,
         penalty=ridge.penalty,
         num_images=pool.num_images,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.methods.ridge import LEAST_SPREAD
 from timm_compat.methods.self_training import Head
 
@@ -24,10 +23,11 @@ class JoinReport:
     """How well a joined extractor reproduces the reference, measured on held-out images before the final fit on all.
 
     Attributes:
-        r2: share of the reference features' variance explained; 1 is perfect.
-        cka: linear CKA between the joined and the reference's features, in [0, 1] (``methods/linear_cka.py``).
-        agreement: share of images of which a head says the same from both features, mean over the given heads; None
-            without heads. Two networks that were trained independently seldom agree on more than they get right.
+        r2: share of the reference features' variance that the regression explains; 1 is perfect.
+        cka: linear CKA between its features and the reference's, in [0, 1] (``methods/linear_cka.py``).
+        agreement: share of images of which a head says the same from the joined and the reference's features, mean
+            over the given heads; None without heads. Two networks that were trained independently seldom agree on
+            more than they get right.
         shift: how far the images are from those that the reference learned from: mean square of its features' means,
             which lie at 0 there, with variance 1; None where the space does not normalise by "batch".
         penalty: the ridge penalty chosen.
@@ -54,28 +54,6 @@ def agreement(features: Tensor, targets: Tensor, heads: Sequence[Head]) -> float
     """Share of the samples of which a head says the same from both (n, D), mean over the heads."""
     shares = [(head(features).argmax(dim=1) == head(targets).argmax(dim=1)).float().mean() for head in heads]
     return float(torch.stack(shares).mean())
-
-
-def measured(
-    features: Tensor,
-    targets: Tensor,
-    heads: Sequence[Head],
-    *,
-    shift: float | None,
-    penalty: float,
-    num_images: int,
-    seconds: float,
-) -> JoinReport:
-    """The report on held-out images: joined features (n, D) and the reference's (n, D)."""
-    return JoinReport(
-        r2=explained(features, targets),
-        cka=linear_cka(features, targets),
-        agreement=agreement(features, targets, heads) if heads else None,
-        shift=shift,
-        penalty=penalty,
-        num_images=num_images,
-        seconds=seconds,
-    )
 
 
 def warn_where_poor(architecture: str, report: JoinReport, stacklevel: int) -> None:
