@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data.sources",),
     ("models.features", "models.composed"),
     ("models.registry",),
-    ("evaluation.scores",),
+    ("evaluation.scores", "evaluation.predictions", "evaluation.intervals", "evaluation.retrieval"),
     ("evaluation.plots",),
     ("evaluation.matrix",),
     ("evaluation.baselines",),
