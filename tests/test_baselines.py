@@ -80,7 +80,7 @@ class TestRotatedTwins:
     @pytest.mark.parametrize("name", ["stitching", "retrained_head"])
     def test_labels_restore_it_as_well(self, name, parts, sets, measured) -> None:
         own = tc.recombination_matrix(*parts, sets[1], cross_space=True).accuracy
-        assert measured[name].accuracy[1, 0] == pytest.approx(own[0, 0], abs=0.05)
+        assert measured[name].accuracy[1, 0] == pytest.approx(own[0, 0], abs=0.1)
 
     def test_each_says_what_it_needs(self, measured) -> None:
         assert tuple(measured) == baselines.BASELINES

@@ -137,8 +137,9 @@ def measure_baselines(
     unknown = [name for name in names if name not in NEEDS]
     if unknown:
         raise ConfigError(f"baselines: expected any of {', '.join(BASELINES)}, got {unknown[0]!r}")
-    for part in (*extractors.values(), *heads.values()):
-        if part.space.level != "pooled":
+    spaces = [extractor.space for extractor in extractors.values()] + [head.space for head in heads.values()]
+    for space in spaces:
+        if space.level != "pooled":
             raise ConfigError('baselines: expected parts of level "pooled", got level "map"; leave the baselines out')
     sides = _Sides(
         extractors=tuple(extractors),

@@ -55,12 +55,10 @@ def least_squares(source: Tensor, target: Tensor) -> LinearMap:
     """
     _check_paired(source, target)
     held_out = torch.arange(len(source)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    sides = []
-    for chosen in (~held_out, held_out):
-        moments = Moments(source.shape[1], target.shape[1])
-        moments.add(source[chosen], target[chosen])
-        sides.append(moments)
-    ridge = fit_ridge(*sides)
+    fitted, chosen = (Moments(source.shape[1], target.shape[1]) for _ in range(2))
+    fitted.add(source[~held_out], target[~held_out])
+    chosen.add(source[held_out], target[held_out])
+    ridge = fit_ridge(fitted, chosen)
     return LinearMap(ridge.weight, ridge.bias)
 
 

@@ -1,0 +1,273 @@
+"""One evaluation from parts in folders to a report: matrix, baselines, retrieval, similarity, pictures."""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from timm_compat._extras import require
+from timm_compat.data.arrays import ArrayDataset
+from timm_compat.errors import ConfigError, MissingExtraError
+from timm_compat.evaluation import plots
+from timm_compat.evaluation.baselines import BASELINES, Baseline, BaselineConfig, measure_baselines
+from timm_compat.evaluation.feature_plot import feature_plot
+from timm_compat.evaluation.intervals import bootstrap_interval
+from timm_compat.evaluation.matrix import RecombinationMatrix, measure
+from timm_compat.evaluation.passes import Images
+from timm_compat.evaluation.report import ComponentFacts, EvaluationReport, Retrieval
+from timm_compat.evaluation.report_text import BASELINE_TITLES
+from timm_compat.evaluation.retrieval import retrieve
+from timm_compat.files import ROOT_KEY, library_versions, read_config, tensor_sha256, tensors_sha256
+from timm_compat.methods.linear_cka import linear_cka
+from timm_compat.models.extractor import CompatExtractor
+from timm_compat.models.heads import TaskHead
+
+PICTURE_DPI = 110
+PICTURE_IMAGES = 400
+ROLE_PREFIXES = ("extractor-", "head-")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Extractors and heads by name, and where each came from.
+
+    Attributes:
+        extractors: by name.
+        heads: by name; one that bears an extractor's name belongs to it.
+        sources: by (role, name).
+    """
+
+    extractors: Mapping[str, CompatExtractor]
+    heads: Mapping[str, TaskHead]
+    sources: Mapping[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to measure besides the matrix.
+
+    Attributes:
+        cross_space: allow parts of different spaces.
+        baselines: which; any of ``BASELINES``.
+        retrieval: whether to measure retrieval among the extractors.
+        pictures: whether to draw them, where Matplotlib is installed.
+        seed: of the baselines.
+        workers: processes that decode image files.
+
+    Raises:
+        ConfigError: an unknown baseline.
+    """
+
+    cross_space: bool = False
+    baselines: tuple[str, ...] = ()
+    retrieval: bool = False
+    pictures: bool = True
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.baselines if name not in BASELINES]
+        if unknown:
+            raise ConfigError(f"baselines: expected any of {', '.join(BASELINES)}, got {unknown[0]!r}")
+
+
+def load_parts(sources: Sequence[str]) -> Parts:
+    """Load components, told apart by their role.
+
+    Args:
+        sources: "SOURCE" or "NAME=SOURCE". Without a name it is the source's last part, less "extractor-" or "head-".
+
+    Raises:
+        ComponentFileError: a source that is no component.
+        ConfigError: two parts of one role and name, a part that is neither extractor nor head, or one role missing.
+    """
+    extractors: dict[str, CompatExtractor] = {}
+    heads: dict[str, TaskHead] = {}
+    origins: dict[tuple[str, str], str] = {}
+    for word in sources:
+        name, source = _name(word)
+        role = read_config(source)[ROOT_KEY]["role"]
+        if (role, name) in origins:
+            raise ConfigError(f"expected every {role}'s name once, got {name!r} twice; write NAME={source}")
+        origins[role, name] = source
+        if role == "extractor":
+            extractors[name] = CompatExtractor.from_pretrained(source)
+        elif role == "head":
+            heads[name] = TaskHead.from_pretrained(source)
+        else:
+            raise ConfigError(f"{source}: expected an extractor or a head, got a {role}")
+    if not extractors or not heads:
+        raise ConfigError(f"expected at least one extractor and one head, got {len(extractors)} and {len(heads)}")
+    return Parts(extractors, heads, origins)
+
+
+def evaluate(
+    parts: Parts,
+    test: Images,
+    config: EvaluateConfig | None = None,
+    *,
+    test_name: str = "the given images",
+    train: Images | None = None,
+    train_name: str = "",
+    command: str = "",
+    history: Sequence[Mapping[str, float]] = (),
+) -> EvaluationReport:
+    """Measure everything that the settings ask for; the test images pass every extractor once.
+
+    Args:
+        parts: extractors and heads.
+        test: labelled images.
+        config: settings; the defaults if None.
+        test_name: what the report calls them.
+        train: what baselines are fitted on.
+        train_name: what the report calls it.
+        command: the exact words that started this.
+        history: of a training, for its curves.
+
+    Raises:
+        ConfigError: baselines without ``train``, or parts of level "map" where features are compared.
+        DataError: see ``recombination_matrix``.
+        SpaceMismatchError: parts of different spaces, and ``cross_space`` is false.
+    """
+    start = time.perf_counter()
+    config = config or EvaluateConfig()
+    if config.baselines and train is None:
+        raise ConfigError("baselines: expected images to fit them on, got none")
+    is_pooled = all(extractor.space.level == "pooled" for extractor in parts.extractors.values())
+    if config.retrieval and not is_pooled:
+        raise ConfigError('retrieval: expected extractors of level "pooled", got level "map"')
+    matrix, features = measure(
+        parts.extractors, parts.heads, test,
+        cross_space=config.cross_space, keep_features=is_pooled, workers=config.workers,
+    )  # fmt: skip
+    baselines: list[Baseline] = []
+    if config.baselines and train is not None:
+        baselines = measure_baselines(
+            parts.extractors, parts.heads, train, test,
+            names=config.baselines, config=BaselineConfig(seed=config.seed), cross_space=config.cross_space,
+            test_features=features, workers=config.workers,
+        )  # fmt: skip
+    data = {"name": test_name, "test_images": len(test), "test_sha256": _digest(test)}
+    if baselines and train is not None:
+        data |= {"train_name": train_name, "train_images": len(train), "train_sha256": _digest(train)}
+    return EvaluationReport(
+        matrix=matrix,
+        baselines=baselines,
+        cka=_similarities(features) if len(features) > 1 else None,
+        retrieval=_retrieval(parts.extractors, features, test.labels) if config.retrieval else None,
+        components=_components(parts),
+        data={**data, "classes": ", ".join(test.class_names)},
+        command=command,
+        versions=library_versions(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        seconds=time.perf_counter() - start,
+        pictures=_pictures(matrix, baselines, features, test, history) if config.pictures else {},
+    )
+
+
+def _name(word: str) -> tuple[str, str]:
+    name, sign, source = word.partition("=")
+    if sign and not Path(word).exists():
+        if not name or not source:
+            raise ConfigError(f"expected NAME=SOURCE, got {word!r}")
+        return name, source
+    plain = Path(word).name or Path(word).resolve().name
+    for prefix in ROLE_PREFIXES:
+        plain = plain.removeprefix(prefix) or plain
+    return plain, word
+
+
+def _digest(dataset: Images) -> str:
+    return tensor_sha256(dataset.images) if isinstance(dataset, ArrayDataset) else dataset.digest()
+
+
+def _components(parts: Parts) -> list[ComponentFacts]:
+    found = []
+    for name, extractor in parts.extractors.items():
+        facts = (extractor.space, extractor.digest(), extractor.architecture)
+        found.append(_facts(parts, name, "extractor", *facts))
+    for name, head in parts.heads.items():
+        classes = f"{head.num_classes} classes: {', '.join(head.class_names[:10])}"
+        description = classes + (" ..." if head.num_classes > 10 else "")
+        found.append(_facts(parts, name, "head", head.space, tensors_sha256(head.state_dict()), description))
+    return found
+
+
+def _facts(parts: Parts, name: str, role: str, space: Any, digest: str, description: str) -> ComponentFacts:
+    fingerprint = space.fingerprint if space.is_final else "draft"
+    return ComponentFacts(name, role, parts.sources.get((role, name), "memory"), fingerprint, digest, description)
+
+
+def _similarities(features: Mapping[str, Tensor]) -> Any:
+    sides = list(features.values())
+    values = np.eye(len(sides))
+    for i, j in zip(*np.triu_indices(len(sides), 1), strict=True):
+        values[i, j] = values[j, i] = linear_cka(sides[i], sides[j])
+    return values
+
+
+def _retrieval(extractors: Mapping[str, CompatExtractor], features: Mapping[str, Tensor], labels: Tensor) -> Retrieval:
+    scores = {}
+    for query, queries in features.items():
+        for gallery, others in features.items():
+            if queries.shape[1] == others.shape[1]:
+                scores[query, gallery] = retrieve(queries, labels, others, labels, same_images=True)
+    return Retrieval(tuple(extractors), scores)
+
+
+def _pictures(
+    matrix: RecombinationMatrix,
+    baselines: Sequence[Baseline],
+    features: Mapping[str, Tensor],
+    test: Images,
+    history: Sequence[Mapping[str, float]],
+) -> dict[str, tuple[bytes, str]]:
+    """PNG and caption by file name; none without Matplotlib."""
+    pictures: dict[str, tuple[bytes, str]] = {}
+    with suppress(MissingExtraError):
+        caption = "Accuracy of every extractor (rows) under every head (columns); own pairs are framed."
+        pictures["matrix.png"] = _png(matrix.plot()), caption
+        if baselines:
+            caption = "Mean accuracy of exchanged pairs, as they are and with every baseline; bootstrap over pairs."
+            pictures["baselines.png"] = _png(_baseline_bars(matrix, baselines)), caption
+        if history:
+            caption = "Losses of the training, mean of every epoch."
+            pictures["training.png"] = _png(plots.training_curves(history)), caption
+        pair = list(features)[:2]
+        if len(pair) == 2 and len({features[name].shape for name in pair}) == 1:
+            pictures["features.png"] = _plane(pair, features, test)
+    return pictures
+
+
+def _plane(pair: Sequence[str], features: Mapping[str, Tensor], test: Images) -> tuple[bytes, str]:
+    first, second = (features[name][:PICTURE_IMAGES] for name in pair)
+    labels, names = test.labels[:PICTURE_IMAGES], (pair[0], pair[1])
+    caption = f"Features of the same images from {pair[0]} and {pair[1]}, in the plane of their two main components."
+    return _png(feature_plot(first, second, labels, test.class_names, names=names)), caption
+
+
+def _baseline_bars(matrix: RecombinationMatrix, baselines: Sequence[Baseline]) -> Any:
+    others = ~matrix.native
+    cells = {"as they are": matrix.accuracy[others]}
+    cells |= {BASELINE_TITLES[baseline.name]: baseline.accuracy[others] for baseline in baselines}
+    means = {
+        name: float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+        for name, values in cells.items()
+    }
+    intervals = {name: bootstrap_interval(values) for name, values in cells.items()}
+    chance = float(matrix.chance.mean())
+    return plots.bars(means, intervals=intervals, chance=chance, native=matrix.native_accuracy)
+
+
+def _png(drawn: tuple[Any, Any]) -> bytes:
+    stream = io.BytesIO()
+    drawn[0].savefig(stream, dpi=PICTURE_DPI, format="png")
+    require("matplotlib.pyplot", "plots").close(drawn[0])
+    return stream.getvalue()
