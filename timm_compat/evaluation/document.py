@@ -26,7 +26,8 @@ h2 { margin-top: 2.2rem; border-bottom: 1px solid #bbb; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 0.8rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem; border: 1px solid #bbb; text-align: right; vertical-align: top; }
-th:first-child, td:first-child, td.text { text-align: left; }
+th:first-child, td:first-child, .text { text-align: left; }
+td.text { overflow-wrap: anywhere; max-width: 22rem; }
 th { background: #eee; }
 td.marked { font-weight: bold; outline: 2px solid #1a1a1a; outline-offset: -2px; }
 code, pre { font-family: ui-monospace, monospace; font-size: 0.9em; overflow-wrap: anywhere; }
@@ -125,12 +126,18 @@ def _html(block: Block) -> str:
 
 def _html_table(table: Table) -> str:
     heading, *rows = table.lines
-    lines = ["<tr>" + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heading) + "</tr>"]
+    heads = (_html_head(column in table.text_columns, cell) for column, cell in enumerate(heading))
+    lines = ["<tr>" + "".join(heads) + "</tr>"]
     for row, cells in enumerate(rows):
         lines.append(
             "<tr>" + "".join(_html_cell(table, row, column, cell) for column, cell in enumerate(cells)) + "</tr>"
         )
     return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def _html_head(is_text: bool, cell: str) -> str:
+    name = ' class="text"' if is_text else ""
+    return f'<th scope="col"{name}>{escape(cell)}</th>'
 
 
 def _html_cell(table: Table, row: int, column: int, cell: str) -> str:

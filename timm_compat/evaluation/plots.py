@@ -23,7 +23,7 @@ COLOURS = ("#0072B2", "#E69F00", "#000000", "#56B4E9", "#D55E00", "#CC79A7", "#0
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES = ("-", "--", "-.", ":")
 BAR_COLOUR = "#56B4E9"
-LONGEST_LABEL = 24
+LONGEST_LABEL = 28
 
 
 def heat_map(
@@ -201,7 +201,7 @@ def training_curves(
         style = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
         values = [record.get(name, math.nan) for record in history]
         ax.plot(epochs, values, label=label_text(name), marker=MARKS[number % len(MARKS)], markersize=4, **style)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(require("matplotlib.ticker", "plots").MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel=ylabel, title=title)
     ax.legend(loc="best")
     return ax.figure, ax

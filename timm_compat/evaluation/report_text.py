@@ -15,6 +15,7 @@ from timm_compat.evaluation.scores import Array, gap_points, mean_of_measured
 from timm_compat.files import new_folder
 
 HTML_FILE, MARKDOWN_FILE, JSON_FILE = "report.html", "report.md", "report.json"
+OWN_PAIR = "own pair"
 SCORES = {
     "native": "accuracy of extractors under their own heads",
     "recombined": "accuracy of all other pairs",
@@ -152,8 +153,12 @@ def _baselines(report: EvaluationReport) -> Iterator[Block]:
     yield Table([heading, *rows], text_columns=frozenset({4}))
     yield Paragraph(f"Fitted on {report.data['train_images']} images of {report.data['train_name']}.")
     for baseline in report.baselines:
-        yield Heading(BASELINE_TITLES[baseline.name].capitalize(), 3)
-        yield _grid(report, _numbers(baseline.accuracy))
+        title = BASELINE_TITLES[baseline.name]
+        yield Heading(title[0].upper() + title[1:], 3)
+        cells = _numbers(baseline.accuracy)
+        for i, j in np.argwhere(matrix.native & np.isnan(baseline.accuracy)).tolist():
+            cells[i][j] = OWN_PAIR
+        yield _grid(report, cells)
 
 
 def _retrieval(report: EvaluationReport) -> Iterator[Block]:
