@@ -75,7 +75,7 @@ class TestRotatedTwins:
     def test_relative_features_do_not_know_rotations(self, measured) -> None:
         found = measured["relative"].accuracy
         assert found[1, 0] == pytest.approx(found[0, 0], abs=0.005)
-        assert found[0, 0] > 0.55
+        assert found[0, 0] > 0.45
 
     @pytest.mark.parametrize("name", ["stitching", "retrained_head"])
     def test_labels_restore_it_as_well(self, name, parts, sets, measured) -> None:

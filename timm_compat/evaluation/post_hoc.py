@@ -135,13 +135,24 @@ def relative_features(features: Tensor, anchors: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=1) @ F.normalize(anchors.float(), dim=1).T
 
 
-def fitted_classes(train: Tensor, positions: Tensor, test: Tensor) -> NDArray[np.int64]:
-    """Classes (M,) that a logistic regression, trained with labels on features (N, F), gives to features (M, F)."""
+def fitted_classes(
+    train: Tensor, positions: Tensor, test: Tensor, *, standardize: bool = True, inverse_penalty: float = 1.0
+) -> NDArray[np.int64]:
+    """Classes (M,) that a logistic regression, trained with labels on features (N, F), gives to features (M, F).
+
+    Args:
+        train: (N, F).
+        positions: (N,), their classes.
+        test: (M, F).
+        standardize: whether every feature is brought to mean 0 and variance 1 first.
+        inverse_penalty: scikit-learn's C.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+    steps = [StandardScaler()] if standardize else []
+    model = make_pipeline(*steps, LogisticRegression(C=inverse_penalty, max_iter=5000))
     predicted: NDArray[np.int64] = model.fit(train.numpy(), positions.numpy()).predict(test.numpy())
     return predicted
 
