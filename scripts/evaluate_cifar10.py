@@ -4,7 +4,7 @@
 Trains on a part of CIFAR-10, saves all components, and runs `timm-compat evaluate` on each set of four. Also compares
 the time of the matrix with that of composing and running every pair on its own.
 
-    .venv/bin/python scripts/evaluate_cifar10.py ROOT OUTPUT --images 3000 --test-images 1000 --epochs 6
+    .venv/bin/python scripts/evaluate_cifar10.py ROOT OUTPUT
 """
 
 import argparse
@@ -12,10 +12,12 @@ import json
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 
 import timm_compat as tc
 from timm_compat.cli import main as timm_compat_main
+from timm_compat.evaluation.feature_plot import feature_plot
 
 ARCHITECTURES = ("test_resnet", "test_efficientnet", "test_vit", "test_convnext")
 IMG_SIZE = 32
@@ -72,6 +74,17 @@ def report(arguments: argparse.Namespace, folder: Path, *words: str) -> None:
     assert code == 0
 
 
+def draw_before_and_after(arguments: argparse.Namespace, file: Path) -> None:
+    test = tc.load_dataset("CIFAR10", arguments.root, "test", limit=400)
+    pair = ARCHITECTURES[:2]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    for axis, (folder, title) in zip(axes, (("apart", "trained apart"), ("together", "in one space")), strict=True):
+        paths = [arguments.output / folder / f"extractor-{name}" for name in pair]
+        features = [tc.extract_features(tc.CompatExtractor.from_pretrained(path), test) for path in paths]
+        feature_plot(*features, test.labels, test.class_names, names=pair, title=title, ax=axis)
+    figure.savefig(file, dpi=110)
+
+
 def compare_cost(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     extractors = {name: tc.CompatExtractor.from_pretrained(folder / f"extractor-{name}") for name in ARCHITECTURES}
     heads = {name: tc.TaskHead.from_pretrained(folder / f"head-{name}") for name in ARCHITECTURES}
@@ -118,6 +131,7 @@ def main() -> None:
     print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
     report(arguments, arguments.output / "together")
     report(arguments, arguments.output / "apart", "--cross-space")
+    draw_before_and_after(arguments, arguments.output / "before_and_after.png")
     with torch.no_grad():
         print(json.dumps(compare_cost(arguments, arguments.output / "together"), indent=2))
 

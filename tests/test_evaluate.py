@@ -197,6 +197,23 @@ class TestReport:
         assert not re.search(r"(?m)^(?!    ).*(?<!\\)<(img|script)", text)
 
 
+class TestInMemory:
+    def test_feature_maps_have_a_matrix_but_no_comparison_of_features(self) -> None:
+        test = tc.load_digits("test").subset(range(60))
+        space = tc.CompatSpace(8, test.class_names, ["common_classes"], level="map")
+        extractors = {name: tc.create_extractor("test_resnet", space, in_chans=1, img_size=32) for name in "ab"}
+        heads = {name: filled(tc.TaskHead(space, test.class_names), 3) for name in "ab"}
+        parts = Parts(extractors, heads, {})
+        found = evaluate(parts, test, EvaluateConfig(pictures=False))
+        assert found.matrix.accuracy.shape == (2, 2)
+        assert (found.cka, found.retrieval, found.pictures) == (None, None, {})
+        assert {part.source for part in found.components} == {"memory"}
+        with pytest.raises(tc.ConfigError, match='retrieval: expected extractors of level "pooled"'):
+            evaluate(parts, test, EvaluateConfig(retrieval=True))
+        with pytest.raises(tc.ConfigError, match="images to fit them on"):
+            evaluate(parts, test, EvaluateConfig(baselines=("procrustes",)))
+
+
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium here; .ci/run installs it")
 class TestInABrowser:
     SHOWN = """JSON.stringify({

@@ -12,6 +12,7 @@ from timm_compat.errors import DataError
 from timm_compat.evaluation.plots import COLOURS, label_text
 
 LEAST_IMAGES = 3
+NAME_OFFSETS = ((8, 6), (-8, 6), (8, -14), (-8, -14))  # points; neighbours' names keep out of each other's way
 
 
 def principal_plane(first: Tensor, second: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
@@ -80,9 +81,10 @@ def feature_plot(
         own = known[kept] == label
         ax.scatter(*circles[own].T, s=14, color=colour, alpha=0.45, linewidths=0)
         ax.scatter(*triangles[own].T, s=18, marker="^", facecolors="none", edgecolors=colour, alpha=0.55)
-    for colour, label in zip(COLOURS, shown, strict=False):
+    for number, label in enumerate(shown):
         own = known[kept] == label
-        _draw_means(ax, circles[own].mean(axis=0), triangles[own].mean(axis=0), colour, class_names[label])
+        _draw_means(ax, circles[own].mean(axis=0), triangles[own].mean(axis=0), COLOURS[number])
+        _name_mean(ax, circles[own].mean(axis=0), class_names[label], NAME_OFFSETS[number % len(NAME_OFFSETS)])
     handles = [
         ax.scatter([], [], s=24, color="#444444", label=label_text(names[0])),
         ax.scatter([], [], s=28, marker="^", facecolors="none", edgecolors="#444444", label=label_text(names[1])),
@@ -92,9 +94,13 @@ def feature_plot(
     return ax.figure, ax
 
 
-def _draw_means(ax: Any, circle: NDArray[Any], triangle: NDArray[Any], colour: str, name: str) -> None:
+def _draw_means(ax: Any, circle: NDArray[Any], triangle: NDArray[Any], colour: str) -> None:
     ax.plot(*zip(circle, triangle, strict=True), color="black", linewidth=1.2)
     ax.scatter(*circle, s=70, color=colour, edgecolors="black", zorder=3)
     ax.scatter(*triangle, s=80, marker="^", facecolors="white", edgecolors=colour, linewidths=2, zorder=3)
-    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-    ax.annotate(label_text(name), circle, (7, 7), textcoords="offset points", bbox=box, zorder=4)
+
+
+def _name_mean(ax: Any, place: NDArray[Any], name: str, offset: tuple[int, int]) -> None:
+    outline = require("matplotlib.patheffects", "plots").withStroke(linewidth=3, foreground="white")
+    side = "left" if offset[0] > 0 else "right"
+    ax.annotate(label_text(name), place, offset, textcoords="offset points", ha=side, path_effects=[outline], zorder=4)
