@@ -101,6 +101,22 @@ class TestCommand:
         assert code == 0, err
         assert json.loads(out)["matrix"]["counts"] == [40, 40]
 
+    def test_against_the_same_networks_trained_alone(self, capsys, folder, tmp_path) -> None:
+        words = [*in_one_space(folder), "--data", "digits", "--limit", 100, "--json"]
+        alone = json.loads(run(capsys, *words)[1])
+        for number, accuracy in enumerate((0.5, 0.9)):
+            alone["matrix"]["accuracy"][number][number] = accuracy
+        (tmp_path / "report.json").write_text(json.dumps(alone))
+        code, out, err = run(capsys, *words, "--alone", tmp_path / "report.json")
+        assert code == 0, err
+        found = json.loads(out)
+        (first, _), (cross, second) = found["matrix"]["accuracy"]
+        assert found["scores"]["compatibility_cost"] == pytest.approx((0.5 - first + 0.9 - second) / 2)
+        assert found["scores"]["update_gain"] == pytest.approx((cross - first) / (0.9 - first))
+        words[words.index(100)] = 90
+        code, _, err = run(capsys, *words, "--alone", tmp_path / "report.json")
+        assert (code, "same test images" in err) == (2, True)
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [
@@ -114,6 +130,7 @@ class TestCommand:
             (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--limit", "1"], "at least 2 classes"),
             (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--baselines", "magic"], "'magic'"),
             (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--history", "{0}/none"], "history"),
+            (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--alone", "{0}/none"], "report.json, got"),
             (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--report", "{0}"], "new or empty"),
         ],
     )

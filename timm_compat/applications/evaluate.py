@@ -118,6 +118,7 @@ def evaluate(
     train_name: str = "",
     command: str = "",
     history: Sequence[Mapping[str, float]] = (),
+    alone: Mapping[str, Any] | None = None,
 ) -> EvaluationReport:
     """Measure everything that the settings ask for; the test images pass every extractor once.
 
@@ -130,9 +131,12 @@ def evaluate(
         train_name: what the report calls it.
         command: the exact words that started this.
         history: of a training, for its curves.
+        alone: ``EvaluationReport.to_dict()`` of the same networks trained without regard to compatibility, under the
+            same names, measured on the same test images; for update gain and compatibility cost.
 
     Raises:
-        ConfigError: baselines without ``train``, or parts of level "map" where features are compared.
+        ConfigError: baselines without ``train``, ``alone`` of other images or without a name in common, or parts of
+            level "map" where features are compared.
         DataError: see ``recombination_matrix``.
         SpaceMismatchError: parts of different spaces, and ``cross_space`` is false.
     """
@@ -143,6 +147,8 @@ def evaluate(
     is_pooled = all(extractor.space.level == "pooled" for extractor in parts.extractors.values())
     if config.retrieval and not is_pooled:
         raise ConfigError('retrieval: expected extractors of level "pooled", got level "map"')
+    digest = _digest(test)
+    own_alone = {} if alone is None else _own_accuracies(alone, digest, parts)
     matrix, features = measure(
         parts.extractors, parts.heads, test,
         cross_space=config.cross_space, keep_features=is_pooled, workers=config.workers,
@@ -154,7 +160,7 @@ def evaluate(
             names=config.baselines, config=BaselineConfig(seed=config.seed), cross_space=config.cross_space,
             test_features=features, workers=config.workers,
         )  # fmt: skip
-    data = {"name": test_name, "test_images": len(test), "test_sha256": _digest(test)}
+    data = {"name": test_name, "test_images": len(test), "test_sha256": digest}
     if baselines and train is not None:
         data |= {"train_name": train_name, "train_images": len(train), "train_sha256": _digest(train)}
     return EvaluationReport(
@@ -169,7 +175,31 @@ def evaluate(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - start,
         pictures=_pictures(matrix, baselines, features, test, history) if config.pictures else {},
+        alone=own_alone,
     )
+
+
+def _own_accuracies(alone: Mapping[str, Any], digest: str, parts: Parts) -> dict[str, float]:
+    try:
+        found, images = alone["matrix"], alone["data"]["test_sha256"]
+        cells = zip(found["rows"], found["accuracy"], found["native"], strict=True)
+        own = {
+            str(name): float(value)
+            for name, values, native in cells
+            for value, is_own in zip(values, native, strict=True)
+            if is_own and value is not None and name in parts.extractors
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"alone: expected a report of timm-compat evaluate, got something else ({error!r})"
+        ) from error
+    if images != digest:
+        raise ConfigError(
+            "alone: expected a report on the same test images, got one on others; same --limit and --seed?"
+        )
+    if not own:
+        raise ConfigError(f"alone: expected own accuracies of {', '.join(parts.extractors)}, got other names")
+    return own
 
 
 def _name(word: str) -> tuple[str, str]:

@@ -49,6 +49,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--train-limit", type=int, help="use at most so many images of it, drawn at random")
     parser.add_argument("--retrieval", action="store_true", help="queries from one extractor, gallery from another")
     parser.add_argument("--history", metavar="FILE", help="history.jsonl of a training, for its curves")
+    parser.add_argument(
+        "--alone",
+        metavar="FILE",
+        help="report.json of the same networks trained without regard to compatibility, for update gain and cost",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of limits and baselines (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode image files")
     parser.add_argument("--report", metavar="DIR", help="a new folder for report.html, report.md and report.json")
@@ -83,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
         train_name=_title(options, options.train_split),
         command=shlex.join(["timm-compat", *options.words]),
         history=_history(options.history),
+        alone=_alone(options.alone),
     )
     if current_process()[0] == 0:
         if folder is not None:
@@ -112,6 +118,15 @@ def _history(file: str | None) -> list[dict[str, float]]:
     if not all(isinstance(record, dict) for record in records):
         raise ConfigError(f"history: expected one JSON object a line in {file!r}")
     return records
+
+
+def _alone(file: str | None) -> Any:
+    if file is None:
+        return None
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"alone: expected a report.json, got {error}") from error
 
 
 def _text(report: EvaluationReport, folder: Path | None) -> str:

@@ -16,9 +16,11 @@ from timm_compat.evaluation.scores import (
     average_accuracy,
     average_compatibility,
     backward_compatibility,
+    compatibility_cost,
     forward_compatibility,
     gap_points,
     mean_of_measured,
+    update_gain,
 )
 
 SCHEMA = 1
@@ -74,6 +76,8 @@ class EvaluationReport:
         created: date and time, UTC.
         seconds: wall time.
         pictures: PNG by file name, with a caption each.
+        alone: by extractor's name, own accuracy on the same test images of the same network trained without regard to
+            compatibility.
     """
 
     matrix: RecombinationMatrix
@@ -87,6 +91,7 @@ class EvaluationReport:
     created: str
     seconds: float
     pictures: Mapping[str, tuple[bytes, str]] = field(default_factory=dict)
+    alone: Mapping[str, float] = field(default_factory=dict)
 
     def scores(self) -> dict[str, float]:
         """The scores of the matrix; accuracies and errors in [0, 1], gaps in percentage points, NaN if undefined."""
@@ -119,7 +124,7 @@ class EvaluationReport:
         if stitched:
             gaps = gap_points(np.where(matrix.native, matrix.accuracy, stitched[0].accuracy), matrix.native)
             found["stitching_penalty_of_baseline"] = mean_of_measured(gaps[others]) / POINTS
-        return found
+        return found | (self._against_alone() if self.alone else {})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; NaN is null."""
@@ -140,7 +145,28 @@ class EvaluationReport:
             "baselines": [baseline.to_dict() for baseline in self.baselines],
             "cka": None if self.cka is None else json_numbers(self.cka),
             "retrieval": self._retrieval(),
+            "alone": dict(self.alone),
         }
+
+    def _against_alone(self) -> dict[str, float]:
+        matrix = self.matrix
+        own = {
+            row: float(matrix.accuracy[i, matrix.native[i]][0])
+            for i, row in enumerate(matrix.rows)
+            if matrix.native[i].any()
+        }
+        known = [name for name in own if name in self.alone]
+        costs = [compatibility_cost(self.alone[name], own[name]) for name in known]
+        found = {"compatibility_cost": mean_of_measured(np.array(costs))}
+        if matrix.rows == matrix.columns:
+            places = [matrix.rows.index(name) for name in known]
+            gains = [
+                update_gain(matrix.accuracy[new, old], matrix.accuracy[old, old], self.alone[matrix.rows[new]])
+                for new in places
+                for old in range(new)
+            ]
+            found["update_gain"] = mean_of_measured(np.array(gains))
+        return found
 
     def _measured(self, name: str) -> Any:
         return None if self.matrix.predictions is None else json_numbers(getattr(self.matrix, name)())

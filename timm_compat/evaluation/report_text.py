@@ -30,6 +30,8 @@ SCORES = {
     "average_accuracy": "AA: mean over later or equal extractors under earlier heads",
     "backward_compatibility": "BC: what earlier heads gain from later extractors",
     "forward_compatibility": "FC: what earlier extractors gain from later heads",
+    "compatibility_cost": "own accuracy of the same networks trained without regard to compatibility, less ours",
+    "update_gain": "(cross - old) / (later network without regard to compatibility - old), over later extractors",
     "stitching_penalty_of_baseline": "error of the trained stitching baseline over that of the head's own network",
 }
 BASELINE_TITLES = {
@@ -128,7 +130,9 @@ def _scores(report: EvaluationReport) -> Iterator[Block]:
         ends = f"{found['recombined_low']:.3f} to {found['recombined_high']:.3f}"
         yield Paragraph(f"Mean over the exchanged pairs by bootstrap over pairs, {CONFIDENCE:.0%}: {ends}.")
     if "average_compatibility" in found:
-        yield Paragraph(f"AC, AA, BC and FC take the parts in this order, oldest first: {', '.join(matrix.rows)}.")
+        yield Paragraph(
+            f"AC, AA, BC, FC and update gain take the parts in this order, oldest first: {', '.join(matrix.rows)}."
+        )
     if matrix.predictions is not None:
         yield Heading("Negative flips when a head's own extractor is exchanged")
         yield _grid(report, _numbers(matrix.negative_flips()))
