@@ -11,6 +11,7 @@ from PIL import Image
 import timm_compat as tc
 from timm_compat.evaluation import scores
 from timm_compat.evaluation.baselines import retrained_head_accuracy
+from timm_compat.evaluation.matrix import side_by_side
 
 
 class Oracle(tc.CompatExtractor):
@@ -226,6 +227,29 @@ class TestMatrix:
         assert [text.get_text() for text in axis.texts] == ["0.90", "0.50", "n/a", "0.75"]
         assert matrix.plot(axis)[0] is figure
         plt.close(figure)
+
+
+class TestSideBySide:
+    def test_columns_measured_on_images_of_their_own(self, space, dataset) -> None:
+        extractors = {"a": make(space, Oracle), "b": make(space, Swapped)}
+        head = reading_head(space, ["x", "y", "z"], [0, 1, 2])
+        other = tc.CompatSpace(3, ["x", "y", "z"], ["rotation"])
+        crossed = {"c": reading_head(other, ["x", "y", "z"], [0, 1, 2]), "d": tc.TaskHead(space, ["x"])}
+        parts = [
+            tc.recombination_matrix(extractors, {"a": head}, dataset.subset(range(6))),
+            tc.recombination_matrix(extractors, crossed, dataset, cross_space=True),
+        ]
+        found = side_by_side(parts)
+        assert found.columns == ("a", "c", "d")
+        assert found.counts == (6, 8, 4)
+        assert found.accuracy[:, :2].tolist() == [[1, 1], [pytest.approx(1 / 3), 0.25]]
+        assert found.cross_space.tolist() == [[False, True, False]] * 2
+        assert set(found.reasons) == {(0, 2), (1, 2)}
+        assert found.to_markdown().count("†") == 3
+        with pytest.raises(tc.ConfigError, match="without predictions"):
+            found.negative_flips()
+        with pytest.raises(tc.ConfigError, match="same rows"):
+            side_by_side([])
 
 
 class TestSeeds:
