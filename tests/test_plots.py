@@ -74,10 +74,12 @@ def test_lines_differ_in_mark_and_style_besides_colour() -> None:
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["16", "64"]
 
 
-def test_curves_take_the_losses_or_what_is_asked_for() -> None:
+def test_curves_take_the_task_losses_or_what_is_asked_for() -> None:
     _, axis = plots.training_curves(HISTORY)
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["loss", "a/task"]
-    assert axis.lines[0].get_ydata() == pytest.approx([3, 1.5, 1])
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a/task"]
+    assert axis.lines[0].get_ydata() == pytest.approx([2, 1, 2 / 3])
+    _, axis = plots.training_curves([{"loss": 3.0}, {"loss": 2.0}])
+    assert axis.lines[0].get_xdata() == pytest.approx([1, 2])
     _, axis = plots.training_curves(HISTORY, ["a/rotation"])
     assert len(axis.lines) == 1
 

@@ -27,7 +27,7 @@ h2 { margin-top: 2.2rem; border-bottom: 1px solid #bbb; }
 table { border-collapse: collapse; margin: 0.8rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem; border: 1px solid #bbb; text-align: right; vertical-align: top; }
 th:first-child, td:first-child, .text { text-align: left; }
-td.text { overflow-wrap: anywhere; max-width: 22rem; }
+td.text { overflow-wrap: anywhere; min-width: 6rem; max-width: 22rem; }
 th { background: #eee; }
 td.marked { font-weight: bold; outline: 2px solid #1a1a1a; outline-offset: -2px; }
 code, pre { font-family: ui-monospace, monospace; font-size: 0.9em; overflow-wrap: anywhere; }

@@ -179,7 +179,7 @@ def training_curves(
 
     Args:
         history: one record an epoch, as in ``FitResult.history`` or a line of ``history.jsonl``.
-        names: which numbers; the total loss and every member's task loss if None.
+        names: which numbers; every member's task loss if None, or the total loss where there is none.
         ylabel: what the numbers are.
         title: above the picture.
         ax: a Matplotlib axis to draw on; a new figure if None.
@@ -191,10 +191,11 @@ def training_curves(
     if not history:
         raise DataError("history: expected one record an epoch, got none")
     known = list(dict.fromkeys(key for record in history for key in record))
-    chosen = [name for name in known if name == "loss" or name.endswith("/task")] if names is None else list(names)
+    tasks = [name for name in known if name.endswith("/task")] or ["loss"]
+    chosen = tasks if names is None else list(names)
     missing = [name for name in chosen if name not in known]
     if missing or not chosen:
-        raise DataError(f"history: expected {', '.join(missing) or 'a loss'}, got {', '.join(known)}")
+        raise DataError(f"history: expected {', '.join(missing) or 'a name'}, got {', '.join(known)}")
     epochs = [record.get("epoch", number) for number, record in enumerate(history, 1)]
     ax = _axis(ax, (6.4, 4.2))
     for number, name in enumerate(chosen):
