@@ -11,7 +11,7 @@ from PIL import Image
 import timm_compat as tc
 from timm_compat.evaluation import scores
 from timm_compat.evaluation.baselines import retrained_head_accuracy
-from timm_compat.evaluation.matrix import side_by_side
+from timm_compat.evaluation.columns import side_by_side
 
 
 class Oracle(tc.CompatExtractor):

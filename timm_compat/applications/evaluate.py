@@ -1,52 +1,26 @@
 """One evaluation from parts in folders to a report: matrix, baselines, retrieval, similarity, pictures."""
 
-import io
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from timm_compat._extras import require
+from timm_compat.applications.parts import Parts
 from timm_compat.data.arrays import ArrayDataset
-from timm_compat.errors import ConfigError, MissingExtraError
-from timm_compat.evaluation import plots
+from timm_compat.errors import ConfigError
 from timm_compat.evaluation.baselines import BASELINES, Baseline, BaselineConfig, measure_baselines
-from timm_compat.evaluation.feature_plot import feature_plot
-from timm_compat.evaluation.intervals import bootstrap_interval
-from timm_compat.evaluation.matrix import RecombinationMatrix, measure
+from timm_compat.evaluation.matrix import measure
 from timm_compat.evaluation.passes import Images
 from timm_compat.evaluation.report import ComponentFacts, EvaluationReport, Retrieval
-from timm_compat.evaluation.report_text import BASELINE_TITLES
+from timm_compat.evaluation.report_pictures import draw_pictures
 from timm_compat.evaluation.retrieval import retrieve
-from timm_compat.files import ROOT_KEY, library_versions, read_config, tensor_sha256, tensors_sha256
+from timm_compat.files import library_versions, tensor_sha256, tensors_sha256
 from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.models.extractor import CompatExtractor
-from timm_compat.models.heads import TaskHead
-
-PICTURE_DPI = 110
-PICTURE_IMAGES = 400
-ROLE_PREFIXES = ("extractor-", "head-")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Extractors and heads by name, and where each came from.
-
-    Attributes:
-        extractors: by name.
-        heads: by name; one that bears an extractor's name belongs to it.
-        sources: by (role, name).
-    """
-
-    extractors: Mapping[str, CompatExtractor]
-    heads: Mapping[str, TaskHead]
-    sources: Mapping[tuple[str, str], str]
 
 
 @dataclass(frozen=True)
@@ -76,36 +50,6 @@ class EvaluateConfig:
         unknown = [name for name in self.baselines if name not in BASELINES]
         if unknown:
             raise ConfigError(f"baselines: expected any of {', '.join(BASELINES)}, got {unknown[0]!r}")
-
-
-def load_parts(sources: Sequence[str]) -> Parts:
-    """Load components, told apart by their role.
-
-    Args:
-        sources: "SOURCE" or "NAME=SOURCE". Without a name it is the source's last part, less "extractor-" or "head-".
-
-    Raises:
-        ComponentFileError: a source that is no component.
-        ConfigError: two parts of one role and name, a part that is neither extractor nor head, or one role missing.
-    """
-    extractors: dict[str, CompatExtractor] = {}
-    heads: dict[str, TaskHead] = {}
-    origins: dict[tuple[str, str], str] = {}
-    for word in sources:
-        name, source = _name(word)
-        role = read_config(source)[ROOT_KEY]["role"]
-        if (role, name) in origins:
-            raise ConfigError(f"expected every {role}'s name once, got {name!r} twice; write NAME={source}")
-        origins[role, name] = source
-        if role == "extractor":
-            extractors[name] = CompatExtractor.from_pretrained(source)
-        elif role == "head":
-            heads[name] = TaskHead.from_pretrained(source)
-        else:
-            raise ConfigError(f"{source}: expected an extractor or a head, got a {role}")
-    if not extractors or not heads:
-        raise ConfigError(f"expected at least one extractor and one head, got {len(extractors)} and {len(heads)}")
-    return Parts(extractors, heads, origins)
 
 
 def evaluate(
@@ -174,7 +118,7 @@ def evaluate(
         versions=library_versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - start,
-        pictures=_pictures(matrix, baselines, features, test, history) if config.pictures else {},
+        pictures=draw_pictures(matrix, baselines, features, test, history) if config.pictures else {},
         alone=own_alone,
     )
 
@@ -200,18 +144,6 @@ def _own_accuracies(alone: Mapping[str, Any], digest: str, parts: Parts) -> dict
     if not own:
         raise ConfigError(f"alone: expected own accuracies of {', '.join(parts.extractors)}, got other names")
     return own
-
-
-def _name(word: str) -> tuple[str, str]:
-    name, sign, source = word.partition("=")
-    if sign and not Path(word).exists():
-        if not name or not source:
-            raise ConfigError(f"expected NAME=SOURCE, got {word!r}")
-        return name, source
-    plain = Path(word).name or Path(word).resolve().name
-    for prefix in ROLE_PREFIXES:
-        plain = plain.removeprefix(prefix) or plain
-    return plain, word
 
 
 def _digest(dataset: Images) -> str:
@@ -250,54 +182,3 @@ def _retrieval(extractors: Mapping[str, CompatExtractor], features: Mapping[str,
             if queries.shape[1] == others.shape[1]:
                 scores[query, gallery] = retrieve(queries, labels, others, labels, same_images=True)
     return Retrieval(tuple(extractors), scores)
-
-
-def _pictures(
-    matrix: RecombinationMatrix,
-    baselines: Sequence[Baseline],
-    features: Mapping[str, Tensor],
-    test: Images,
-    history: Sequence[Mapping[str, float]],
-) -> dict[str, tuple[bytes, str]]:
-    """PNG and caption by file name; none without Matplotlib."""
-    pictures: dict[str, tuple[bytes, str]] = {}
-    with suppress(MissingExtraError):
-        caption = "Accuracy of every extractor (rows) under every head (columns); own pairs are framed."
-        pictures["matrix.png"] = _png(matrix.plot()), caption
-        if baselines:
-            caption = "Mean accuracy of exchanged pairs, as they are and with every baseline; bootstrap over pairs."
-            pictures["baselines.png"] = _png(_baseline_bars(matrix, baselines)), caption
-        if history:
-            caption = "Losses of the training, mean of every epoch."
-            pictures["training.png"] = _png(plots.training_curves(history)), caption
-        pair = list(features)[:2]
-        if len(pair) == 2 and len({features[name].shape for name in pair}) == 1:
-            pictures["features.png"] = _plane(pair, features, test)
-    return pictures
-
-
-def _plane(pair: Sequence[str], features: Mapping[str, Tensor], test: Images) -> tuple[bytes, str]:
-    first, second = (features[name][:PICTURE_IMAGES] for name in pair)
-    labels, names = test.labels[:PICTURE_IMAGES], (pair[0], pair[1])
-    caption = f"Features of the same images from {pair[0]} and {pair[1]}, in the plane of their two main components."
-    return _png(feature_plot(first, second, labels, test.class_names, names=names)), caption
-
-
-def _baseline_bars(matrix: RecombinationMatrix, baselines: Sequence[Baseline]) -> Any:
-    others = ~matrix.native
-    cells = {"as they are": matrix.accuracy[others]}
-    cells |= {BASELINE_TITLES[baseline.name]: baseline.accuracy[others] for baseline in baselines}
-    means = {
-        name: float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
-        for name, values in cells.items()
-    }
-    intervals = {name: bootstrap_interval(values) for name, values in cells.items()}
-    chance = float(matrix.chance.mean())
-    return plots.bars(means, intervals=intervals, chance=chance, native=matrix.native_accuracy)
-
-
-def _png(drawn: tuple[Any, Any]) -> bytes:
-    stream = io.BytesIO()
-    drawn[0].savefig(stream, dpi=PICTURE_DPI, format="png")
-    require("matplotlib.pyplot", "plots").close(drawn[0])
-    return stream.getvalue()

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix, side_by_side
+from timm_compat.evaluation.columns import side_by_side
+from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.files import replace_text
 from timm_compat.recipes.build import Built, build
 from timm_compat.recipes.schema import Recipe

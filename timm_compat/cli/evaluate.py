@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from timm_compat.applications.evaluate import EvaluateConfig, evaluate, load_parts
+from timm_compat.applications.evaluate import EvaluateConfig, evaluate
+from timm_compat.applications.parts import load_parts
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import ConfigError
 from timm_compat.evaluation.baselines import BASELINES

@@ -43,6 +43,13 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "retrained_head": (LABELS, "training a head for every pair"),
 }
 BASELINES = tuple(NEEDS)
+BASELINE_TITLES = {
+    "procrustes": "orthogonal Procrustes",
+    "least_squares": "least-squares map",
+    "relative": "relative representations",
+    "stitching": "trained linear stitching",
+    "retrained_head": "head retrained from scratch",
+}
 
 
 @dataclass(frozen=True)

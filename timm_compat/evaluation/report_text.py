@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from timm_compat.evaluation.baselines import BASELINE_TITLES
 from timm_compat.evaluation.document import Block, Code, Heading, Paragraph, Picture, Table, to_html, to_markdown
 from timm_compat.evaluation.intervals import CONFIDENCE
 from timm_compat.evaluation.matrix import CROSS_SPACE_SIGN, NOT_MEASURED
@@ -33,13 +34,6 @@ SCORES = {
     "compatibility_cost": "own accuracy of the same networks trained without regard to compatibility, less ours",
     "update_gain": "(cross - old) / (later network without regard to compatibility - old), over later extractors",
     "stitching_penalty_of_baseline": "error of the trained stitching baseline over that of the head's own network",
-}
-BASELINE_TITLES = {
-    "procrustes": "orthogonal Procrustes",
-    "least_squares": "least-squares map",
-    "relative": "relative representations",
-    "stitching": "trained linear stitching",
-    "retrained_head": "head retrained from scratch",
 }
 
 
