@@ -101,6 +101,8 @@ class TestCommand:
         code, out, err = run(capsys, *in_one_space(folder), "--data", tmp_path / "pictures", "--json")
         assert code == 0, err
         assert json.loads(out)["matrix"]["counts"] == [40, 40]
+        code, _, err = run(capsys, *in_one_space(folder), "--data", tmp_path / "pictures", "--baselines")
+        assert (code, "apart from the test images, got the same" in err) == (2, True)
 
     def test_against_the_same_networks_trained_alone(self, capsys, folder, tmp_path) -> None:
         words = [*in_one_space(folder), "--data", "digits", "--limit", 100, "--json"]
@@ -130,6 +132,10 @@ class TestCommand:
             (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--limit", "0"], "limit"),
             (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--limit", "1"], "at least 2 classes"),
             (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--baselines", "magic"], "'magic'"),
+            (
+                ["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--baselines", "--train-split", "test"],
+                "apart from the test images",
+            ),
             (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--history", "{0}/none"], "history"),
             (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--alone", "{0}/none"], "report.json, got"),
             (["{0}/extractor-test_vit", "{0}/head-few", "--data", "digits", "--report", "{0}"], "new or empty"),
@@ -230,6 +236,8 @@ class TestInMemory:
             evaluate(parts, test, EvaluateConfig(retrieval=True))
         with pytest.raises(tc.ConfigError, match="images to fit them on"):
             evaluate(parts, test, EvaluateConfig(baselines=("procrustes",)))
+        with pytest.raises(tc.ConfigError, match="apart from the test images"):
+            evaluate(parts, test, EvaluateConfig(baselines=("procrustes",)), train=test)
 
 
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium here; .ci/run installs it")

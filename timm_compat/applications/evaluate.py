@@ -79,8 +79,8 @@ def evaluate(
             same names, measured on the same test images; for update gain and compatibility cost.
 
     Raises:
-        ConfigError: baselines without ``train``, ``alone`` of other images or without a name in common, or parts of
-            level "map" where features are compared.
+        ConfigError: baselines without ``train`` or with the test images as such, ``alone`` of other images or without
+            a name in common, or parts of level "map" where features are compared.
         DataError: see ``recombination_matrix``.
         SpaceMismatchError: parts of different spaces, and ``cross_space`` is false.
     """
@@ -92,6 +92,8 @@ def evaluate(
     if config.retrieval and not is_pooled:
         raise ConfigError('retrieval: expected extractors of level "pooled", got level "map"')
     digest = _digest(test)
+    if config.baselines and train is not None and _digest(train) == digest:
+        raise ConfigError("baselines: expected training images apart from the test images, got the same")
     own_alone = {} if alone is None else _own_accuracies(alone, digest, parts)
     matrix, features = measure(
         parts.extractors, parts.heads, test,

@@ -78,6 +78,8 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         workers=options.workers,
     )
+    if names:
+        _check_fresh(options)
     parts = load_parts(options.components)
     channels = options.in_chans or next(iter(parts.extractors.values())).data_config["input_size"][0]
     report = evaluate(
@@ -102,6 +104,17 @@ def _images(options: argparse.Namespace, split: str, limit: int | None, channels
     name, root = ("folder", options.data) if is_folder else (options.data, options.root)
     images: Images = load_dataset(name, root, split, limit=limit, seed=options.seed, in_chans=channels)
     return images
+
+
+def _check_fresh(options: argparse.Namespace) -> None:
+    """Baselines must not be fitted on the images that they are measured on."""
+    is_undivided = options.root is None and Path(options.data).is_dir()
+    is_undivided = is_undivided and not (Path(options.data) / options.train_split).is_dir()
+    if options.split == options.train_split or is_undivided:
+        raise ConfigError(
+            "baselines: expected training images apart from the test images, got the same; give a folder with one "
+            f"subfolder a split, such as {options.train_split} and test, or another --train-split"
+        )
 
 
 def _title(options: argparse.Namespace, split: str) -> str:
