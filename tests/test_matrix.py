@@ -6,10 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import timm_compat as tc
 from timm_compat.evaluation import scores
 from timm_compat.evaluation.baselines import retrained_head_accuracy
+from timm_compat.evaluation.columns import side_by_side
 
 
 class Oracle(tc.CompatExtractor):
@@ -20,6 +22,21 @@ class Oracle(tc.CompatExtractor):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.passes += len(images)
         return images.flatten(1)[:, : self.space.feature_dim]
+
+
+class Swapped(Oracle):
+    """The first two features exchanged."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)[:, [1, 0, 2]]
+
+
+def extractor_mean(space: tc.CompatSpace) -> float:
+    return float(make(space).preprocess.mean)
+
+
+def extractor_std(space: tc.CompatSpace) -> float:
+    return float(make(space).preprocess.std)
 
 
 def make(space: tc.CompatSpace, cls=tc.CompatExtractor) -> tc.CompatExtractor:
@@ -79,6 +96,98 @@ class TestMatrix:
         assert head.training
         assert all(torch.equal(tensor, before[name]) for name, tensor in extractor.state_dict().items())
 
+    def test_passes_are_n_for_n_extractors_and_m_heads(self, space, dataset) -> None:
+        extractors = {str(number): make(space, Oracle) for number in range(3)}
+        heads = {str(number): tc.TaskHead(space, ["x", "y", "z"]) for number in range(5)}
+        tc.recombination_matrix(extractors, heads, dataset)
+        assert sum(extractor.passes for extractor in extractors.values()) == 3 * len(dataset)
+
+    def test_equals_composed_models_one_by_one(self) -> None:
+        test = tc.load_digits("test").subset(range(300))  # more than one batch
+        space = tc.CompatSpace(8, test.class_names, ["common_classes"])
+        extractors = {
+            name: tc.create_extractor(name, space, in_chans=1, img_size=16) for name in ("test_resnet", "test_vit")
+        }
+        heads = {name: tc.TaskHead(space, test.class_names) for name in ("test_resnet", "other")}
+        for head in heads.values():
+            torch.nn.init.normal_(head.classifier.weight, generator=torch.Generator().manual_seed(1))
+        matrix = tc.recombination_matrix(extractors, heads, test)
+        for row, extractor in enumerate(extractors.values()):
+            for column, head in enumerate(heads.values()):
+                with torch.no_grad():
+                    logits = tc.compose(extractor, head).eval()(extractor.preprocess(test.images))
+                right = (logits.argmax(dim=1) == test.labels).double().mean()
+                assert matrix.accuracy[row, column] == pytest.approx(float(right), abs=1e-9)
+
+    def test_image_files_are_seen_as_each_extractor_asks(self, tmp_path) -> None:
+        digits = tc.load_digits("test").subset(range(30))
+        for number, (image, label) in enumerate(zip(digits.images[:, 0].numpy(), digits.labels.tolist(), strict=True)):
+            folder = tmp_path / str(label)
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number}.png")
+        files = tc.load_dataset("folder", tmp_path, in_chans=1)
+        space = tc.CompatSpace(8, files.class_names, ["common_classes"])
+        extractors = {
+            str(size): tc.create_extractor("test_resnet", space, in_chans=1, img_size=size) for size in (16, 24)
+        }
+        head = tc.TaskHead(space, files.class_names)
+        torch.nn.init.normal_(head.classifier.weight, generator=torch.Generator().manual_seed(1))
+        together = tc.recombination_matrix(extractors, {"h": head}, files)
+        for row, (name, extractor) in enumerate(extractors.items()):
+            alone = tc.recombination_matrix({name: extractor}, {"h": head}, files)
+            assert together.accuracy[row] == alone.accuracy[0]
+            logits = head(tc.extract_features(extractor, files))
+            right = (logits.argmax(dim=1) == files.labels).double().mean()
+            assert together.accuracy[row, 0] == pytest.approx(float(right))
+
+    def test_intervals_counts_flips_and_calibration(self, space, dataset) -> None:
+        matrix = tc.recombination_matrix(
+            {"good": make(space, Oracle), "swapped": make(space, Swapped)},
+            {"good": reading_head(space, ["x", "y", "z"], [0, 1, 2]), "part": reading_head(space, ["x", "y"], [0, 1])},
+            dataset,
+        )
+        assert matrix.accuracy.tolist() == [[1.0, 1.0], [0.25, 0.0]]
+        assert matrix.cell_counts.tolist() == [[8, 6], [8, 6]]
+        low, high = matrix.intervals()
+        assert low[1, 0] == pytest.approx(0.0715, abs=1e-3)
+        assert high[1, 0] == pytest.approx(0.5907, abs=1e-3)
+        assert matrix.negative_flips()[:, 0].tolist() == [0, 0.75]
+        assert np.isnan(matrix.negative_flips()[:, 1]).all()  # no extractor is native to "part"
+        assert matrix.negative_flips(relative=True)[1, 0] == pytest.approx(1.0)
+        assert matrix.compatibility[1, 0] == pytest.approx((0.25 - 1 / 3) / (1 - 1 / 3))
+        # features of 200 / 255: every confidence is the same, so the error is its distance to the accuracy
+        scaled = (200 / 255 - extractor_mean(space)) / extractor_std(space)
+        zero = (0 - extractor_mean(space)) / extractor_std(space)
+        sure = 1 / (1 + 2 * np.exp(zero - scaled))
+        assert matrix.calibration_errors()[:, 0] == pytest.approx([1 - sure, abs(0.25 - sure)], abs=1e-5)
+
+    def test_cells_of_different_spaces_are_marked(self, space, dataset) -> None:
+        other = tc.CompatSpace(3, ["x", "y", "z"], ["rotation"])
+        wide = tc.CompatSpace(5, ["x", "y", "z"], ["rotation"])
+        heads = {
+            "own": reading_head(space, ["x", "y", "z"], [0, 1, 2]),
+            "other": reading_head(other, ["x", "y", "z"], [0, 1, 2]),
+            "wide": tc.TaskHead(wide, ["x", "y", "z"]),
+            "single": tc.TaskHead(space, ["x"]),
+            "strange": tc.TaskHead(space, ["x", "q"]),
+        }
+        matrix = tc.recombination_matrix({"own": make(space, Oracle)}, heads, dataset, cross_space=True)
+        assert matrix.cross_space.tolist() == [[False, True, True, False, False]]
+        assert matrix.accuracy[0, :2].tolist() == [1.0, 1.0]
+        assert np.isnan(matrix.accuracy[0, 2:]).all()
+        assert matrix.reasons == {
+            (0, 2): "3 features for a head of 5",
+            (0, 3): "the head knows 'x' only, so it is always right",
+            (0, 4): "only 'x' in common with the data",
+        }
+        text = matrix.to_markdown()
+        assert "1.000 †" in text
+        assert "† extractor and head of different spaces" in text
+        assert "n/a: 3 features for a head of 5 (own / wide)" in text
+        facts = json.loads(json.dumps(matrix.to_dict()))
+        assert facts["cell_counts"] == [[8, 8, 0, 0, 0]]
+        assert facts["not_measured"][0] == {"row": "own", "column": "wide", "reason": "3 features for a head of 5"}
+
     def test_refuses_another_space_unless_asked(self, space, dataset) -> None:
         other = tc.CompatSpace(3, ["x", "y", "z"], ["rotation"])
         parts = {"a": make(space)}, {"b": tc.TaskHead(other, ["x", "y", "z"])}
@@ -90,10 +199,16 @@ class TestMatrix:
         extractor, head = make(space), tc.TaskHead(space, ["p"])
         with pytest.raises(tc.DataError, match="a head knows"):
             tc.recombination_matrix({"a": extractor}, {"a": head}, dataset)
-        with pytest.raises(tc.DataError):
+        with pytest.raises(tc.DataError, match="expected images, got an empty one"):
             tc.recombination_matrix({"a": extractor}, {"a": head}, dataset.subset([]))
+        with pytest.raises(tc.DataError, match="at least 2 classes, got 'x' only"):
+            tc.recombination_matrix({"a": extractor}, {"a": head}, dataset.subset([0, 3]))
         with pytest.raises(tc.ConfigError, match="by name"):
             tc.recombination_matrix({}, {"a": head}, dataset)
+        broken = reading_head(space, ["x", "y", "z"], [0, 1, 2])
+        broken.classifier = torch.nn.Linear(3, 2)
+        with pytest.raises(tc.ConfigError, match="one logit a class, 3, got 2"):
+            tc.recombination_matrix({"a": extractor}, {"a": broken}, dataset)
 
     def test_markdown_json_and_picture(self, tmp_path) -> None:
         matrix = tc.RecombinationMatrix(
@@ -112,6 +227,51 @@ class TestMatrix:
         assert [text.get_text() for text in axis.texts] == ["0.90", "0.50", "n/a", "0.75"]
         assert matrix.plot(axis)[0] is figure
         plt.close(figure)
+
+
+class TestSideBySide:
+    def test_columns_measured_on_images_of_their_own(self, space, dataset) -> None:
+        extractors = {"a": make(space, Oracle), "b": make(space, Swapped)}
+        head = reading_head(space, ["x", "y", "z"], [0, 1, 2])
+        other = tc.CompatSpace(3, ["x", "y", "z"], ["rotation"])
+        crossed = {"c": reading_head(other, ["x", "y", "z"], [0, 1, 2]), "d": tc.TaskHead(space, ["x"])}
+        parts = [
+            tc.recombination_matrix(extractors, {"a": head}, dataset.subset(range(6))),
+            tc.recombination_matrix(extractors, crossed, dataset, cross_space=True),
+        ]
+        found = side_by_side(parts)
+        assert found.columns == ("a", "c", "d")
+        assert found.counts == (6, 8, 4)
+        assert found.accuracy[:, :2].tolist() == [[1, 1], [pytest.approx(1 / 3), 0.25]]
+        assert found.cross_space.tolist() == [[False, True, False]] * 2
+        assert set(found.reasons) == {(0, 2), (1, 2)}
+        assert found.to_markdown().count("†") == 3
+        with pytest.raises(tc.ConfigError, match="without predictions"):
+            found.negative_flips()
+        with pytest.raises(tc.ConfigError, match="same rows"):
+            side_by_side([])
+
+
+class TestSeeds:
+    def test_mean_and_deviation_of_every_cell(self) -> None:
+        def matrix(values: list[list[float]]) -> tc.RecombinationMatrix:
+            native = np.eye(2, dtype=bool)
+            return tc.RecombinationMatrix(np.array(values), ("a", "b"), ("a", "b"), native, np.full(2, 0.1), (4, 4))
+
+        seeds = [[[0.9, 0.5], [np.nan, 0.7]], [[0.8, 0.6], [0.4, 0.7]], [[0.7, 0.7], [np.nan, 0.7]]]
+        found = tc.over_seeds([matrix(values) for values in seeds])
+        assert found.mean == pytest.approx(np.array([[0.8, 0.6], [0.4, 0.7]]))
+        assert found.std[0].tolist() == pytest.approx([0.1, 0.1])
+        assert np.isnan(found.std[1, 0])
+        assert found.std[1, 1] == pytest.approx(0, abs=1e-8)
+        assert found.measured.tolist() == [[3, 3], [1, 3]]
+        assert found.native_accuracy == pytest.approx([0.8, 0.75, 0.7])
+        assert found.recombined_accuracy == pytest.approx([0.5, 0.5, 0.7])
+        assert found.interval() == pytest.approx((0.5, 0.7))
+        assert "**0.800 ± 0.100**" in found.to_markdown()
+        assert json.loads(json.dumps(found.to_dict()))["std"][1][0] is None
+        with pytest.raises(tc.ConfigError, match="at least one"):
+            tc.over_seeds([])
 
 
 class TestScores:

@@ -21,6 +21,8 @@ from timm_compat.errors import (
     TrainingError,
 )
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.evaluation.retrieval import RetrievalScores, retrieve
+from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
 from timm_compat.models import registry as _registry  # noqa: F401  (registers timm's entry points)
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
@@ -49,11 +51,13 @@ __all__ = [
     "ImageDataset",
     "ImageError",
     "JoinReport",
+    "MatrixOverSeeds",
     "Member",
     "MissingExtraError",
     "OutputExistsError",
     "RecombinationMatrix",
     "Reference",
+    "RetrievalScores",
     "RotationHead",
     "SimplexHead",
     "SpaceMismatchError",
@@ -68,5 +72,7 @@ __all__ = [
     "join",
     "load_dataset",
     "load_digits",
+    "over_seeds",
     "recombination_matrix",
+    "retrieve",
 ]

@@ -168,8 +168,12 @@ def write_component(
     return Path(folder)
 
 
-def read_config(folder: str | Path, role: str) -> dict[str, Any]:
+def read_config(folder: str | Path, role: str | None = None) -> dict[str, Any]:
     """The checked ``config.json`` of a component folder.
+
+    Args:
+        folder: the component's.
+        role: the role that is expected; any if None.
 
     Raises:
         ComponentFileError: no such folder or file, not our format, a newer format, or another role.
@@ -195,7 +199,7 @@ def read_config(folder: str | Path, role: str) -> dict[str, Any]:
     _check_format(file, ours.get("format"))
     if ours.get("role") not in ROLES:
         raise ComponentFileError(f"{file}: expected a role among {', '.join(ROLES)}, got {ours.get('role')!r}")
-    if ours["role"] != role:
+    if role is not None and ours["role"] != role:
         raise ComponentFileError(
             f"{file}: expected a component of role {role!r}, got {ours['role']!r}; load it with its own class"
         )

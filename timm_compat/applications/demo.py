@@ -216,4 +216,4 @@ def _joined_matrix(independent: RecombinationMatrix, joined: Parts, test: ArrayD
     for row, (name, (extractor, head)) in enumerate(joined.items()):
         cell = recombination_matrix({name: extractor}, {name: head}, test)
         accuracy[row, len(NAMES) - 1 - row] = cell.accuracy[0, 0]
-    return replace(independent, accuracy=accuracy)
+    return replace(independent, accuracy=accuracy, cross_space=None, predictions=None)

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from timm_compat.evaluation.columns import side_by_side
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.files import replace_text
 from timm_compat.recipes.build import Built, build
@@ -93,16 +94,7 @@ def matrix_of(members: Sequence[Member], tests: Mapping[str, Images]) -> Recombi
         for member in members
         if member.head is not None and member.name in tests
     ]
-    if not columns:
-        return None
-    return replace(
-        columns[0],
-        accuracy=np.concatenate([column.accuracy for column in columns], axis=1),
-        columns=tuple(name for column in columns for name in column.columns),
-        native=np.concatenate([column.native for column in columns], axis=1),
-        chance=np.concatenate([column.chance for column in columns]),
-        counts=tuple(count for column in columns for count in column.counts),
-    )
+    return side_by_side(columns) if columns else None
 
 
 def _number(value: float) -> float | None:

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from timm_compat._version import __version__
-from timm_compat.cli import demo, join, train
+from timm_compat.cli import demo, evaluate, join, train
 from timm_compat.errors import CompatError
 
-COMMANDS = (demo, train, join)
+COMMANDS = (demo, train, join, evaluate)
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(commands)
     options, rest = parser.parse_known_args(arguments)
+    options.words = list(sys.argv[1:] if arguments is None else arguments)  # as given, for reports
     # argparse gives up on overrides that stand behind an option: train RECIPE --output DIR training.epochs=5
     if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         options.overrides += rest

@@ -2,22 +2,45 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from timm_compat.data.arrays import ArrayDataset
-from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.evaluation import plots, scores
-from timm_compat.methods.common_classes import vocabulary_positions
+from timm_compat.evaluation.cells import Targets, check_classes, check_parts, find_targets, why_not
+from timm_compat.evaluation.intervals import CONFIDENCE, wilson_interval
+from timm_compat.evaluation.passes import Images, Outputs, run_once
+from timm_compat.evaluation.predictions import (
+    calibration_error,
+    negative_flip_rate,
+    relative_negative_flip_rate,
+)
+from timm_compat.evaluation.table import markdown_table
 from timm_compat.models.extractor import CompatExtractor
-from timm_compat.models.features import evaluating, extract_features
 from timm_compat.models.heads import TaskHead
+
+CROSS_SPACE_SIGN = "†"
+NOT_MEASURED = "n/a"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What every pair said about N images.
+
+    Attributes:
+        predicted: (rows, columns, N), position among the head's classes; -1 where the pair was not run.
+        confidence: (rows, columns, N), its probability in [0, 1]; NaN where the pair was not run.
+        expected: (columns, N), the true one; -1 for an image of a class that the head does not know.
+    """
+
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    expected: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -25,12 +48,15 @@ class RecombinationMatrix:
     """Accuracies with their names.
 
     Attributes:
-        accuracy: (rows, columns), each in [0, 1], NaN where a head knows none of the classes at hand.
+        accuracy: (rows, columns), each in [0, 1], NaN where not measured.
         rows: extractors' names.
         columns: heads' names.
         native: (rows, columns), where extractor and head bear one name.
         chance: of guessing one of each head's classes: (columns,).
         counts: images that each column was measured on: (columns,).
+        cross_space: (rows, columns), where extractor and head live in different spaces; nowhere if None.
+        reasons: why a cell was not measured, by (row, column).
+        predictions: of every image, for flips and calibration.
     """
 
     accuracy: scores.Array
@@ -39,6 +65,9 @@ class RecombinationMatrix:
     native: scores.Mask
     chance: scores.Array
     counts: tuple[int, ...]
+    cross_space: scores.Mask | None = None
+    reasons: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    predictions: Predictions | None = field(default=None, repr=False, compare=False)
 
     @property
     def native_accuracy(self) -> float:
@@ -50,28 +79,92 @@ class RecombinationMatrix:
         """Mean over all other pairs."""
         return scores.recombined_accuracy(self.accuracy, self.native)
 
+    @property
+    def compatibility(self) -> scores.Array:
+        """Share of each head's own accuracy over chance that is left: (rows, columns); see ``scores.compatibility``."""
+        return scores.compatibility(self.accuracy, self.native, self.chance)
+
+    @property
+    def cell_counts(self) -> NDArray[np.int64]:
+        """Images behind every cell, 0 where not measured: (rows, columns)."""
+        counts: NDArray[np.int64] = np.where(np.isnan(self.accuracy), 0, np.array(self.counts, dtype=np.int64))
+        return counts
+
+    def intervals(self, confidence: float = CONFIDENCE) -> tuple[scores.Array, scores.Array]:
+        """Wilson intervals over the images, as lower and upper ends (rows, columns); nothing of seeds is in them."""
+        ends = [
+            wilson_interval(float(share), int(count), confidence)
+            for share, count in zip(self.accuracy.flat, self.cell_counts.flat, strict=True)
+        ]
+        low, high = np.array(ends).T.reshape(2, *self.accuracy.shape)
+        return low, high
+
+    def negative_flips(self, *, relative: bool = False) -> scores.Array:
+        """Flips from right to wrong when a head's own extractor is replaced: (rows, columns); see ``predictions``.
+
+        Args:
+            relative: over the flips of two models that err independently.
+
+        Raises:
+            ConfigError: the matrix came without predictions.
+        """
+        rate = relative_negative_flip_rate if relative else negative_flip_rate
+        known = self._predictions()
+        result = np.full(self.accuracy.shape, np.nan)
+        for row, column in zip(*np.nonzero(~np.isnan(self.accuracy)), strict=True):
+            own = np.flatnonzero(self.native[:, column] & ~np.isnan(self.accuracy[:, column]))
+            if len(own):
+                kept = known.expected[column] >= 0
+                old, new = (known.predicted[place, column][kept] for place in (own[0], row))
+                result[row, column] = rate(old, new, known.expected[column][kept])
+        return result
+
+    def calibration_errors(self) -> scores.Array:
+        """Expected calibration error of every pair, in [0, 1]: (rows, columns); see ``predictions``.
+
+        Raises:
+            ConfigError: the matrix came without predictions.
+        """
+        known = self._predictions()
+        result = np.full(self.accuracy.shape, np.nan)
+        for row, column in zip(*np.nonzero(~np.isnan(self.accuracy)), strict=True):
+            kept = known.expected[column] >= 0
+            right = known.predicted[row, column][kept] == known.expected[column][kept]
+            result[row, column] = calibration_error(known.confidence[row, column][kept], right)
+        return result
+
     def to_markdown(self) -> str:
-        """A table; native cells in bold."""
-        lines = [["extractor \\ head", *self.columns], ["---", *["---:"] * len(self.columns)]]
-        for row, name in enumerate(self.rows):
-            cells = [f"{value:.3f}" for value in self.accuracy[row]]
-            native = self.native[row]
-            lines.append([name, *(f"**{cell}**" if own else cell for cell, own in zip(cells, native, strict=True))])
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        return "\n".join(
-            "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-            for line in lines
-        )
+        """A table, native cells in bold; below it what the signs mean, where any stand."""
+        lines = [["extractor \\ head", *self.columns]]
+        lines += [
+            [name, *(self._cell(row, column) for column in range(len(self.columns)))]
+            for row, name in enumerate(self.rows)
+        ]
+        return "\n".join([markdown_table(lines), *self._notes()])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; NaN is null."""
+        low, high = self.intervals()
+        crossed = np.zeros_like(self.native) if self.cross_space is None else self.cross_space
         return {
             "rows": list(self.rows),
             "columns": list(self.columns),
-            "accuracy": [[None if np.isnan(value) else float(value) for value in row] for row in self.accuracy],
+            "accuracy": json_numbers(self.accuracy),
+            "interval": {
+                "method": "wilson",
+                "confidence": CONFIDENCE,
+                "low": json_numbers(low),
+                "high": json_numbers(high),
+            },
             "native": self.native.tolist(),
+            "cross_space": crossed.tolist(),
             "chance": self.chance.tolist(),
             "counts": list(self.counts),
+            "cell_counts": self.cell_counts.tolist(),
+            "not_measured": [
+                {"row": self.rows[row], "column": self.columns[column], "reason": reason}
+                for (row, column), reason in self.reasons.items()
+            ],
         }
 
     def save_json(self, file: str | Path) -> None:
@@ -88,61 +181,110 @@ class RecombinationMatrix:
             self.accuracy, self.rows, self.columns, native=self.native, title=title, colorbar=colorbar, ax=ax
         )
 
+    def _cell(self, row: int, column: int) -> str:
+        value = self.accuracy[row, column]
+        if np.isnan(value):
+            return NOT_MEASURED
+        text = f"**{value:.3f}**" if self.native[row, column] else f"{value:.3f}"
+        crossed = self.cross_space is not None and self.cross_space[row, column]
+        return f"{text} {CROSS_SPACE_SIGN}" if crossed else text
 
-@torch.no_grad()
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.cross_space is not None and self.cross_space[~np.isnan(self.accuracy)].any():
+            notes.append(f"{CROSS_SPACE_SIGN} extractor and head of different spaces")
+        for reason in dict.fromkeys(self.reasons.values()):
+            cells = [f"{self.rows[i]} / {self.columns[j]}" for (i, j), why in self.reasons.items() if why == reason]
+            notes.append(f"{NOT_MEASURED}: {reason} ({', '.join(cells)})")
+        return ["", *notes] if notes else []
+
+    def _predictions(self) -> Predictions:
+        if self.predictions is None:
+            raise ConfigError("matrix: expected one that recombination_matrix measured, got one without predictions")
+        return self.predictions
+
+
 def recombination_matrix(
     extractors: Mapping[str, CompatExtractor],
     heads: Mapping[str, TaskHead],
-    dataset: ArrayDataset | ImageDataset,
+    dataset: Images,
     *,
     cross_space: bool = False,
+    workers: int = 0,
 ) -> RecombinationMatrix:
     """Measure every extractor under every head; an extractor and a head of one name are native to each other.
 
     Every extractor sees the images once, the heads run on its features. A head is measured on the images of the
-    classes that it knows, matched by name.
+    classes that it knows, matched by name. Under ``accelerate launch`` every process must call this (they wait for each
+    other), sees its share of the images, and gets the matrix that one process would.
 
     Args:
         extractors: by name.
         heads: by name.
         dataset: labelled images.
-        cross_space: allow parts of different spaces, as a baseline.
+        cross_space: allow parts of different spaces, as a baseline; such cells are marked.
+        workers: processes that decode image files.
 
     Raises:
         ConfigError: no extractor or no head.
-        DataError: no image, or no class in common between the data set and any head.
+        DataError: no image, images of one class only, or no head knows two of the classes.
         SpaceMismatchError: parts of different spaces, and ``cross_space`` is false.
     """
-    if not extractors or not heads:
-        raise ConfigError(f"expected extractors and heads by name, got {len(extractors)} and {len(heads)}")
-    if not cross_space:
-        for row, extractor in extractors.items():
-            for column, head in heads.items():
-                extractor.space.require_same(head.space, f"extractor {row!r}", f"head {column!r}")
-    targets = {name: _targets(head, dataset) for name, head in heads.items()}
-    known = {name: target >= 0 for name, target in targets.items()}
-    if not any(bool(kept.any()) for kept in known.values()):
-        raise DataError(
-            f"expected images of classes that a head knows, got {', '.join(dataset.class_names[:5])} ... "
-            f"for heads of {', '.join(next(iter(heads.values())).class_names[:5])} ..."
-        )
-    values = np.full((len(extractors), len(heads)), np.nan)
-    for i, extractor in enumerate(extractors.values()):
-        features = extract_features(extractor, dataset)
-        for j, (name, head) in enumerate(heads.items()):
-            kept = known[name].to(features.device)
-            with evaluating(head):
-                predicted = head(features[kept]).argmax(dim=1).cpu()
-            values[i, j] = scores.accuracy(predicted.numpy(), targets[name][known[name]].numpy())
+    return measure(extractors, heads, dataset, cross_space=cross_space, workers=workers)[0]
+
+
+def measure(
+    extractors: Mapping[str, CompatExtractor],
+    heads: Mapping[str, TaskHead],
+    dataset: Images,
+    *,
+    cross_space: bool = False,
+    keep_features: bool = False,
+    workers: int = 0,
+) -> tuple[RecombinationMatrix, dict[str, torch.Tensor]]:
+    """``recombination_matrix``, and with ``keep_features`` the features of the same pass, by extractor's name."""
+    crossed = check_parts(extractors, heads, cross_space)
+    check_classes(dataset)
+    targets = find_targets(heads, dataset)
+    reasons = why_not(extractors, heads, targets)
+    runs = np.ones((len(extractors), len(heads)), dtype=bool)
+    for cell in reasons:
+        runs[cell] = False
+    if not any(target.reason is None for target in targets.values()):
+        shown = ", ".join(dataset.class_names[:5])
+        whys = "; ".join(f"{name}: {target.reason}" for name, target in targets.items())
+        raise DataError(f"expected images of at least two classes that a head knows, got {shown} ...; {whys}")
+    outputs = run_once(extractors, heads, dataset, runs, keep_features=keep_features, workers=workers)
+    return _matrix(extractors, heads, targets, outputs, crossed, reasons), outputs.features
+
+
+def json_numbers(values: scores.Array) -> Any:
+    """Nested lists; NaN is null."""
+    return np.where(np.isnan(values), None, values.astype(object)).tolist()  # type: ignore[call-overload]
+
+
+def _matrix(
+    extractors: Mapping[str, CompatExtractor],
+    heads: Mapping[str, TaskHead],
+    targets: Mapping[str, Targets],
+    outputs: Outputs,
+    crossed: scores.Mask,
+    reasons: Mapping[tuple[int, int], str],
+) -> RecombinationMatrix:
+    expected = np.stack([target.positions.numpy() for target in targets.values()])
+    values = np.full(crossed.shape, np.nan)
+    for row, column in np.ndindex(values.shape):
+        if (row, column) not in reasons:
+            kept = expected[column] >= 0
+            values[row, column] = scores.accuracy(outputs.predicted[row, column][kept], expected[column][kept])
     return RecombinationMatrix(
         accuracy=values,
         rows=tuple(extractors),
         columns=tuple(heads),
         native=np.array([[row == column for column in heads] for row in extractors]),
         chance=np.array([1 / head.num_classes for head in heads.values()]),
-        counts=tuple(int(kept.sum()) for kept in known.values()),
+        counts=tuple(int((positions >= 0).sum()) for positions in expected),
+        cross_space=crossed,
+        reasons=reasons,
+        predictions=Predictions(outputs.predicted, outputs.confidence, expected),
     )
-
-
-def _targets(head: TaskHead, dataset: ArrayDataset | ImageDataset) -> Tensor:
-    return vocabulary_positions(dataset.class_names, head.class_names)[dataset.labels]
