@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from hub_store import Commit, Repo, Store, User
 
@@ -416,10 +416,10 @@ class _Handler(BaseHTTPRequestHandler):
         key, store = commit.files[file], self.hub.store
         size = str(len(store.blobs[key]))
         if key in store.lfs:
-            origin = self.fault.value if self.fault and self.fault.kind == "redirect" else self.hub.url
-            headers |= {"X-Linked-Etag": f'"{key}"', "X-Linked-Size": size, "ETag": f'"{key}"'}
-            headers["Location"] = f"{origin}/cdn/{quote(key)}"
-            return lambda: self._send(302, b"", headers)
+            headers |= {"X-Linked-Etag": f'"{key}"', "X-Linked-Size": size}
+            if self.fault and self.fault.kind == "redirect":
+                headers["Location"] = f"{self.fault.value}/cdn/{key}"
+                return lambda: self._send(302, b"", headers)
         return self._content(store.blobs[key], {**headers, "ETag": f'"{store.oid(key)}"'})
 
     def cdn(self, sha: str) -> Callable[[], None]:
