@@ -14,6 +14,11 @@ from timm_compat.errors import (
     DataError,
     DraftSpaceError,
     FuseError,
+    HubAccessError,
+    HubConnectionError,
+    HubError,
+    HubNotFoundError,
+    HubTimeoutError,
     ImageError,
     MissingExtraError,
     OutputExistsError,
@@ -21,6 +26,7 @@ from timm_compat.errors import (
     TrainingError,
 )
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.facts import Facts, Result
 from timm_compat.models import registry as _registry  # noqa: F401  (registers timm's entry points)
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
@@ -43,8 +49,14 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DraftSpaceError",
+    "Facts",
     "FitResult",
     "FuseError",
+    "HubAccessError",
+    "HubConnectionError",
+    "HubError",
+    "HubNotFoundError",
+    "HubTimeoutError",
     "ImageDataset",
     "ImageError",
     "JoinReport",
@@ -53,6 +65,7 @@ __all__ = [
     "OutputExistsError",
     "RecombinationMatrix",
     "Reference",
+    "Result",
     "RotationHead",
     "SimplexHead",
     "SpaceMismatchError",
