@@ -27,6 +27,9 @@ from timm_compat.errors import (
 )
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.facts import Facts, Result
+from timm_compat.hub import push as _push  # noqa: F401  (lets components publish themselves)
+from timm_compat.hub.loading import load, pull
+from timm_compat.hub.search import Found, SearchResult, search
 from timm_compat.models import registry as _registry  # noqa: F401  (registers timm's entry points)
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
@@ -51,6 +54,7 @@ __all__ = [
     "DraftSpaceError",
     "Facts",
     "FitResult",
+    "Found",
     "FuseError",
     "HubAccessError",
     "HubConnectionError",
@@ -67,6 +71,7 @@ __all__ = [
     "Reference",
     "Result",
     "RotationHead",
+    "SearchResult",
     "SimplexHead",
     "SpaceMismatchError",
     "TaskHead",
@@ -78,7 +83,10 @@ __all__ = [
     "extract_features",
     "fit",
     "join",
+    "load",
     "load_dataset",
     "load_digits",
+    "pull",
     "recombination_matrix",
+    "search",
 ]

@@ -91,7 +91,7 @@ class Component:
             token=token,
             commit_message=commit_message,
             overwrite_card=overwrite_card,
-            **settings,
+            settings=settings,
         )
         self.remember(source)
         return source

@@ -140,6 +140,8 @@ def _translated(subject: str, error: BaseException, token: str | bool | None) ->
     if status is not None:
         kind = HubConnectionError if status >= 500 or status == 429 else HubError
         return kind(f"{subject}: the Hub answered {status} ({said}); try again later")
+    if isinstance(cause, ValueError):
+        return HubError(f"{subject}: the Hub's client refused: {said}")
     if "Timeout" in type(cause).__name__:
         return HubTimeoutError(f"{subject}: the Hub at {constants.ENDPOINT} does not answer ({said}); try again later")
     return HubConnectionError(

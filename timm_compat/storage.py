@@ -304,6 +304,14 @@ def open_files(
     )
 
 
+def pinned(where: Where, files: Files) -> Where:
+    """The same keywords for the commit that was resolved, so that nothing else is loaded than what was looked at."""
+    fixed = where.copy()
+    if files.commit is not None:
+        fixed["revision"] = files.commit
+    return fixed
+
+
 def check_repo_id(repo_id: str) -> str:
     """Refuse what is no "owner/name".
 
