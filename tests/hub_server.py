@@ -20,7 +20,7 @@ PAGE = 2  # models a page, so that clients have to turn pages
 class Fault:
     """What goes wrong with requests whose "METHOD /path" holds a match of ``pattern``.
 
-    Kinds: "status" (``value`` is the code), "hang" (seconds), "truncate", "flip" (one bit of the body),
+    Kinds: "status" (``value`` is the code), "hang" (seconds), "truncate", "flip" (one bit of the body), "junk" (a page),
     "commit" (``value`` is what X-Repo-Commit says), "redirect" (``value`` is another origin), "echo" (an error that
     repeats the token).
     """
@@ -173,6 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(500, None, f"do not repeat {self.token}")
 
     def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        if self.fault and self.fault.kind == "junk":
+            content = b"<html>a captive portal</html>"
         length = len(content)
         kind = self.fault.kind if self.fault and self.command == "GET" else None
         if kind == "flip" and length:

@@ -96,8 +96,8 @@ def _within(seconds: float, function: Callable[..., T], /, *args: Any, **kwargs:
         if future.done():  # the client's own
             raise
         raise HubTimeoutError(
-            f"the Hub gave no complete answer within {seconds:.0f} s; try again, or allow more: "
-            f"{TIMEOUT_VARIABLE}=seconds"
+            f"the Hub gave no complete answer within {seconds:.0f} s; check the network, try again later, or allow "
+            f"more: {TIMEOUT_VARIABLE}=seconds"
         ) from None
 
 
