@@ -20,7 +20,7 @@ PAGE = 2  # models a page, so that clients have to turn pages
 class Fault:
     """What goes wrong with requests whose "METHOD /path" holds a match of ``pattern``.
 
-    Kinds: "status" (``value`` is the code), "hang" (seconds), "truncate", "flip" (one bit of the body), "junk" (a page),
+    Kinds: "status" (``value`` is the code), "hang" (seconds), "truncate", "flip" (one bit), "junk" (a page),
     "commit" (``value`` is what X-Repo-Commit says), "redirect" (``value`` is another origin), "echo" (an error that
     repeats the token).
     """

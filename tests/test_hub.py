@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
 from hub_parts import CLASSES, Parts, images, make_parts, run_python
 from hub_server import LoopbackHub
+from safetensors.torch import load_file
 from torch import nn
 
 import timm_compat as tc
@@ -221,43 +221,40 @@ class TestPush:
             tc.TaskHead(parts.space, ["x"]).push_to_hub("lab/head")
 
 
-class TestPlainTimm:
+class TestTimm:
     """What was pushed is of use to people who do not have this package."""
 
     script = """
 import sys, timm, torch
 from safetensors.torch import save_file
-model = timm.create_model(sys.argv[1], pretrained=True, **eval(sys.argv[2])).eval()
+images, folder = torch.load(sys.argv[1]), sys.argv[2]
+backbone = timm.create_model("hf-hub:lab/extractor", pretrained=True, num_classes=5).eval()
+fused = timm.create_model("hf-hub:lab/fused", pretrained=True).eval()
 assert not any(name.startswith("timm_compat") for name in sys.modules)
-torch.manual_seed(0)
-save_file({"logits": model(torch.load(sys.argv[3])).contiguous()}, sys.argv[4])
-save_file({key: value.contiguous().clone() for key, value in model.state_dict().items()}, sys.argv[5])
-print(model.pretrained_cfg.get("label_names"))
+save_file({"five": backbone(images).contiguous(), "fused": fused(images).contiguous()}, folder + "/logits")
+save_file({key: value.contiguous().clone() for key, value in backbone.state_dict().items()}, folder + "/weights")
+print(fused.pretrained_cfg["label_names"])
 """
 
-    def load(self, folder: Path, name: str, **settings: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor, str]:
-        from safetensors.torch import load_file
-
-        torch.save(images(), folder / "images")
-        arguments = [name, repr(settings), *(str(folder / file) for file in ("images", "logits", "weights"))]
-        done = run_python(f"import sys; sys.argv[1:] = {arguments!r}\n{self.script}")
-        return load_file(folder / "weights"), load_file(folder / "logits")["logits"], done.stdout.strip()
-
-    def test_extractor(self, hub: LoopbackHub, parts: Parts, tmp_path: Path) -> None:
+    def test_without_this_package(self, hub: LoopbackHub, parts: Parts, tmp_path: Path) -> None:
+        model = tc.compose(parts.extractor, parts.head)
         parts.extractor.push_to_hub("lab/extractor")
-        weights, logits, _ = self.load(tmp_path, "hf-hub:lab/extractor", num_classes=5)
-        own = parts.extractor.backbone.model.state_dict()
+        model.push_to_hub("lab/fused", fused=True)
+        assert set(hub.files("lab/fused")) == {"README.md", "config.json", "model.safetensors"}
+        torch.save(images(), tmp_path / "images")
+        arguments = [str(tmp_path / "images"), str(tmp_path)]
+        done = run_python(f"import sys; sys.argv[1:] = {arguments!r}\n{self.script}")
+        assert done.stdout.strip() == str(list(CLASSES))
+        weights, own = load_file(tmp_path / "weights"), parts.extractor.backbone.model.state_dict()
         assert own.keys() < weights.keys()
         assert all(torch.equal(weights[key], own[key]) for key in own)
-        assert logits.shape == (2, 5)
+        logits = load_file(tmp_path / "logits")
+        assert logits["five"].shape == (2, 5)
+        torch.testing.assert_close(logits["fused"], model(images()), atol=1e-4, rtol=0)
 
-    def test_fused_model(self, hub: LoopbackHub, parts: Parts, tmp_path: Path) -> None:
+    def test_a_fused_model_loads_here_too(self, hub: LoopbackHub, parts: Parts) -> None:
         model = tc.compose(parts.extractor, parts.head)
         pushed = model.push_to_hub("lab/fused", fused=True)
-        assert set(hub.files("lab/fused")) == {"README.md", "config.json", "model.safetensors"}
-        _, logits, names = self.load(tmp_path, "hf-hub:lab/fused")
-        torch.testing.assert_close(logits, model(images()), atol=1e-4, rtol=0)
-        assert names == str(list(CLASSES))
         plain = tc.load("lab/fused", revision=pushed.commit)
         assert not isinstance(plain, tc.CompatModel)
         torch.testing.assert_close(plain(images()), model(images()), atol=1e-4, rtol=0)

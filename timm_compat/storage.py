@@ -71,6 +71,16 @@ class Source:
         place = {"repo_id": self.location, "commit": self.commit} if self.commit else {}
         return {**place, **({"subfolder": self.subfolder} if self.subfolder else {}), "sha256": dict(self.sha256)}
 
+    @classmethod
+    def from_config(cls, values: Any) -> "Source | None":
+        """What ``to_config`` gave of a Hub repository; None where it gave none, or is something else."""
+        given = values if isinstance(values, dict) else {}
+        texts = [str(given.get(key, "")) for key in ("repo_id", "commit", "subfolder")]
+        hashes = given.get("sha256")
+        if not (REPO_ID.fullmatch(texts[0]) and COMMIT.fullmatch(texts[1]) and isinstance(hashes, dict)):
+            return None
+        return cls(*texts, {str(name): str(digest) for name, digest in hashes.items()})
+
     def __str__(self) -> str:
         place = f"{self.location}/{self.subfolder}" if self.subfolder else self.location
         return f"{place}@{self.commit[:12]}" if self.commit else place
@@ -166,6 +176,8 @@ class HubFiles(Files):
             HubError: it cannot be fetched.
         """
         if (self.folder / name).is_file():
+            if not self.offline:
+                self._remember()
             return
         if self.offline:
             raise HubNotFoundError(

@@ -2,12 +2,12 @@
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from timm_compat.cards import PLACEHOLDER
 from timm_compat.cli.places import add_place_options, place
 from timm_compat.component import Component
 from timm_compat.errors import ConfigError
@@ -78,7 +78,9 @@ def run_push(options: argparse.Namespace) -> None:
     if isinstance(component, Component):
         source = _push_component(component, options, settings)
     else:
-        card = (options.folder / CARD_FILE).read_text(encoding="utf-8").replace(PLACEHOLDER, options.repo_id)
+        # A fused model is plain timm and renders no card of its own: its usage gets the new id.
+        card = (options.folder / CARD_FILE).read_text(encoding="utf-8")
+        card = re.sub(r"hf-hub:[\w./-]+", f"hf-hub:{options.repo_id}", card)
         source = push_folder(options.folder, options.repo_id, card, **settings)
     facts = {"repo_id": source.location, "commit": source.commit, "sha256": dict(source.sha256)}
     print(json.dumps(facts) if options.json else f"{source.location} at commit {source.commit}")

@@ -150,7 +150,15 @@ class CompatModel(Component, nn.Module):
         model.load_state_dict(tensors)
         model.facts = Facts.from_config(ours)
         model.remember(files.source(config))
+        model._remember_parts(ours.get("parts"))
         return model.eval()
+
+    def _remember_parts(self, recorded: Any) -> None:
+        known = recorded if isinstance(recorded, dict) else {}
+        for name, part in self.parts.items():
+            source = Source.from_config(known.get(name))
+            if source is not None and known[name].get("digest") == part.digest():
+                part.remember(source)
 
     @property
     def parts(self) -> dict[str, CompatExtractor | TaskHead]:
