@@ -75,11 +75,11 @@ class Source:
     def from_config(cls, values: Any) -> "Source | None":
         """What ``to_config`` gave of a Hub repository; None where it gave none, or is something else."""
         given = values if isinstance(values, dict) else {}
-        texts = [str(given.get(key, "")) for key in ("repo_id", "commit", "subfolder")]
+        repo_id, commit, subfolder = (str(given.get(key, "")) for key in ("repo_id", "commit", "subfolder"))
         hashes = given.get("sha256")
-        if not (REPO_ID.fullmatch(texts[0]) and COMMIT.fullmatch(texts[1]) and isinstance(hashes, dict)):
+        if not (REPO_ID.fullmatch(repo_id) and COMMIT.fullmatch(commit) and isinstance(hashes, dict)):
             return None
-        return cls(*texts, {str(name): str(digest) for name, digest in hashes.items()})
+        return cls(repo_id, commit, subfolder, {str(name): str(digest) for name, digest in hashes.items()})
 
     def __str__(self) -> str:
         place = f"{self.location}/{self.subfolder}" if self.subfolder else self.location
