@@ -458,6 +458,6 @@ ROUTES: list[tuple[str, str, Callable[..., Callable[[], None]]]] = [
     ("POST", r"/(?P<repo>[\w.-]+/[\w.-]+?)(\.git)?/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", "/lfs-upload/(?P<sha>[0-9a-f]{64})", _Handler.lfs_upload),
     ("POST", "/lfs-verify", _Handler.lfs_verify),
-    ("GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)", _Handler.resolve),
+    ("GET", f"/{REPO}/(?:resolve|raw)/(?P<revision>[^/]+)/(?P<file>.+)", _Handler.resolve),
     ("GET", "/cdn/(?P<sha>[0-9a-f]{64})", _Handler.cdn),
 ]

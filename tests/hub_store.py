@@ -54,7 +54,8 @@ class Repo:
         return commit
 
     def find(self, revision: str) -> Commit | None:
-        oid = self.branches.get(revision) or self.tags.get(revision) or revision
+        name = "main" if revision == "HEAD" else revision
+        oid = self.branches.get(name) or self.tags.get(revision) or revision
         return self.commits.get(oid)
 
 

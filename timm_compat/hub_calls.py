@@ -21,6 +21,7 @@ from timm_compat.errors import (
 TIMEOUT_VARIABLE = "TIMM_COMPAT_HUB_TIMEOUT"
 DEFAULT_TIMEOUT = 60.0
 LEAST_SPEED = 50_000  # bytes a second; a transfer that is slower has failed
+OFFLINE = "offline mode is on (HF_HUB_OFFLINE=1); unset it, or read what the cache holds"
 LOOKS_LIKE_A_TOKEN = re.compile(r"hf_\w{4,}")
 
 T = TypeVar("T")
@@ -70,6 +71,8 @@ def ask(
     transport: type[Exception] = HfHubHTTPError.__bases__[0]
     failures = (transport, OSError, RuntimeError, ValueError, LookupError, TypeError)
     seconds = time_limit(num_bytes)
+    if is_offline():
+        raise HubConnectionError(f"{subject}: {OFFLINE}")
     try:
         return _within(seconds, function, *args, token=token, **kwargs)
     except HubError:
@@ -115,7 +118,7 @@ def _translated(subject: str, error: BaseException, token: str | bool | None) ->
     status = _status(cause)
     said = without_token(_brief(cause), token)
     if isinstance(cause, OfflineModeIsEnabled):
-        return HubConnectionError(f"{subject}: offline mode is on (HF_HUB_OFFLINE=1); unset it, or use the cache")
+        return HubConnectionError(f"{subject}: {OFFLINE}")
     if status == 401:
         return HubAccessError(
             f"{subject}: the Hub asks for a valid token (401): it is private or does not exist, or the token is wrong; "
