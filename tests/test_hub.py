@@ -93,6 +93,16 @@ class TestRoundTrip:
         assert all("lab/extractor" in seen.path for seen in hub.seen)
         assert sum(seen.method == "GET" and "/resolve/" in seen.path for seen in hub.seen) == 3
 
+    def test_the_base_model_and_its_commit_are_known(self, hub: LoopbackHub, parts: Parts, tmp_path: Path) -> None:
+        base = tc.compose(parts.extractor, parts.head).push_to_hub("lab/base", fused=True)
+        parts.extractor.push_to_hub("lab/extractor")
+        made = tc.create_extractor("hf-hub:lab/base", parts.space, pretrained=True, trainable="adapter")
+        assert (made.facts.base_model, made.facts.base_model_commit) == ("lab/base", base.commit)
+        assert "base_model:\n- lab/base" in made.card()
+        assert "base_model_relation: adapter" in made.card()
+        assert tc.CompatExtractor.from_pretrained(made.save_pretrained(tmp_path / "made")).facts == made.facts
+        assert tc.create_extractor("test_resnet", parts.space).facts == tc.Facts()
+
     def test_subfolder(self, hub: LoopbackHub, parts: Parts, tmp_path: Path) -> None:
         parts.head.save_pretrained(tmp_path / "repo" / "heads" / "first")
         loaded = tc.TaskHead.from_pretrained(str(tmp_path / "repo"), subfolder="heads/first")

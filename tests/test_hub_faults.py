@@ -178,6 +178,13 @@ CASES = [
     ),
     Case("no weights", lambda hub: hub.edit("lab/head", model__safetensors=None), tc.ComponentFileError, "found none"),
     # The config
+    Case(
+        "bit flip in the config",
+        lambda hub: hub.fail("GET .*resolve.*config", "flip"),
+        tc.ComponentFileError,
+        "git's SHA-1 .* damaged on the way",
+        passing=True,
+    ),
     Case("no config", lambda hub: hub.edit("lab/head", config__json=None), tc.ComponentFileError, "config.json, found"),
     Case("config is no JSON", lambda hub: hub.edit("lab/head", config__json=b"\x80"), tc.ComponentFileError, "JSON"),
     Case(

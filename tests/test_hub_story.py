@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,16 @@ def test_the_story(
     a, head_a = tc.create_extractor("test_resnet", space, **SETTINGS), tc.TaskHead(space, train.class_names)
     tc.fit(space, [tc.Member("a", a, head_a, first)], tc.TrainConfig(**TRAINING), progress=None)
     native = tc.recombination_matrix({"a": a}, {"a": head_a}, test)
-    facts = tc.Facts(
-        license="apache-2.0",
-        datasets=("digits",),
-        results=(tc.Result("digits", native.native_accuracy, num_images=len(test)),),
-        training={"methods": "common classes", "seed": 0},
-        matrix=native.to_dict(),
-        member="a",
-    )
-    a.facts = head_a.facts = facts
+    a.facts = native.facts("digits", "a", replace(a.facts, license="apache-2.0", datasets=("digits",)))
+    head_a.facts = a.facts
     space.push_to_hub("alice/digits-space")
     a.push_to_hub("alice/digits-extractor")
     head_a.push_to_hub("alice/digits-head")
+
+    card = hub.files("alice/digits-extractor")["README.md"].decode()
+    for told in (f"{native.native_accuracy:.3f}", "- methods: common_classes", "- seed: 0", "license: apache-2.0"):
+        assert told in card
+    assert hub.files("alice/digits-extractor")["matrix.png"].startswith(b"\x89PNG")
 
     # Bob knows the space's name only. He adds a member of his own; Alice's components are not touched.
     monkeypatch.setenv("HF_TOKEN", people["bob"])

@@ -85,6 +85,15 @@ def largest_file(expected: Tensors) -> int:
     return content + HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(expected)
 
 
+def git_sha1(file: Path) -> str:
+    """The id that git gives to a file's bytes."""
+    digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False)
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def library_versions() -> dict[str, str]:
     """Versions of this package and of those that decide what a component computes."""
     versions = {"timm_compat": __version__}

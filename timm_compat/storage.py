@@ -13,12 +13,14 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from timm_compat.errors import ComponentFileError, ConfigError, HubError, HubNotFoundError
+from timm_compat.errors import ComponentFileError, ConfigError, HubAccessError, HubError, HubNotFoundError
 from timm_compat.files import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
     ROOT_KEY,
     Tensors,
+    file_sha256,
+    git_sha1,
     largest_file,
     read_config,
     read_tensors,
@@ -163,7 +165,7 @@ class HubFiles(Files):
         self.offline = local_files_only or is_offline()
         self.cache_dir = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser().absolute()
         self._cache = self.cache_dir / repo_folder_name(repo_id=repo_id, repo_type="model")
-        self._sizes: dict[str, int] | None = None
+        self._listed: dict[str, _Listed] | None = None
         self.revision = DEFAULT_REVISION if revision is None else revision
         self.commit: str = self._resolve(repo_id)
         super().__init__(repo_id, self._cache / "snapshots" / self.commit / subfolder, subfolder)
@@ -185,14 +187,16 @@ class HubFiles(Files):
                 f"holds: {self._held()}"
             )
         path = f"{self.subfolder}/{name}" if self.subfolder else name
-        size = self._size_of(path)
-        if size > most_bytes:
-            raise ComponentFileError(f"{self}: {path}: expected at most {most_bytes} bytes, got {size}")
-        self._download(path, size)
+        listed = self._entry(path)
+        if listed.size > most_bytes:
+            raise ComponentFileError(f"{self}: {path}: expected at most {most_bytes} bytes, got {listed.size}")
+        self._download(path, listed)
         self._remember()
 
     def forget(self, name: str) -> None:
-        """Remove a damaged file from the cache, so that the next attempt fetches it again."""
+        """Remove a damaged file from the cache, so that the next attempt fetches it again; offline there is none."""
+        if self.offline:
+            return
         link = self.folder / name
         blob = link.resolve()
         link.unlink(missing_ok=True)
@@ -221,7 +225,7 @@ class HubFiles(Files):
         )
         if not COMMIT.fullmatch(info.sha or ""):
             raise HubError(f"{subject}: expected a commit from the Hub, got {info.sha!r}; is it a Hub?")
-        self._sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        self._listed = _listing(info)
         return str(info.sha)
 
     def _cached_commit(self, repo_id: str) -> str:
@@ -238,10 +242,10 @@ class HubFiles(Files):
         snapshots = self._cache / "snapshots"
         return ", ".join(sorted(path.name for path in snapshots.iterdir())) if snapshots.is_dir() else "none"
 
-    def _size_of(self, path: str) -> int:
+    def _entry(self, path: str) -> "_Listed":
         from huggingface_hub import HfApi
 
-        if self._sizes is None:
+        if self._listed is None:
             found = ask(
                 str(self),
                 HfApi().model_info,
@@ -251,12 +255,12 @@ class HubFiles(Files):
                 timeout=time_limit(),
                 token=self.token,
             )
-            self._sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
-        if path not in self._sizes:
+            self._listed = _listing(found)
+        if path not in self._listed:
             raise ComponentFileError(f"{self}: expected the file {path}, found none; is this a component's repository?")
-        return self._sizes[path]
+        return self._listed[path]
 
-    def _download(self, path: str, size: int) -> None:
+    def _download(self, path: str, listed: "_Listed") -> None:
         from huggingface_hub import hf_hub_download
 
         found = ask(
@@ -268,13 +272,14 @@ class HubFiles(Files):
             cache_dir=self.cache_dir,
             etag_timeout=time_limit(),
             token=self.token,
-            num_bytes=size,
+            num_bytes=listed.size,
         )
         if Path(found).parent != self.folder:
             raise HubError(f"{self}: asked for {path} at this commit, got it from {Path(found).parent.name}; try again")
-        if Path(found).stat().st_size != size:
+        problem = listed.differs(Path(found))
+        if problem:
             self.forget(Path(path).name)
-            raise ComponentFileError(f"{self}: {path}: expected {size} bytes, got another size; fetch it again")
+            raise ComponentFileError(f"{self}: {path}: {problem}: damaged on the way; fetch it again")
 
     def _remember(self) -> None:
         # So that the same revision is found offline; the client itself does it only for downloads by revision.
@@ -282,6 +287,34 @@ class HubFiles(Files):
         if self.revision != self.commit and not (ref.is_file() and ref.read_text(encoding="utf-8") == self.commit):
             ref.parent.mkdir(parents=True, exist_ok=True)
             replace_text(ref, self.commit)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What the Hub says about a file; a mirror may know less."""
+
+    size: int
+    sha256: str | None
+    git_sha1: str | None
+
+    def differs(self, file: Path) -> str | None:
+        """How a file differs; None if it does not."""
+        if file.stat().st_size != self.size:
+            return f"expected {self.size} bytes, got {file.stat().st_size}"
+        if self.sha256 is not None:
+            return _unlike("SHA-256", self.sha256, file_sha256(file))
+        return None if self.git_sha1 is None else _unlike("git's SHA-1", self.git_sha1, git_sha1(file))
+
+
+def _unlike(name: str, expected: str, actual: str) -> str | None:
+    return None if expected == actual else f"expected {name} {expected}, got {actual}"
+
+
+def _listing(info: Any) -> dict[str, _Listed]:
+    return {
+        file.rfilename: _Listed(file.size or 0, getattr(file.lfs, "sha256", None), getattr(file, "blob_id", None))
+        for file in info.siblings or ()
+    }
 
 
 def open_files(
@@ -306,14 +339,17 @@ def open_files(
         return Files(str(location), Path(location) / subfolder, subfolder)
     if revision is not None and not (isinstance(revision, str) and REVISION.fullmatch(revision)):
         raise ConfigError(f"revision: expected a branch, a tag or a commit, got {revision!r:.80}")
-    return HubFiles(
-        location,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-    )
+    try:
+        return HubFiles(
+            location,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            subfolder=subfolder,
+        )
+    except (HubNotFoundError, HubAccessError) as error:  # a mistyped folder looks like a Hub id
+        raise type(error)(f"{error}; nor is there a folder {location!r}") from error.__cause__
 
 
 def pinned(where: Where, files: Files) -> Where:
@@ -322,6 +358,15 @@ def pinned(where: Where, files: Files) -> Where:
     if files.commit is not None:
         fixed["revision"] = files.commit
     return fixed
+
+
+def cached_commit(repo_id: str, name: str, revision: str | None = None) -> str | None:
+    """The commit at which the cache of the Hub's client holds a file; None where it does not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo_id, name, revision=revision)
+    commit = Path(found).parent.name if isinstance(found, str) else ""
+    return commit if COMMIT.fullmatch(commit) else None
 
 
 def check_repo_id(repo_id: str) -> str:

@@ -20,7 +20,7 @@ from timm_compat.models.backbone_config import backbone_facts, backbone_from_con
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
 from timm_compat.space import CompatSpace, check_space
-from timm_compat.storage import Where, open_files
+from timm_compat.storage import Where, cached_commit, open_files
 
 TRAINABLE = ("full", "adapter")
 RELATIONS = {"full": "finetune", "adapter": "adapter"}  # to the base model, in the Hub's words
@@ -193,6 +193,15 @@ class CompatExtractor(Component, nn.Module):
         )
 
 
+def _origin(hub_id: str | None) -> Facts:
+    # timm has just fetched these weights; the cache tells their commit.
+    if not hub_id:
+        return Facts()
+    repo_id, _, revision = hub_id.partition("@")
+    commit = cached_commit(repo_id, WEIGHTS_FILE, revision or None)
+    return Facts(base_model=repo_id, base_model_commit=commit)
+
+
 def unbounded_buffers(model: nn.Module) -> set[str]:
     """Names of the buffers that may hold infinity."""
     # Some architectures (gemma4) keep the bounds of their activations as buffers, infinite where there are none.
@@ -241,7 +250,7 @@ def create_extractor(
         )
         extractor = CompatExtractor(backbone, space, trainable)
         if pretrained:
-            extractor.facts = Facts(base_model=backbone.model.pretrained_cfg.get("hf_hub_id") or None)
+            extractor.facts = _origin(backbone.model.pretrained_cfg.get("hf_hub_id"))
         return extractor
 
     if "initial_weights" not in space.methods:
