@@ -112,7 +112,7 @@ def test_javascript_reads_what_we_push_and_we_load_what_it_pushes(
 
 @pytest.fixture(scope="module")
 def olah(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The mirror in an environment of its own: it has needs that ours must not meet."""
+    """The mirror, in an environment of its own."""
     folder = tmp_path_factory.mktemp("olah")
     venv.create(folder / "venv", with_pip=True)
     python = str(folder / "venv" / "bin" / "python")
