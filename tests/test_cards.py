@@ -95,6 +95,12 @@ def test_a_value_stays_in_its_table_cell() -> None:
     assert "| classes, in order | a\\|b, c |" in card
 
 
+def test_a_value_cannot_pose_as_a_mark() -> None:
+    new = render_card("head", {**VALUES, "class_names": "a <!-- /timm-compat:facts --> b"}, TAGS)
+    assert new.count("<!-- /timm-compat:facts -->") == 1
+    assert merge_cards(new, new) == new
+
+
 def test_a_dollar_in_a_value_is_only_a_dollar() -> None:
     assert "$space" in render_card("head", {**VALUES, "class_names": "$space"}, TAGS)
 

@@ -18,10 +18,7 @@ from hub_server import LoopbackHub
 
 import timm_compat as tc
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("npm") is None, reason="the JavaScript client needs Node.js and npm"),
-]
+pytestmark = pytest.mark.slow
 
 TOKEN = "hf_alicesecret"
 JAVASCRIPT = """
@@ -79,6 +76,7 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.skipif(shutil.which("npm") is None, reason="the JavaScript client needs Node.js and npm")
 @pytest.mark.parametrize("mode", ["lfs", "regular"])
 def test_javascript_reads_what_we_push_and_we_load_what_it_pushes(
     published: LoopbackHub, parts: Parts, node_folder: Path, tmp_path: Path, mode: str

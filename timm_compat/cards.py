@@ -165,5 +165,5 @@ def _provenance(facts: Facts, base_models: Sequence[str]) -> str:
 
 
 def _one_line(value: str) -> str:
-    """Keep a value inside its table cell."""
-    return " ".join(value.split()).replace("|", "\\|")
+    """Keep a value inside its table cell, and from posing as one of our marks."""
+    return " ".join(value.split()).replace("|", "\\|").replace("<!--", "&lt;!--")

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -153,9 +154,9 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 def replaced_file(file: Path) -> Iterator[Path]:
     """A path to write under a temporary name; it takes the file's place when the block ends well, else vanishes.
 
-    The name is this process's own, so that several may write the same file.
+    The name is this process's and thread's own, so that several may write the same file.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield partial
         partial.replace(file)

@@ -13,6 +13,11 @@ def listed(names: Sequence[str], most: int = 100) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
+def printable(text: str) -> str:
+    """One line without control characters: what strangers wrote must not steer a terminal."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
+
+
 def check_class_names(names: Iterable[str], least: int = 1) -> tuple[str, ...]:
     """Ordered class names as a tuple.
 

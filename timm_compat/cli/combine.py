@@ -14,6 +14,7 @@ from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.space import CompatSpace
 from timm_compat.storage import Files, Where, open_files, pinned
+from timm_compat.vocabulary import printable
 
 
 def add_parser(commands: Any) -> None:
@@ -103,4 +104,4 @@ def run_predict(options: argparse.Namespace) -> None:
         return
     width = max(len(one.file) for one in found)
     for one in found:
-        print(f"{one.file:{width}}  " + "   ".join(f"{name} {share:.3f}" for name, share in one.classes))
+        print(f"{one.file:{width}}  " + "   ".join(f"{printable(name)} {share:.3f}" for name, share in one.classes))

@@ -18,6 +18,7 @@ from timm_compat.hub.search import DEFAULT_LIMIT, search
 from timm_compat.models.composed import CompatModel
 from timm_compat.space import CompatSpace
 from timm_compat.storage import Source
+from timm_compat.vocabulary import printable
 
 
 def add_parser(commands: Any) -> None:
@@ -166,5 +167,5 @@ def _fingerprint(space: str | None) -> str | None:
 
 
 def _short(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
     return text if len(text) <= 200 else text[:197] + "..."

@@ -23,7 +23,7 @@ from timm_compat.files import (
     new_folder,
 )
 from timm_compat.models.backbone import TIMM_ERRORS
-from timm_compat.models.backbone_config import checked_arguments
+from timm_compat.models.backbone_config import checked_arguments, checked_preprocessing
 from timm_compat.models.composed import CompatModel
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
 from timm_compat.models.heads import TaskHead
@@ -99,12 +99,8 @@ def _load_fused(config: dict[str, Any], files: Files) -> nn.Module:
     except (BackboneError, *TIMM_ERRORS) as error:
         raise ComponentFileError(f"{files}: its model cannot be built here: {error}") from error
     model.load_state_dict(tensors)
-    preprocessing = config.get("pretrained_cfg")
-    model.pretrained_cfg = {
-        **(preprocessing if isinstance(preprocessing, dict) else {}),
-        "architecture": architecture,
-        "label_names": list(names),
-    }
+    own = {"architecture": architecture, "num_classes": len(names), "label_names": list(names)}
+    model.pretrained_cfg = model.default_cfg = {**checked_preprocessing(config[ROOT_KEY].get("preprocessing")), **own}
     return model.eval()
 
 

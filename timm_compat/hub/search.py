@@ -9,9 +9,10 @@ from typing import Any, overload
 from timm_compat.errors import ComponentFileError, ConfigError, HubAccessError, HubNotFoundError
 from timm_compat.facts import Facts
 from timm_compat.files import FORMAT, ROLES, ROOT_KEY
-from timm_compat.hub.loading import read_facts
 from timm_compat.hub_calls import ask
 from timm_compat.space import FINGERPRINT_DIGITS, CompatSpace
+from timm_compat.storage import HubFiles, check_repo_id
+from timm_compat.vocabulary import printable
 
 DEFAULT_LIMIT = 100
 
@@ -125,7 +126,7 @@ def search(
             continue  # a server may ignore filters
         try:
             row = _look(info, token, cache_dir)
-        except (ComponentFileError, HubNotFoundError, HubAccessError) as error:
+        except (ComponentFileError, ConfigError, HubNotFoundError, HubAccessError) as error:
             refused.append((info.id, str(error)))
             continue
         reason = _why_not(row, fingerprint, role, classes, dim)
@@ -154,7 +155,8 @@ def _tags(fingerprint: str | None, role: str | None, dim: int | None) -> list[st
 
 
 def _look(info: Any, token: str | bool | None, cache_dir: str | Path | None) -> Found:
-    config, files = read_facts(info.id, revision=info.sha, token=token, cache_dir=cache_dir)
+    files = HubFiles(check_repo_id(info.id), revision=info.sha, token=token, cache_dir=cache_dir)
+    config = files.config()
     ours = config[ROOT_KEY]
     space = CompatSpace.from_config(ours.get("space"))
     facts = Facts.from_config(ours)
@@ -213,4 +215,4 @@ def _cells(row: Found) -> list[str]:
         row.license or "not stated",
         row.space,
     )
-    return [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+    return [printable(cell).replace("|", "\\|") for cell in cells]

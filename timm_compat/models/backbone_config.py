@@ -71,7 +71,7 @@ def backbone_from_config(config: Mapping[str, Any], level: str) -> Backbone:
         backbone = build_backbone(architecture, level=level, out_index=out_index, **args)
     except (BackboneError, ConfigError) as error:
         raise ComponentFileError(f"config.json: its backbone cannot be built here: {error}") from error
-    preprocessing = _preprocessing(ours.get("preprocessing"))
+    preprocessing = checked_preprocessing(ours.get("preprocessing"))
     if preprocessing["input_size"][0] != backbone.input_size[0]:
         raise ComponentFileError(
             f"config.json: preprocessing: expected {backbone.input_size[0]} channels, got {preprocessing['input_size']}"
@@ -123,7 +123,12 @@ def _check_rebuilds(backbone: Backbone, model_args: Mapping[str, Any]) -> None:
         )
 
 
-def _preprocessing(value: object) -> dict[str, Any]:
+def checked_preprocessing(value: object) -> dict[str, Any]:
+    """timm's six settings, each in range.
+
+    Raises:
+        ComponentFileError: one is missing, of the wrong kind, or out of range.
+    """
     given = _expect("preprocessing", value, dict)
     try:
         size = tuple(_expect("preprocessing.input_size", side, int) for side in given["input_size"])

@@ -109,7 +109,8 @@ class CompatModel(Component, nn.Module):
         if fused:
             weights = {WEIGHTS_FILE: self.fuse().state_dict()}
             root = {**timm_keys, **labels, "pretrained_cfg": preprocessing}
-            facts["fused"], unbounded = True, unbounded_buffers(backbone.model)
+            facts |= {"fused": True, "preprocessing": backbone_facts(backbone)["preprocessing"]}
+            unbounded = unbounded_buffers(backbone.model)
         else:
             weights = {WEIGHTS_FILE: self.state_dict()}
             facts["extractor"] = {"timm": timm_keys, **backbone_facts(backbone)}
