@@ -1,7 +1,9 @@
 """Search: tags give candidates, configs decide; the command line; cards whose usage runs as it stands."""
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,30 @@ class TestCommands:
         assert code == 0
         assert "no licence is stated" in err
         assert "license" not in published.files("lab/plain")["README.md"].decode()
+
+    def test_a_licence_is_asked_for(
+        self, published: LoopbackHub, parts: Parts, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        monkeypatch.setattr(sys, "stdin", Terminal("bsd-3-clause\n"))
+        tc.TaskHead(parts.space, ["x"]).save_pretrained(tmp_path / "head")
+        code, _, err = self.run(capsys, "push", tmp_path / "head", "lab/plain")
+        assert code == 0
+        assert "Licence (an id such as apache-2.0" in err
+        assert "license: bsd-3-clause" in published.files("lab/plain")["README.md"].decode()
+
+    @pytest.mark.filterwarnings("ignore:join")  # so few images are too few for a good fit
+    def test_join_takes_hub_ids(self, published: LoopbackHub, parts: Parts, capsys: Any, tmp_path: Path) -> None:
+        ids = ("--reference", "lab/extractor", "--space", "lab/space", "--head", "lab/head")
+        words = ("--backbone", "test_resnet", "--img-size", 32, "--images", "digits", "--limit", 40)
+        code, _, err = self.run(capsys, "join", *ids, *words, "--output", tmp_path / "joined")
+        assert code == 0, err
+        joined = tc.CompatExtractor.from_pretrained(tmp_path / "joined")
+        assert joined.space.fingerprint == parts.space.fingerprint
+        assert joined.facts.training["method"] == "joined in closed form"
 
     def test_compose_says_in_one_line_what_does_not_fit(self, published: LoopbackHub, capsys: Any) -> None:
         published.seen.clear()

@@ -5,6 +5,7 @@ config), has a largest size before it is fetched, and is checked before it is us
 the cache again.
 """
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{
 REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]{0,254}", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DEFAULT_REVISION = "main"
+
+_logger = logging.getLogger(__name__)
 
 
 class Where(TypedDict, total=False):
@@ -168,6 +171,7 @@ class HubFiles(Files):
         self._listed: dict[str, _Listed] | None = None
         self.revision = DEFAULT_REVISION if revision is None else revision
         self.commit: str = self._resolve(repo_id)
+        _logger.info("%s: %s is commit %s%s", repo_id, self.revision, self.commit, " (cache)" if self.offline else "")
         super().__init__(repo_id, self._cache / "snapshots" / self.commit / subfolder, subfolder)
 
     def fetch(self, name: str, most_bytes: int) -> None:
