@@ -20,11 +20,14 @@ from timm_compat.errors import (
 
 TIMEOUT_VARIABLE = "TIMM_COMPAT_HUB_TIMEOUT"
 DEFAULT_TIMEOUT = 60.0
+ATTEMPTS = 3
 LEAST_SPEED = 50_000  # bytes a second; a transfer that is slower has failed
 OFFLINE = "offline mode is on (HF_HUB_OFFLINE=1); unset it, or read what the cache holds"
 LOOKS_LIKE_A_TOKEN = re.compile(r"hf_\w{4,}")
 
 T = TypeVar("T")
+
+_abandoned: list[threading.Thread] = []  # calls that ran out of time and may still be at it
 
 
 def time_limit(num_bytes: int = 0) -> float:
@@ -73,13 +76,18 @@ def ask(
     seconds = time_limit(num_bytes)
     if is_offline():
         raise HubConnectionError(f"{subject}: {OFFLINE}")
-    try:
-        return _within(seconds, function, *args, token=token, **kwargs)
-    except HubError:
-        raise
-    except failures as error:
-        ours = _translated(subject, error, token)
-        raise ours from (error if _is_clean(error, token) else None)
+    for attempt in range(ATTEMPTS):
+        try:
+            return _within(seconds, function, *args, token=token, **kwargs)
+        except HubError:
+            raise
+        except failures as error:
+            # An abandoned call that tries again closes the session that the client shares among its threads.
+            if attempt + 1 < ATTEMPTS and _status(_root(error)) is None and _some_are_abandoned():
+                continue
+            ours = _translated(subject, error, token)
+            raise ours from (error if _is_clean(error, token) else None)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _within(seconds: float, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
@@ -92,16 +100,23 @@ def _within(seconds: float, function: Callable[..., T], /, *args: Any, **kwargs:
         except BaseException as error:  # carried over to the thread that waits
             future.set_exception(error)
 
-    threading.Thread(target=work, daemon=True, name="timm-compat-hub").start()
+    thread = threading.Thread(target=work, daemon=True, name="timm-compat-hub")
+    thread.start()
     try:
         return future.result(seconds)
     except NotDone:
         if future.done():  # the client's own
             raise
+        _abandoned.append(thread)
         raise HubTimeoutError(
             f"the Hub gave no complete answer within {seconds:.0f} s; check the network, try again later, or allow "
             f"more: {TIMEOUT_VARIABLE}=seconds"
         ) from None
+
+
+def _some_are_abandoned() -> bool:
+    _abandoned[:] = [thread for thread in _abandoned if thread.is_alive()]
+    return bool(_abandoned)
 
 
 def _translated(subject: str, error: BaseException, token: str | bool | None) -> HubError:
