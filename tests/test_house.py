@@ -13,7 +13,7 @@ ROOT = "timm_compat"
 # package which has no line of its own; a package that is named itself may hold code in its __init__.py.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
-    ("_extras", "seeding", "files", "vocabulary", "facts", "hub_calls", "card_merge"),
+    ("_extras", "seeding", "files", "vocabulary", "facts", "hub_calls", "card_merge", "source"),
     ("cards", "storage"),
     ("component",),
     ("config", "methods.*"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from timm_compat.errors import ConfigError
 from timm_compat.facts import Facts
-from timm_compat.storage import Source
+from timm_compat.source import Source
 
 # Set by hub/push.py when the package is imported: components are below the Hub's push side and do not know it.
 _push: Callable[..., Source] | None = None

@@ -20,7 +20,8 @@ from timm_compat.errors import ComponentFileError, ConfigError, DraftSpaceError,
 from timm_compat.facts import Facts
 from timm_compat.files import FORMAT, ROOT_KEY, WEIGHTS_FILE, tensor_sha256, tensors_sha256, write_component
 from timm_compat.shared_tensors import check_tensors, expected_tensors, initial_tensors
-from timm_compat.storage import Where, open_files
+from timm_compat.source import Where
+from timm_compat.storage import open_files
 from timm_compat.vocabulary import check_class_names, listed
 
 LEVELS = ("pooled", "map")

@@ -12,8 +12,9 @@ from timm_compat.files import ROOT_KEY, check_new_folder
 from timm_compat.models.composed import compose
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.source import Where
 from timm_compat.space import CompatSpace
-from timm_compat.storage import Files, Where, open_files, pinned
+from timm_compat.storage import Files, open_files, pinned
 from timm_compat.vocabulary import printable
 
 

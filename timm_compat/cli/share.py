@@ -16,8 +16,8 @@ from timm_compat.hub.loading import load, pull, read_facts
 from timm_compat.hub.push import push_folder
 from timm_compat.hub.search import DEFAULT_LIMIT, search
 from timm_compat.models.composed import CompatModel
+from timm_compat.source import Source
 from timm_compat.space import CompatSpace
-from timm_compat.storage import Source
 from timm_compat.vocabulary import printable
 
 

@@ -27,8 +27,9 @@ from timm_compat.models.backbone_config import checked_arguments, checked_prepro
 from timm_compat.models.composed import CompatModel
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
 from timm_compat.models.heads import TaskHead
+from timm_compat.source import Where
 from timm_compat.space import CompatSpace
-from timm_compat.storage import Files, Where, open_files, pinned
+from timm_compat.storage import Files, open_files, pinned
 from timm_compat.vocabulary import check_class_names
 
 CLASSES: Mapping[str, Any] = {

@@ -22,7 +22,7 @@ from timm_compat.files import (
     read_config,
 )
 from timm_compat.hub_calls import ask, time_limit
-from timm_compat.storage import Source, check_repo_id
+from timm_compat.source import Source, check_repo_id
 
 
 def push(

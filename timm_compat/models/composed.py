@@ -18,8 +18,9 @@ from timm_compat.models.backbone_config import backbone_facts, backbone_from_con
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
 from timm_compat.models.fusion import fuse
 from timm_compat.models.heads import TaskHead
+from timm_compat.source import Source, Where
 from timm_compat.space import CompatSpace
-from timm_compat.storage import Source, Where, open_files
+from timm_compat.storage import open_files
 from timm_compat.vocabulary import listed
 
 TIMM_NAME = "compat_model"  # of the entry in timm's registry (models/registry.py)

@@ -19,8 +19,9 @@ from timm_compat.models.backbone_build import adopt_backbone, build_backbone
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
+from timm_compat.source import Where
 from timm_compat.space import CompatSpace, check_space
-from timm_compat.storage import Where, cached_commit, open_files
+from timm_compat.storage import cached_commit, open_files
 
 TRAINABLE = ("full", "adapter")
 RELATIONS = {"full": "finetune", "adapter": "adapter"}  # to the base model, in the Hub's words
