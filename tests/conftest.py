@@ -4,13 +4,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from hub_server import LoopbackHub
 
 _HF_HOME = tempfile.mkdtemp(prefix="timm-compat-hf-")
 _LOOPBACK = "localhost,127.0.0.1,::1"
 
+_HUB = LoopbackHub()  # clients read HF_ENDPOINT when they are imported, so the server is there first
+
 os.environ.update(
+    HF_ENDPOINT=_HUB.url,
     HF_HOME=_HF_HOME,
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
@@ -33,3 +38,17 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+    """An empty Hub of the suite's own, online for this test only, with a cache of the test's own."""
+    from huggingface_hub import constants
+
+    _HUB.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    yield _HUB
+    _HUB.clear()

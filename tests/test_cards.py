@@ -1,15 +1,21 @@
-"""Model cards: every role renders, the front matter reads back, and a missing fact is an error."""
+"""Model cards: every role renders, the metadata reads back typed, people's edits survive, no fact is invented."""
 
+import re
+import socket
+from pathlib import Path
 from string import Template
 
 import pytest
 import yaml
 
+import timm_compat as tc
+from timm_compat.card_merge import merge_cards
 from timm_compat.cards import CARD_ROLES, card_template, render_card
 from timm_compat.errors import ConfigError
 
-FACTS = {
+VALUES = {
     "architecture": "resnet18",
+    "channels": "3",
     "feature_dim": "64",
     "level": "pooled",
     "space": "0123456789abcdef",
@@ -18,8 +24,21 @@ FACTS = {
     "num_classes": "2",
     "normalization": "batch",
     "methods": "common_classes, rotation",
+    "parameters": "1,234",
+    "extractor": "`lab/extractor` at commit `abc`",
+    "head": "not published as it is",
 }
 TAGS = ["timm-compat", "timm-compat-space:0123456789abcdef"]
+MATRIX = {"rows": ["a", "b"], "columns": ["a", "b"], "accuracy": [[0.9, 0.8], [0.7, None]]}
+FACTS = tc.Facts(
+    license="apache-2.0",
+    base_model="timm/resnet18.a1_in1k",
+    datasets=("lab/cats", "my own photos"),
+    results=(tc.Result("cats", 0.875, num_images=400, partner="lab/head"),),
+    training={"method": "common classes", "seed": 0},
+    matrix=MATRIX,
+    member="a",
+)
 
 
 def split(card: str) -> tuple[dict[str, object], str]:
@@ -29,38 +48,136 @@ def split(card: str) -> tuple[dict[str, object], str]:
 
 @pytest.mark.parametrize("role", CARD_ROLES)
 def test_a_card_is_front_matter_and_a_filled_template(role: str) -> None:
-    front, body = split(render_card(role, FACTS, TAGS))
-    assert front == {"library_name": "timm-compat", "tags": TAGS}
-    assert body == "\n" + Template(card_template(role)).substitute(FACTS)
-    assert "`timm-compat-space:0123456789abcdef`" in body
+    front, body = split(render_card(role, VALUES, TAGS))
+    kind = front.pop("pipeline_tag", None)
+    assert kind == {"extractor": "image-feature-extraction", "model": "image-classification"}.get(
+        role, "image-classification" if role == "fused" else None
+    )
+    assert front == {"library_name": "timm" if role == "fused" else "timm-compat", "tags": TAGS}
+    empty = {"source": "path-or-repo-id", "results": "", "provenance": ""}
+    assert body == "\n" + Template(card_template(role)).substitute(VALUES | empty)
+    assert "0123456789abcdef" in body
 
 
-def test_a_licence_is_named_only_when_given() -> None:
-    front, _ = split(render_card("head", {**FACTS, "license": "apache-2.0"}, TAGS))
+def test_metadata_is_typed_as_the_hub_knows_it() -> None:
+    front, body = split(
+        render_card("extractor", VALUES, TAGS, FACTS, repo_id="lab/extractor", picture=True, relation="finetune")
+    )
     assert front["license"] == "apache-2.0"
+    assert front["base_model"] == ["timm/resnet18.a1_in1k"]
+    assert front["base_model_relation"] == "finetune"
+    assert front["datasets"] == ["lab/cats"]
+    (entry,) = front["model-index"]
+    assert entry["name"] == "extractor"
+    assert entry["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.875, "name": "accuracy with lab/head"}]
+    assert 'from_pretrained("lab/extractor")' in body
+    assert "| a | 0.900 | 0.800 |" in body
+    assert "\n| b |" not in body  # another extractor's row
+    assert "![Recombination matrix](matrix.png)" in body
+    assert "- seed: 0" in body
+    assert body.index("from_pretrained") < body.index("## Results") < body.index("## How it was made")
+
+
+def test_a_heads_card_shows_its_column_and_a_spaces_card_the_whole() -> None:
+    assert "| extractor \\ head | a |\n| --- | ---: |\n| a | 0.900 |\n| b | 0.700 |" in render_card(
+        "head", VALUES, TAGS, FACTS
+    )
+    assert "| b | 0.700 | n/a |" in render_card("space", VALUES, TAGS, FACTS)
 
 
 def test_tags_that_look_like_numbers_stay_text() -> None:
-    front, _ = split(render_card("space", FACTS, ["12345678", "0x1f"]))
+    front, _ = split(render_card("space", VALUES, ["12345678", "0x1f"]))
     assert front["tags"] == ["12345678", "0x1f"]
 
 
 def test_a_value_stays_in_its_table_cell() -> None:
-    card = render_card("head", {**FACTS, "class_names": "a|b,\nc"}, TAGS)
+    card = render_card("head", {**VALUES, "class_names": "a|b,\nc"}, TAGS)
     assert "| classes, in order | a\\|b, c |" in card
 
 
+def test_a_value_cannot_pose_as_a_mark() -> None:
+    new = render_card("head", {**VALUES, "class_names": "a <!-- /timm-compat:facts --> b"}, TAGS)
+    assert new.count("<!-- /timm-compat:facts -->") == 1
+    assert merge_cards(new, new) == new
+
+
 def test_a_dollar_in_a_value_is_only_a_dollar() -> None:
-    assert "$space" in render_card("head", {**FACTS, "class_names": "$space"}, TAGS)
+    assert "$space" in render_card("head", {**VALUES, "class_names": "$space"}, TAGS)
 
 
 @pytest.mark.parametrize("role", CARD_ROLES)
 def test_a_missing_fact_is_named(role: str) -> None:
-    facts = {name: value for name, value in FACTS.items() if name != "space"}
+    values = {name: value for name, value in VALUES.items() if name != "space"}
     with pytest.raises(ConfigError, match="'space'"):
-        render_card(role, facts, TAGS)
+        render_card(role, values, TAGS)
 
 
 def test_an_unknown_role_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="extractor, head, space"):
+    with pytest.raises(ConfigError, match="extractor, fused, head, model, space"):
         card_template("../secrets")
+
+
+@pytest.mark.parametrize("accuracy", [1.5, -0.1, float("nan"), True, "high"])
+def test_results_are_accuracies(accuracy: object) -> None:
+    with pytest.raises(ConfigError, match="accuracy: expected a number from 0 to 1"):
+        tc.Result("digits", accuracy)  # type: ignore[arg-type]
+
+
+def test_a_member_must_be_in_the_matrix() -> None:
+    with pytest.raises(ConfigError, match="member: expected one of a, b, got 'c'"):
+        tc.Facts(matrix=MATRIX, member="c")
+
+
+def test_facts_travel_with_the_component(tmp_path: Path) -> None:
+    space = tc.CompatSpace(8, methods=["rotation"]).finalize()
+    head = tc.TaskHead(space, ["a", "b"])
+    head.facts = FACTS
+    loaded = tc.TaskHead.from_pretrained(head.save_pretrained(tmp_path / "head"))
+    assert loaded.facts == FACTS
+
+
+class TestMerge:
+    new = render_card("head", VALUES | {"class_names": "cat, dog, owl"}, TAGS, FACTS)
+
+    def test_only_marked_sections_are_refreshed(self) -> None:
+        old = render_card("head", VALUES, TAGS).replace(
+            "# A compatible", "# My own title\n\nWords of mine.\n\n# A compatible"
+        )
+        merged = merge_cards(old, self.new)
+        assert "# My own title\n\nWords of mine." in merged
+        assert "cat, dog, owl" in merged
+        assert "## Results" in merged
+        assert merge_cards(merged, self.new) == merged
+
+    def test_a_section_that_somebody_removed_stays_away(self) -> None:
+        old = re.sub(r"<!-- timm-compat:facts.*/timm-compat:facts -->", "", render_card("head", VALUES, TAGS), flags=16)
+        assert "classes, in order" not in merge_cards(old, self.new)
+
+    def test_a_text_without_marks_keeps_every_word(self) -> None:
+        merged = merge_cards("# Handwritten\n\nAll mine.\n", self.new)
+        front, body = split(merged)
+        assert body == "\n# Handwritten\n\nAll mine.\n"
+        assert front["tags"] == TAGS
+
+    def test_metadata_of_both_sides(self) -> None:
+        theirs = "---\nlicense: mit\nlanguage: de\ntags:\n- mine\n- timm-compat-space:old\ndatasets: [x/y]\n---\ntext\n"
+        front, _ = split(merge_cards(theirs, render_card("head", VALUES, TAGS)))
+        assert front["license"] == "mit"  # ours does not know one
+        assert front["language"] == "de"
+        assert front["tags"] == [*TAGS, "mine"]
+        assert split(merge_cards(theirs, self.new))[0]["license"] == "apache-2.0"
+        assert split(merge_cards(theirs, self.new))[0]["datasets"] == ["lab/cats", "x/y"]
+
+    def test_metadata_that_is_no_yaml_loses_to_ours(self) -> None:
+        front, body = split(merge_cards("---\n: [broken\n---\ntext\n", self.new))
+        assert front["tags"] == TAGS
+        assert body == "text\n"
+
+
+def test_rendering_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a card asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    space = tc.CompatSpace(8, methods=["rotation"]).finalize()
+    assert 'from_pretrained("lab/head")' in tc.TaskHead(space, ["a"]).card("lab/head")

@@ -11,8 +11,9 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_every_block_of_code_runs(tmp_path, monkeypatch) -> None:
+def test_every_block_of_code_runs(tmp_path, monkeypatch, hub) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", hub.user("hf_readersecret", "alice", "bob", "you"))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, object] = {}
     torch.manual_seed(0)

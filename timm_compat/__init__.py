@@ -14,6 +14,11 @@ from timm_compat.errors import (
     DataError,
     DraftSpaceError,
     FuseError,
+    HubAccessError,
+    HubConnectionError,
+    HubError,
+    HubNotFoundError,
+    HubTimeoutError,
     ImageError,
     MissingExtraError,
     OutputExistsError,
@@ -23,6 +28,10 @@ from timm_compat.errors import (
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.evaluation.retrieval import RetrievalScores, retrieve
 from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
+from timm_compat.facts import Facts, Result
+from timm_compat.hub import push as _push  # noqa: F401  (lets components publish themselves)
+from timm_compat.hub.loading import load, pull
+from timm_compat.hub.search import Found, SearchResult, search
 from timm_compat.models import registry as _registry  # noqa: F401  (registers timm's entry points)
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
@@ -46,8 +55,15 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DraftSpaceError",
+    "Facts",
     "FitResult",
+    "Found",
     "FuseError",
+    "HubAccessError",
+    "HubConnectionError",
+    "HubError",
+    "HubNotFoundError",
+    "HubTimeoutError",
     "ImageDataset",
     "ImageError",
     "JoinReport",
@@ -57,8 +73,10 @@ __all__ = [
     "OutputExistsError",
     "RecombinationMatrix",
     "Reference",
+    "Result",
     "RetrievalScores",
     "RotationHead",
+    "SearchResult",
     "SimplexHead",
     "SpaceMismatchError",
     "TaskHead",
@@ -70,9 +88,12 @@ __all__ = [
     "extract_features",
     "fit",
     "join",
+    "load",
     "load_dataset",
     "load_digits",
     "over_seeds",
+    "pull",
     "recombination_matrix",
     "retrieve",
+    "search",
 ]

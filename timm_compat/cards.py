@@ -1,12 +1,25 @@
-"""Model cards: the templates of ``hub_cards/``, and filling one with a component's facts."""
+"""Model cards: the templates of ``hub_cards/``, filled with a component's facts. No network, and no invented fact.
+
+Everything that a card says lies between marks, ``<!-- timm-compat:NAME -->`` and ``<!-- /timm-compat:NAME -->``; what
+a person writes outside them, or in their place, stays theirs (``card_merge.py``).
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from timm_compat.errors import ConfigError
+from timm_compat.facts import Facts, Result
+from timm_compat.files import PICTURE_FILE
 
-CARD_ROLES = ("extractor", "head", "space")
+CARD_ROLES = ("extractor", "fused", "head", "model", "space")
+PLACEHOLDER = "path-or-repo-id"
+PIPELINE_TAGS = {
+    "extractor": "image-feature-extraction",
+    "model": "image-classification",
+    "fused": "image-classification",
+}
 
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = (_PACKAGE / "hub_cards", _PACKAGE.parent / "hub_cards")  # a wheel; an editable install or a bare checkout
@@ -27,30 +40,130 @@ def card_template(role: str) -> str:
     raise ConfigError(f"hub_cards/{role}.md is missing from this installation of timm-compat; install it again")
 
 
-def render_card(role: str, facts: Mapping[str, str], tags: Sequence[str]) -> str:
-    """A whole card: YAML front matter (library name, tags, ``facts["license"]`` if given), then the filled template.
+def render_card(
+    role: str,
+    values: Mapping[str, str],
+    tags: Sequence[str],
+    facts: Facts | None = None,
+    *,
+    repo_id: str | None = None,
+    picture: bool = False,
+    relation: str | None = None,
+    base_models: Sequence[str] = (),
+) -> str:
+    """A whole card: YAML front matter, then the filled template.
 
-    Facts that the template does not ask for are left out.
+    Args:
+        role: one of ``CARD_ROLES``.
+        values: what the template asks for; others are left out.
+        tags: for the Hub's search.
+        facts: licence, origin, results.
+        repo_id: the repository that the card is for; a placeholder stands in the usage if None.
+        picture: whether a picture of the matrix lies beside the card.
+        relation: to the base models: "finetune", "adapter" or "merge".
+        base_models: Hub ids; the facts' own if empty.
 
     Raises:
-        ConfigError: unknown role, or the template asks for a fact that is not given.
+        ConfigError: unknown role, or the template asks for a value that is not given.
     """
-    template = Template(card_template(role))
+    known = Facts() if facts is None else facts
+    filled = {
+        **{name: _one_line(value) for name, value in values.items()},
+        "source": repo_id or PLACEHOLDER,
+        "results": _results(role, known, picture),
+        "provenance": _provenance(known, base_models),
+    }
     try:
-        body = template.substitute({name: _one_line(value) for name, value in facts.items()})
+        body = Template(card_template(role)).substitute(filled)
     except KeyError as error:
-        given = ", ".join(sorted(facts)) or "none"
+        given = ", ".join(sorted(values)) or "none"
         raise ConfigError(f"the {role} card needs the fact {error.args[0]!r}; given: {given}") from error
-    return f"---\n{_front_matter(facts, tags)}\n---\n\n{body}"
+    origin = list(base_models) or ([] if known.base_model is None else [known.base_model])
+    name = (repo_id or f"timm-compat {role}").rpartition("/")[2]
+    return f"---\n{_front_matter(role, name, tags, known, origin, relation)}\n---\n\n{body}"
 
 
-def _front_matter(facts: Mapping[str, str], tags: Sequence[str]) -> str:
+def _front_matter(
+    role: str, name: str, tags: Sequence[str], facts: Facts, origin: Sequence[str], relation: str | None
+) -> str:
     from huggingface_hub import ModelCardData
 
-    data = ModelCardData(library_name="timm-compat", license=facts.get("license"), tags=list(tags))
+    more: dict[str, Any] = {}
+    if facts.results:
+        more = {"model_name": name, "eval_results": _eval_results(facts.results), "metrics": ["accuracy"]}
+    if origin and relation:
+        more["base_model_relation"] = relation
+    data = ModelCardData(
+        library_name="timm" if role == "fused" else "timm-compat",
+        license=facts.license,
+        tags=list(tags),
+        base_model=list(origin) or None,
+        datasets=[name for name in facts.datasets if not name.count(" ")] or None,
+        pipeline_tag=PIPELINE_TAGS.get(role),
+        **more,
+    )
     return data.to_yaml().strip()
 
 
+def _eval_results(results: Sequence[Result]) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=result.dataset.replace(" ", "-"),
+            dataset_name=result.dataset,
+            dataset_split=result.split,
+            metric_type="accuracy",
+            metric_value=float(result.accuracy),
+            metric_name=f"accuracy with {result.partner}" if result.partner else "accuracy",
+        )
+        for result in results
+    ]
+
+
+def _results(role: str, facts: Facts, picture: bool) -> str:
+    parts = []
+    if facts.results:
+        lines = ["| data set | split | images | with | accuracy |", "| --- | --- | ---: | --- | ---: |"]
+        for result in facts.results:
+            cells = (result.dataset, result.split, result.num_images or "", result.partner or "")
+            text = " | ".join(_one_line(str(cell)) for cell in cells)
+            lines.append(f"| {text} | {result.accuracy:.3f} |")
+        parts.append("\n".join(lines))
+    if facts.matrix is not None:
+        parts.append("Accuracy of extractors (rows) under heads (columns):")
+        parts.append(_matrix_table(role, facts.matrix, facts.member))
+        if picture:
+            parts.append(f"![Recombination matrix]({PICTURE_FILE})")
+    return "\n\n".join(["## Results", *parts]) if parts else ""
+
+
+def _matrix_table(role: str, matrix: Mapping[str, Any], member: str | None) -> str:
+    rows, columns = list(matrix["rows"]), list(matrix["columns"])
+    shown = [name for name in rows if role != "extractor" or member in (None, name)]
+    across = [name for name in columns if role != "head" or member in (None, name)]
+    lines = [["extractor \\ head", *across], ["---", *["---:"] * len(across)]]
+    for name in shown:
+        values = [matrix["accuracy"][rows.index(name)][columns.index(column)] for column in across]
+        lines.append([name, *("n/a" if value is None else f"{value:.3f}" for value in values)])
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: str) -> str:
+    return _one_line(value)
+
+
+def _provenance(facts: Facts, base_models: Sequence[str]) -> str:
+    lines = [f"- {name}: {_one_line(str(value))}" for name, value in sorted(facts.training.items())]
+    if facts.base_model is not None and not base_models:
+        commit = f" at commit `{facts.base_model_commit}`" if facts.base_model_commit else ""
+        lines.insert(0, f"- started from the weights of `{facts.base_model}`{commit}")
+    if facts.datasets:
+        lines.append(f"- trained on: {_one_line(', '.join(facts.datasets))}")
+    return "\n".join(["## How it was made", "", *lines]) if lines else ""
+
+
 def _one_line(value: str) -> str:
-    """Keep a value inside its table cell."""
-    return " ".join(value.split()).replace("|", "\\|")
+    """Keep a value inside its table cell, and from posing as one of our marks."""
+    return " ".join(value.split()).replace("|", "\\|").replace("<!--", "&lt;!--")

@@ -12,6 +12,11 @@
     ├── FuseError            (ValueError)       a composed model has no plain timm form
     ├── ComponentFileError   (ValueError)       a component's folder is missing, damaged or foreign
     ├── OutputExistsError    (FileExistsError)  the output folder holds something already
+    ├── HubError             (OSError)          the Hugging Face Hub refused or failed
+    │   ├── HubAccessError      (PermissionError)    no valid token (401), or one without the right (403)
+    │   ├── HubConnectionError  (ConnectionError)    no network, offline, or a server that fails
+    │   ├── HubNotFoundError    (FileNotFoundError)  no such repository, revision or file
+    │   └── HubTimeoutError     (TimeoutError)       no answer within the time limit
     ├── TrainingError        (RuntimeError)     training cannot go on
     └── MissingExtraError    (ImportError)      an optional package is not installed
 
@@ -57,6 +62,26 @@ class ComponentFileError(CompatError, ValueError):
 
 class OutputExistsError(CompatError, FileExistsError):
     """The output folder already holds something that would be overwritten."""
+
+
+class HubError(CompatError, OSError):
+    """The Hugging Face Hub refused or failed; the message says what to do. It never holds a token."""
+
+
+class HubAccessError(HubError, PermissionError):
+    """No valid token where one is needed (401), or a token without the right (403)."""
+
+
+class HubConnectionError(HubError, ConnectionError):
+    """The Hub cannot be reached, offline mode is on, or the server fails."""
+
+
+class HubNotFoundError(HubError, FileNotFoundError):
+    """No such repository, revision or file on the Hub, or in its cache while offline."""
+
+
+class HubTimeoutError(HubError, TimeoutError):
+    """The Hub gave no answer within the time limit."""
 
 
 class TrainingError(CompatError, RuntimeError):

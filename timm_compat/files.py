@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import tempfile
+import threading
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +32,23 @@ ROOT_KEY = "timm_compat"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+INTERFACE_FILE = "interface.safetensors"
+PICTURE_FILE = "matrix.png"
+KNOWN_FILES = (CONFIG_FILE, WEIGHTS_FILE, INTERFACE_FILE, CARD_FILE, PICTURE_FILE)
+KNOWN_KEYS = frozenset(
+    {
+        *("format", "role", "space", "sha256", "library_versions", "interface", "preprocessing", "class_names", "head"),
+        *("parameters", "extractor", "parts", "fused", "license", "base_model", "base_model_commit", "member"),
+        *("datasets", "metrics", "training", "matrix"),
+    }
+)
 MAX_CONFIG_BYTES = 16 * 2**20
+MAX_CARD_BYTES = 4 * 2**20
+# What a safetensors file may hold besides its tensors: a header of names, shapes and some metadata.
+HEADER_BYTES, HEADER_BYTES_PER_TENSOR = 2**16, 512
+CONVERTIBLE = (torch.float16, torch.bfloat16, torch.float64)
+
+_warned: set[tuple[str, ...]] = set()
 
 Tensors = Mapping[str, Tensor]
 
@@ -55,6 +73,23 @@ def file_sha256(file: Path) -> str:
     """SHA-256 of a file's bytes."""
     with file.open("rb") as opened:
         digest = hashlib.sha256()
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def largest_file(expected: Tensors) -> int:
+    """Bytes that a safetensors file of these tensors has at most, double precision allowed for."""
+    content = sum(
+        tensor.numel() * (8 if tensor.is_floating_point() else tensor.itemsize) for tensor in expected.values()
+    )
+    return content + HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(expected)
+
+
+def git_sha1(file: Path) -> str:
+    """The id that git gives to a file's bytes."""
+    digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False)
+    with file.open("rb") as opened:
         while block := opened.read(2**20):
             digest.update(block)
     return digest.hexdigest()
@@ -119,9 +154,9 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 def replaced_file(file: Path) -> Iterator[Path]:
     """A path to write under a temporary name; it takes the file's place when the block ends well, else vanishes.
 
-    The name is this process's own, so that several may write the same file.
+    The name is this process's and thread's own, so that several may write the same file.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield partial
         partial.replace(file)
@@ -205,11 +240,17 @@ def read_config(folder: str | Path, role: str | None = None) -> dict[str, Any]:
         )
     if not isinstance(ours.get("sha256"), dict):
         raise ComponentFileError(f"{file}: expected the SHA-256 of every weights file, found none")
+    _warn_of_unknown(file, ours)
     return config
 
 
 def read_tensors(
-    folder: str | Path, name: str, config: Mapping[str, Any], expected: Tensors, unbounded: Collection[str] = ()
+    folder: str | Path,
+    name: str,
+    config: Mapping[str, Any],
+    expected: Tensors,
+    unbounded: Collection[str] = (),
+    convert: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors of one weights file, after its hash, names, shapes, dtypes and finiteness were checked.
 
@@ -219,6 +260,7 @@ def read_tensors(
         config: what ``read_config`` returned.
         expected: tensors (on any device, meta too) whose names, shapes and dtypes the file must have.
         unbounded: names of tensors that may hold infinity.
+        convert: whether half or double precision is converted to the expected one.
 
     Raises:
         ComponentFileError: any check fails; the message names the file, what was expected and what came.
@@ -226,6 +268,10 @@ def read_tensors(
     file = Path(folder) / name
     if not file.is_file():
         raise ComponentFileError(f"expected {name} in {str(folder)!r}, found none; fetch the component again")
+    if file.stat().st_size > largest_file(expected):
+        raise ComponentFileError(
+            f"{file}: expected at most {largest_file(expected)} bytes for these tensors, got {file.stat().st_size}"
+        )
     recorded, actual = config[ROOT_KEY]["sha256"].get(name), file_sha256(file)
     if recorded != actual:
         raise ComponentFileError(
@@ -242,10 +288,29 @@ def read_tensors(
         raise ComponentFileError(f"{file}: expected a safetensors file, got something else ({error})") from error
     for key, tensor in tensors.items():
         if tensor.dtype != expected[key].dtype:
-            raise ComponentFileError(f"{file}: {key}: expected {expected[key].dtype}, got {tensor.dtype}")
+            tensors[key] = tensor = _converted(file, key, tensor, expected[key], convert)
         if not _is_sound(key, tensor, unbounded):
             raise ComponentFileError(f"{file}: {key}: expected finite numbers, got NaN or infinity")
     return tensors
+
+
+def _converted(file: Path, key: str, tensor: Tensor, expected: Tensor, convert: bool) -> Tensor:
+    possible = tensor.dtype in CONVERTIBLE and expected.is_floating_point()
+    if convert and possible:
+        return tensor.to(expected.dtype)
+    way_out = "; from_pretrained(..., convert=True) converts it" if possible else ""
+    raise ComponentFileError(f"{file}: {key}: expected {expected.dtype}, got {tensor.dtype}{way_out}")
+
+
+def _warn_of_unknown(file: Path, ours: Mapping[str, Any]) -> None:
+    # Once a process for the same keys: a matrix of many components must not repeat itself.
+    unknown = tuple(sorted(set(ours) - KNOWN_KEYS))
+    if unknown and unknown not in _warned:
+        _warned.add(unknown)
+        warnings.warn(
+            f"{file}: unknown facts {_some(list(unknown))} are left aside; perhaps a newer timm-compat knows them",
+            stacklevel=4,
+        )
 
 
 def _save_tensors(file: Path, tensors: Tensors, unbounded: Collection[str]) -> str:

@@ -12,13 +12,17 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from timm_compat.cards import render_card
+from timm_compat.component import Component
 from timm_compat.errors import ComponentFileError, ConfigError, DraftSpaceError, SpaceMismatchError
-from timm_compat.files import FORMAT, ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, tensor_sha256, write_component
+from timm_compat.facts import Facts
+from timm_compat.files import FORMAT, ROOT_KEY, WEIGHTS_FILE, tensor_sha256, tensors_sha256, write_component
 from timm_compat.shared_tensors import check_tensors, expected_tensors, initial_tensors
-from timm_compat.vocabulary import check_class_names
+from timm_compat.source import Where
+from timm_compat.storage import open_files
+from timm_compat.vocabulary import check_class_names, listed
 
 LEVELS = ("pooled", "map")
 NORMALIZATIONS = ("batch", "layer", "none")
@@ -28,7 +32,7 @@ MAX_FEATURE_DIM = 65_536
 FINGERPRINT_DIGITS = 16
 
 
-class CompatSpace:
+class CompatSpace(Component):
     """What decides whether an extractor and a head fit: dimension, normalisation, and what pins the coordinates.
 
     A new space is a *draft*: its auxiliary heads may still be trained, its components may be composed in memory but
@@ -262,24 +266,41 @@ class CompatSpace:
             DraftSpaceError: the space is a draft.
             OutputExistsError: the folder holds something already.
         """
-        facts = {"space": self.to_config()}
-        return write_component(folder, "space", facts, {WEIGHTS_FILE: self.shared}, self._card())
+        facts = {"space": self.to_config(), **self.facts.to_config()}
+        return write_component(folder, "space", facts, {WEIGHTS_FILE: self.shared}, self.card())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read a space from a folder that ``save_pretrained`` wrote.
+    def from_pretrained(cls, folder_or_repo_id: str | Path, *, convert: bool = False, **where: Unpack[Where]) -> Self:
+        """Read a space from a folder that ``save_pretrained`` wrote, or from the Hub.
+
+        Args:
+            folder_or_repo_id: a folder where there is one, else a Hub id "owner/name".
+            convert: accept other floating-point types.
+            **where: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder`` (see ``Where``).
 
         Raises:
             ComponentFileError: a file is missing, damaged or of another kind.
+            HubError: the Hub refuses or fails.
         """
-        config = read_config(folder, "space")
+        files = open_files(folder_or_repo_id, **where)
+        config = files.config("space")
         space = cls.from_config(config[ROOT_KEY].get("space"))
-        tensors = read_tensors(folder, WEIGHTS_FILE, config, space._expected_tensors())
+        tensors = files.tensors(WEIGHTS_FILE, config, space._expected_tensors(), convert=convert)
         digests = {name: tensor_sha256(tensor) for name, tensor in tensors.items()}
         if digests != space._digests:
-            raise ComponentFileError(f"{folder}: the auxiliary heads are not those of space {space.fingerprint}")
+            raise ComponentFileError(f"{files}: the auxiliary heads are not those of space {space.fingerprint}")
         space._shared, space._has_tensors = tensors, True
+        space.facts = Facts.from_config(config[ROOT_KEY])
+        space.remember(files.source(config))
         return space
+
+    def digest(self) -> str:
+        """SHA-256 over the shared parts' tensors.
+
+        Raises:
+            DraftSpaceError: only the definition is at hand.
+        """
+        return tensors_sha256(self.shared)
 
     def tags(self, role: str) -> list[str]:
         """The Hub tags of a component of this space."""
@@ -307,16 +328,21 @@ class CompatSpace:
     def _state(self) -> str:
         return self._fingerprint or f"draft {self._draft_id[:6]}"
 
-    def _card(self) -> str:
-        facts = {
+    def card(self, repo_id: str | None = None, *, picture: bool = False) -> str:
+        """The text of its card.
+
+        Raises:
+            DraftSpaceError: the space is a draft.
+        """
+        values = {
             "feature_dim": str(self.feature_dim),
             "level": self.level,
             "normalization": self.normalization,
             "methods": ", ".join(self.methods) or "none",
-            "class_names": ", ".join(self.class_names) or "none",
+            "class_names": listed(self.class_names) or "none",
             "space": self.fingerprint,
         }
-        return render_card("space", facts, self.tags("space"))
+        return render_card("space", values, self.tags("space"), self.facts, repo_id=repo_id, picture=picture)
 
 
 def check_space(space: object) -> None:

@@ -1,10 +1,21 @@
 """Ordered class names: the vocabulary in which tasks find out what they have in common."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from timm_compat.errors import ConfigError
 
 MAX_CLASSES = 1_000_000
+
+
+def listed(names: Sequence[str], most: int = 100) -> str:
+    """The first names in one text, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def printable(text: str) -> str:
+    """One line without control characters: what strangers wrote must not steer a terminal."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
 def check_class_names(names: Iterable[str], least: int = 1) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
-"""Extractors and heads from folders, told apart by their role and named."""
+"""Extractors and heads from folders or the Hub, told apart by their role and named."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from timm_compat.errors import ConfigError
-from timm_compat.files import ROOT_KEY, read_config
+from timm_compat.files import ROOT_KEY
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.storage import open_files
 
 ROLE_PREFIXES = ("extractor-", "head-")
 
@@ -35,6 +36,7 @@ def load_parts(sources: Sequence[str]) -> Parts:
 
     Raises:
         ComponentFileError: a source that is no component.
+        HubError: one that cannot be fetched.
         ConfigError: two parts of one role and name, a part that is neither extractor nor head, or one role missing.
     """
     extractors: dict[str, CompatExtractor] = {}
@@ -42,7 +44,7 @@ def load_parts(sources: Sequence[str]) -> Parts:
     origins: dict[tuple[str, str], str] = {}
     for word in sources:
         name, source = _name(word)
-        role = read_config(source)[ROOT_KEY]["role"]
+        role = open_files(source).config()[ROOT_KEY]["role"]
         if (role, name) in origins:
             raise ConfigError(f"expected every {role}'s name once, got {name!r} twice; write NAME={source}")
         origins[role, name] = source

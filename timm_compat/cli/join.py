@@ -24,20 +24,20 @@ def add_parser(commands: Any) -> None:
         description="A frozen backbone gets an interface that reproduces the features of a reference extractor on "
         "unlabelled images, in closed form; the space's heads then run on it.",
     )
-    parser.add_argument("--reference", required=True, metavar="DIR", help="an extractor of the space")
+    parser.add_argument(
+        "--reference", required=True, metavar="ID|DIR", help="an extractor of the space: a Hub id or a folder"
+    )
     parser.add_argument("--backbone", required=True, metavar="NAME", help="a timm model")
     parser.add_argument(
         "--images", required=True, metavar="DIR", help="images, or the name of a data set (with --root)"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the extractor")
-    parser.add_argument(
-        "--space", metavar="DIR", help="folder of the space, to make sure of it; the reference's if left out"
-    )
+    parser.add_argument("--space", metavar="ID|DIR", help="the space, to make sure of it; the reference's if left out")
     parser.add_argument(
         "--head",
         action="append",
         default=[],
-        metavar="DIR",
+        metavar="ID|DIR",
         help="a head that is to run on it: the fit is refined for it (repeat)",
     )
     parser.add_argument("--no-self-training", action="store_true", help="do not refine the fit through the heads")

@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         description="Train new members for an existing space (space.folder in the recipe, or --space). Its shared "
         "parts stay frozen and its components untouched: the new parts fit the old ones.",
     )
-    add.add_argument("--space", metavar="DIR", help="folder of the space, in place of the recipe's")
+    add.add_argument("--space", metavar="ID|DIR", help="the space, a Hub id or a folder, in place of the recipe's")
     for parser in (train, add):
         parser.add_argument("recipe", type=Path, help="a YAML file")
         parser.add_argument(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from timm_compat.evaluation.predictions import (
     relative_negative_flip_rate,
 )
 from timm_compat.evaluation.table import markdown_table
+from timm_compat.facts import Facts, Result
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 
@@ -170,6 +171,25 @@ class RecombinationMatrix:
     def save_json(self, file: str | Path) -> None:
         """Write ``to_dict()``."""
         Path(file).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def facts(self, dataset: str, member: str | None = None, known: Facts | None = None) -> Facts:
+        """Facts for a component's card: this matrix, and the member's own accuracy.
+
+        Args:
+            dataset: name of what the matrix was measured on.
+            member: name of the component's row or column; None for a space.
+            known: facts to which these are added, such as the component's own.
+
+        Raises:
+            ConfigError: a member that the matrix does not have.
+        """
+        facts = Facts() if known is None else known
+        own = [
+            Result(dataset, float(self.accuracy[row, column]), num_images=self.counts[column])
+            for row, column in zip(*np.nonzero(self.native), strict=True)
+            if self.rows[row] == member and not np.isnan(self.accuracy[row, column])
+        ]
+        return replace(facts, matrix=self.to_dict(), member=member, results=(*facts.results, *own))
 
     def plot(self, ax: Any = None, *, title: str = "", colorbar: bool = True) -> tuple[Any, Any]:
         """A heat map as (figure, axis); native cells are framed.

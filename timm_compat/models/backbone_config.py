@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ from timm_compat.models.backbone_build import MAX_CHANNELS, RESERVED_ARGUMENTS, 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "nearest-exact")
 CROP_MODES = ("center", "squash", "border")
 # Keys of a pretrained_cfg that say where weights once came from, or hold them.
+ARCHITECTURE = re.compile(r"\w+", re.ASCII)
+MAX_NUMBER = 65_536  # of any width, size or rate among timm's arguments
+MAX_DEPTH = 1_000
 SOURCE_KEYS = ("architecture", "label_offset", "state_dict")
 
 
@@ -59,28 +63,49 @@ def backbone_from_config(config: Mapping[str, Any], level: str) -> Backbone:
     Raises:
         ComponentFileError: a value that is missing, of the wrong kind, or not allowed in a file.
     """
-    ours, args = config[ROOT_KEY], _expect("model_args", config.get("model_args", {}), dict)
+    ours = config[ROOT_KEY]
+    architecture, args = checked_arguments(config)
     interface = _expect("interface", ours.get("interface"), dict)
-    architecture = _expect("architecture", config.get("architecture"), str)
-    if ":" in architecture:
-        raise ComponentFileError(f"config.json: expected the name of a timm architecture, got {architecture!r}")
-    refused = sorted(RESERVED_ARGUMENTS & args.keys())
-    if refused or not all(_is_plain(value) for value in args.values()):
-        raise ComponentFileError(
-            f"config.json: model_args: expected numbers, texts or short lists of them, got {refused or args}"
-        )
     out_index = _expect("interface.out_index", interface.get("out_index"), int) if level == "map" else -1
     try:
         backbone = build_backbone(architecture, level=level, out_index=out_index, **args)
     except (BackboneError, ConfigError) as error:
         raise ComponentFileError(f"config.json: its backbone cannot be built here: {error}") from error
-    preprocessing = _preprocessing(ours.get("preprocessing"))
+    preprocessing = checked_preprocessing(ours.get("preprocessing"))
     if preprocessing["input_size"][0] != backbone.input_size[0]:
         raise ComponentFileError(
             f"config.json: preprocessing: expected {backbone.input_size[0]} channels, got {preprocessing['input_size']}"
         )
     backbone.set_data_config(preprocessing)
     return backbone
+
+
+def checked_arguments(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Architecture and timm's arguments of a ``config.json``: a name in timm's registry, and plain values in range.
+
+    Raises:
+        ComponentFileError: a source of weights, a path, a class, or a number that could only do harm.
+    """
+    args = _expect("model_args", config.get("model_args", {}), dict)
+    architecture = _expect("architecture", config.get("architecture"), str)
+    if ARCHITECTURE.fullmatch(architecture) is None:
+        raise ComponentFileError(f"config.json: expected the name of a timm architecture, got {architecture!r:.80}")
+    refused = sorted(RESERVED_ARGUMENTS & args.keys())
+    if refused or not all(_is_plain(value) for value in args.values()):
+        raise ComponentFileError(
+            f"config.json: model_args: expected numbers, texts or short lists of them, got {refused or args!r:.200}"
+        )
+    for name, value in args.items():
+        most = MAX_DEPTH if "depth" in name or "layers" in name else MAX_NUMBER
+        if any(not abs(number) <= most for number in _numbers(value)):
+            raise ComponentFileError(f"config.json: model_args: {name}: expected at most {most}, got {value!r:.80}")
+    return architecture, args
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, (int, float)) else []
 
 
 def _check_rebuilds(backbone: Backbone, model_args: Mapping[str, Any]) -> None:
@@ -98,7 +123,12 @@ def _check_rebuilds(backbone: Backbone, model_args: Mapping[str, Any]) -> None:
         )
 
 
-def _preprocessing(value: object) -> dict[str, Any]:
+def checked_preprocessing(value: object) -> dict[str, Any]:
+    """timm's six settings, each in range.
+
+    Raises:
+        ComponentFileError: one is missing, of the wrong kind, or out of range.
+    """
     given = _expect("preprocessing", value, dict)
     try:
         size = tuple(_expect("preprocessing.input_size", side, int) for side in given["input_size"])

@@ -1,20 +1,33 @@
 """An extractor and a task head of one space, joined into a classifier without fine-tuning."""
 
-import copy
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
+from typing_extensions import Self, Unpack
 
-from timm_compat.errors import FuseError
-from timm_compat.models.extractor import CompatExtractor
+from timm_compat.cards import render_card
+from timm_compat.component import Component
+from timm_compat.errors import ComponentFileError
+from timm_compat.facts import Facts
+from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
+from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
+from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
+from timm_compat.models.fusion import fuse
 from timm_compat.models.heads import TaskHead
+from timm_compat.source import Source, Where
+from timm_compat.space import CompatSpace
+from timm_compat.storage import open_files
+from timm_compat.vocabulary import listed
 
-FUSE_TOLERANCE = 1e-4
+TIMM_NAME = "compat_model"  # of the entry in timm's registry (models/registry.py)
+FUSED_TAG = "timm-compat-fused"
 
 
-class CompatModel(nn.Module):
+class CompatModel(Component, nn.Module):
     """A classifier: normalised images (B, C, H, W) to logits (B, K). Made by ``compose``.
 
     It follows timm's conventions: ``forward_features``, ``forward_head``, ``get_classifier``, ``num_classes``,
@@ -56,7 +69,6 @@ class CompatModel(nn.Module):
         """The task head."""
         return self.head
 
-    @torch.no_grad()
     def fuse(self) -> nn.Module:
         """A plain timm model with the same logits in evaluation, nothing of timm_compat inside.
 
@@ -66,61 +78,132 @@ class CompatModel(nn.Module):
         Raises:
             FuseError: the head or the interface is not linear, or timm's classifier is not; the message says which.
         """
-        weight, bias = self._folded()
-        backbone = self.extractor.backbone
-        if not hasattr(backbone.model, "reset_classifier"):
-            raise FuseError(
-                f"{backbone.architecture} has no classifier in timm that could hold the head; keep it composed"
-            )
-        plain: Any = copy.deepcopy(backbone.model)
-        plain.reset_classifier(self.num_classes)
-        plain.eval()
-        slots = _linear_slots(plain.get_classifier(), (self.num_classes, weight.shape[1]))
-        if not slots:
-            raise FuseError(
-                f"{backbone.architecture}: timm's classifier is {type(plain.get_classifier()).__name__}, not one "
-                f"linear map of its {weight.shape[1]} pooled features; keep the model composed"
-            )
-        for slot in slots:
-            slot.weight.copy_(weight.reshape(slot.weight.shape))
-            slot.bias.copy_(bias)
-        self._check_same(plain)
+        plain: Any = fuse(self.extractor, self.head)
         # What names the source of the base model's weights would name other weights than these.
         plain.pretrained_cfg = plain.default_cfg = filter_pretrained_cfg(self.pretrained_cfg, remove_source=True)
         return plain
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        if self.extractor.space.level == "map":
-            raise FuseError('a space of level "map" has its interface before the pooling; keep the model composed')
-        if not self.head.is_linear:
-            raise FuseError(
-                f"the head has depth {self.head.depth}, only a linear one (depth 1) folds; keep it composed"
-            )
-        interface = self.extractor.interface.folded()
-        if interface is None:
-            raise FuseError(
-                f'the interface normalises each sample ("{self.extractor.space.normalization}"), which is not linear; '
-                "keep the model composed"
-            )
-        weight, bias = (parameter.detach().double() for parameter in self.head.classifier.parameters())
-        return weight @ interface[0], weight @ interface[1] + bias
+    def save_pretrained(self, folder: str | Path, *, fused: bool = False) -> Path:
+        """Write the model to a new folder.
 
-    def _check_same(self, plain: nn.Module) -> None:
-        device, dtype = self.head.classifier.weight.device, self.head.classifier.weight.dtype
-        shape = (2, *self.extractor.backbone.input_size)
-        images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-        modes = {module: module.training for module in self.modules()}
-        try:
-            own, other = self.eval()(images), plain(images)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-        difference = (own - other).abs().max().item()
-        if not difference <= FUSE_TOLERANCE * max(1.0, own.abs().max().item()):
-            raise FuseError(
-                f"{self.extractor.architecture}: timm treats the pooled features once more before its classifier "
-                f"(logits differ by {difference:.2g}); keep the model composed"
+        Args:
+            folder: new or empty.
+            fused: write ``fuse()``'s plain timm model instead, which timm loads without this package.
+
+        Raises:
+            DraftSpaceError: the space is a draft.
+            FuseError: it cannot be fused.
+            OutputExistsError: the folder holds something already.
+        """
+        backbone, space = self.extractor.backbone, self.extractor.space
+        facts = {
+            "space": space.to_config(),
+            **self.head.settings(),
+            "parameters": self.num_parameters,
+            "parts": {name: _part(part) for name, part in self.parts.items()},
+            **self.facts.to_config(),
+        }
+        timm_keys = timm_config(backbone)
+        labels = {"num_classes": self.num_classes, "label_names": list(self.class_names)}
+        preprocessing = {**timm_keys["pretrained_cfg"], "num_classes": self.num_classes}
+        unbounded = unbounded_buffers(self)
+        if fused:
+            weights = {WEIGHTS_FILE: self.fuse().state_dict()}
+            root = {**timm_keys, **labels, "pretrained_cfg": preprocessing}
+            facts |= {"fused": True, "preprocessing": backbone_facts(backbone)["preprocessing"]}
+            unbounded = unbounded_buffers(backbone.model)
+        else:
+            weights = {WEIGHTS_FILE: self.state_dict()}
+            facts["extractor"] = {"timm": timm_keys, **backbone_facts(backbone)}
+            root = {"architecture": TIMM_NAME, "num_features": self.num_features, **labels}
+            root["pretrained_cfg"] = preprocessing
+        return write_component(folder, "model", facts, weights, self.card(fused=fused), root, unbounded)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_repo_id: str | Path, *, convert: bool = False, weights: bool = True, **where: Unpack[Where]
+    ) -> Self:
+        """Read a composed model from a folder that ``save_pretrained`` wrote, or from the Hub; in evaluation mode.
+
+        Args:
+            folder_or_repo_id: a folder where there is one, else a Hub id "owner/name".
+            convert: accept other floating-point types and convert them to float32.
+            weights: whether to load them; a new model of the same build otherwise.
+            **where: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder`` (see ``Where``).
+
+        Raises:
+            ComponentFileError: a file is missing, damaged or of another kind, or the model is a fused one.
+            HubError: the Hub refuses or fails.
+        """
+        files = open_files(folder_or_repo_id, **where)
+        config = files.config("model")
+        ours = config[ROOT_KEY]
+        if ours.get("fused"):
+            raise ComponentFileError(
+                f"{files}: expected a composed model, got a fused one, which is plain timm; "
+                f"load it so: timm.create_model('hf-hub:{folder_or_repo_id}', pretrained=True)"
             )
+        if not weights:
+            return cls(*_parts(ours))
+        with torch.device("meta"):
+            shapes = cls(*_parts(ours))
+        tensors = files.tensors(WEIGHTS_FILE, config, shapes.state_dict(), unbounded_buffers(shapes), convert)
+        model = cls(*_parts(ours))
+        model.load_state_dict(tensors)
+        model.facts = Facts.from_config(ours)
+        model.remember(files.source(config))
+        model._remember_parts(ours.get("parts"))
+        return model.eval()
+
+    def _remember_parts(self, recorded: Any) -> None:
+        known = recorded if isinstance(recorded, dict) else {}
+        for name, part in self.parts.items():
+            source = Source.from_config(known.get(name))
+            if source is not None and known[name].get("digest") == part.digest():
+                part.remember(source)
+
+    @property
+    def parts(self) -> dict[str, CompatExtractor | TaskHead]:
+        """Extractor and head by name."""
+        return {"extractor": self.extractor, "head": self.head}
+
+    @property
+    def num_parameters(self) -> int:
+        """Of both parts."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def digest(self) -> str:
+        """SHA-256 over all weights and statistics."""
+        return tensors_sha256(self.state_dict())
+
+    def card(self, repo_id: str | None = None, *, picture: bool = False, fused: bool = False) -> str:
+        """The text of its card; that of the fused model if ``fused``.
+
+        Raises:
+            DraftSpaceError: the space is a draft.
+        """
+        space, size = self.extractor.space, self.extractor.backbone.input_size
+        sources = {name: part.known_source() for name, part in self.parts.items()}
+        values = {
+            "architecture": self.extractor.architecture,
+            "channels": str(size[0]),
+            "class_names": listed(self.class_names),
+            "num_classes": str(self.num_classes),
+            "parameters": f"{self.num_parameters:,}",
+            "input_size": " x ".join(map(str, size)),
+            "space": space.fingerprint,
+            **{name: _where(source) for name, source in sources.items()},
+        }
+        return render_card(
+            "fused" if fused else "model",
+            values,
+            [*space.tags("model"), *([FUSED_TAG] if fused else [])],
+            self.facts,
+            repo_id=repo_id,
+            picture=picture,
+            relation="merge",
+            base_models=[source.location for source in sources.values() if source and source.commit],
+        )
 
 
 def compose(extractor: CompatExtractor, head: TaskHead) -> CompatModel:
@@ -132,14 +215,19 @@ def compose(extractor: CompatExtractor, head: TaskHead) -> CompatModel:
     return CompatModel(extractor, head)
 
 
-def _linear_slots(classifier: Any, shape: tuple[int, int]) -> list[Any]:
-    # One linear layer, or two whose outputs timm averages (it distils through the second); a fresh BatchNorm before
-    # them is made the identity. Anything else gives no slot.
-    parts = classifier if isinstance(classifier, (tuple, list)) else [classifier]
-    modules: list[Any] = [module for part in parts for module in part.modules()]
-    slots = [module for module in modules if isinstance(module, (nn.Linear, nn.Conv2d))]
-    for norm in modules:
-        if isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None:
-            norm.running_var.fill_(1 - norm.eps)
-    fits = all(slot.bias is not None and tuple(slot.weight.flatten(1).shape) == shape for slot in slots)
-    return slots if fits else []
+def _part(part: CompatExtractor | TaskHead) -> dict[str, Any]:
+    source = part.known_source()
+    return {"digest": part.digest(), **({} if source is None else source.to_config())}
+
+
+def _where(source: Source | None) -> str:
+    return f"`{source.location}` at commit `{source.commit}`" if source and source.commit else "not published as it is"
+
+
+def _parts(ours: Mapping[str, Any]) -> tuple[CompatExtractor, TaskHead]:
+    space = CompatSpace.from_config(ours.get("space"))
+    own = ours.get("extractor")
+    if not isinstance(own, dict) or not isinstance(own.get("timm"), dict):
+        raise ComponentFileError(f"config.json: expected an extractor's settings, got {own!r:.80}")
+    backbone = backbone_from_config({**own["timm"], ROOT_KEY: own}, space.level)
+    return CompatExtractor(backbone, space), TaskHead.from_settings(ours, space)

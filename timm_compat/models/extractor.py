@@ -6,24 +6,28 @@ from typing import Any
 import torch
 from timm.data import create_transform
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from timm_compat.cards import render_card
+from timm_compat.component import Component
 from timm_compat.errors import ConfigError
-from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, tensors_sha256, write_component
+from timm_compat.facts import Facts
+from timm_compat.files import INTERFACE_FILE, ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
 from timm_compat.methods.initial_weights import same_start, start_name
 from timm_compat.models.backbone import Backbone
 from timm_compat.models.backbone_build import adopt_backbone, build_backbone
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
+from timm_compat.source import Where
 from timm_compat.space import CompatSpace, check_space
+from timm_compat.storage import cached_commit, open_files
 
 TRAINABLE = ("full", "adapter")
-INTERFACE_FILE = "interface.safetensors"
+RELATIONS = {"full": "finetune", "adapter": "adapter"}  # to the base model, in the Hub's words
 
 
-class CompatExtractor(nn.Module):
+class CompatExtractor(Component, nn.Module):
     """Images (B, C, H, W) to features of a space: (B, D), or (B, D, H', W') at level "map".
 
     Built by ``create_extractor`` or ``from_pretrained``. It follows timm's conventions for a model without classifier:
@@ -111,42 +115,96 @@ class CompatExtractor(nn.Module):
             OutputExistsError: the folder holds something already.
         """
         backbone = self.backbone
-        facts = {"space": self.space.to_config(), **backbone_facts(backbone)}
+        facts = {"space": self.space.to_config(), **self.settings(), **self.facts.to_config()}
         weights = {WEIGHTS_FILE: backbone.model.state_dict(), INTERFACE_FILE: self.interface.state_dict()}
-        root, unbounded = timm_config(backbone), _limits(backbone.model)
-        return write_component(folder, "extractor", facts, weights, self._card(), root, unbounded)
+        root, unbounded = timm_config(backbone), unbounded_buffers(backbone.model)
+        return write_component(folder, "extractor", facts, weights, self.card(), root, unbounded)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, trainable: str = "full") -> Self:
-        """Read an extractor from a folder that ``save_pretrained`` wrote; in evaluation mode.
+    def from_pretrained(
+        cls,
+        folder_or_repo_id: str | Path,
+        *,
+        trainable: str = "full",
+        convert: bool = False,
+        **where: Unpack[Where],
+    ) -> Self:
+        """Read an extractor from a folder that ``save_pretrained`` wrote, or from the Hub; in evaluation mode.
+
+        Nothing else is downloaded: the backbone's weights are the repository's own.
+
+        Args:
+            folder_or_repo_id: a folder where there is one, else a Hub id "owner/name".
+            trainable: "full" or "adapter".
+            convert: accept other floating-point types and convert them to float32.
+            **where: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder`` (see ``Where``).
 
         Raises:
             ComponentFileError: a file is missing, damaged, of another kind, or asks for something that is not allowed.
+            HubError: the Hub refuses or fails.
         """
-        config = read_config(folder, "extractor")
+        files = open_files(folder_or_repo_id, **where)
+        config = files.config("extractor")
         space = CompatSpace.from_config(config[ROOT_KEY].get("space"))
         with torch.device("meta"):  # takes no memory before the files were seen to be of that size
             shapes = cls(backbone_from_config(config, space.level), space, trainable)
         model = shapes.backbone.model
-        weights = read_tensors(folder, WEIGHTS_FILE, config, model.state_dict(), _limits(model))
-        interface = read_tensors(folder, INTERFACE_FILE, config, shapes.interface.state_dict())
+        weights = files.tensors(WEIGHTS_FILE, config, model.state_dict(), unbounded_buffers(model), convert)
+        interface = files.tensors(INTERFACE_FILE, config, shapes.interface.state_dict(), convert=convert)
         extractor = cls(backbone_from_config(config, space.level), space, trainable)
         extractor.backbone.model.load_state_dict(weights)
         extractor.interface.load_state_dict(interface)
+        extractor.facts = Facts.from_config(config[ROOT_KEY])
+        extractor.remember(files.source(config))
         return extractor.eval()
 
-    def _card(self) -> str:
-        facts = {
+    def settings(self) -> dict[str, Any]:
+        """Our facts about the backbone and the interface, as JSON values."""
+        return {**backbone_facts(self.backbone), "parameters": self.num_parameters}
+
+    @property
+    def num_parameters(self) -> int:
+        """Of backbone and interface."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def card(self, repo_id: str | None = None, *, picture: bool = False) -> str:
+        """The text of its card.
+
+        Raises:
+            DraftSpaceError: the space is a draft.
+        """
+        channels, *size = self.backbone.input_size
+        values = {
             "architecture": self.architecture,
+            "channels": str(channels),
             "feature_dim": str(self.space.feature_dim),
             "level": self.space.level,
+            "parameters": f"{self.num_parameters:,}",
             "space": self.space.fingerprint,
-            "input_size": " x ".join(str(side) for side in self.backbone.input_size),
+            "input_size": " x ".join(str(side) for side in (channels, *size)),
         }
-        return render_card("extractor", facts, self.space.tags("extractor"))
+        return render_card(
+            "extractor",
+            values,
+            self.space.tags("extractor"),
+            self.facts,
+            repo_id=repo_id,
+            picture=picture,
+            relation=RELATIONS[self.trainable],
+        )
 
 
-def _limits(model: nn.Module) -> set[str]:
+def _origin(hub_id: str | None) -> Facts:
+    # timm has just fetched these weights; the cache tells their commit.
+    if not hub_id:
+        return Facts()
+    repo_id, _, revision = hub_id.partition("@")
+    commit = cached_commit(repo_id, WEIGHTS_FILE, revision or None)
+    return Facts(base_model=repo_id, base_model_commit=commit)
+
+
+def unbounded_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers that may hold infinity."""
     # Some architectures (gemma4) keep the bounds of their activations as buffers, infinite where there are none.
     statistics = ("running_mean", "running_var")
     return {name for name, _ in model.named_buffers() if not name.endswith(statistics)}
@@ -191,7 +249,10 @@ def create_extractor(
         backbone = build_backbone(
             model, level=space.level, out_index=out_index, pretrained=pretrained, img_size=img_size, **timm_kwargs
         )
-        return CompatExtractor(backbone, space, trainable)
+        extractor = CompatExtractor(backbone, space, trainable)
+        if pretrained:
+            extractor.facts = _origin(backbone.model.pretrained_cfg.get("hf_hub_id"))
+        return extractor
 
     if "initial_weights" not in space.methods:
         return build()

@@ -1,25 +1,30 @@
 """Heads: features of a space to logits. Task heads belong to one task, auxiliary heads to the whole space."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from timm_compat.cards import render_card
+from timm_compat.component import Component
 from timm_compat.errors import ComponentFileError, ConfigError
-from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, read_config, read_tensors, write_component
+from timm_compat.facts import Facts
+from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
 from timm_compat.methods.rotation import NUM_ROTATIONS
+from timm_compat.source import Where
 from timm_compat.space import CompatSpace, check_space
-from timm_compat.vocabulary import check_class_names
+from timm_compat.storage import open_files
+from timm_compat.vocabulary import check_class_names, listed
 
 MAX_DEPTH = 16
 MAX_HIDDEN_DIM = 65_536
 
 
-class TaskHead(nn.Module):
+class TaskHead(Component, nn.Module):
     """Features (B, D), or (B, D, H', W') at level "map", to logits (B, K) over ordered class names.
 
     With ``depth=1`` a linear classifier, behind global average pooling at level "map". Each further step is a
@@ -88,37 +93,69 @@ class TaskHead(nn.Module):
             DraftSpaceError: the space is a draft.
             OutputExistsError: the folder holds something already.
         """
-        settings = {"depth": self.depth, "hidden_dim": self.hidden_dim, "drop_rate": self.drop_rate}
-        facts = {"space": self.space.to_config(), "class_names": list(self.class_names), "head": settings}
-        return write_component(folder, "head", facts, {WEIGHTS_FILE: self.state_dict()}, self._card())
+        facts = {"space": self.space.to_config(), **self.settings(), **self.facts.to_config()}
+        return write_component(folder, "head", facts, {WEIGHTS_FILE: self.state_dict()}, self.card())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read a head from a folder that ``save_pretrained`` wrote; in evaluation mode.
+    def from_pretrained(cls, folder_or_repo_id: str | Path, *, convert: bool = False, **where: Unpack[Where]) -> Self:
+        """Read a head from a folder that ``save_pretrained`` wrote, or from the Hub; in evaluation mode.
+
+        Args:
+            folder_or_repo_id: a folder where there is one, else a Hub id "owner/name".
+            convert: accept other floating-point types and convert them to float32.
+            **where: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder`` (see ``Where``).
 
         Raises:
             ComponentFileError: a file is missing, damaged or of another kind.
+            HubError: the Hub refuses or fails.
         """
-        config = read_config(folder, "head")
-        ours = config[ROOT_KEY]
-        space = CompatSpace.from_config(ours.get("space"))
-        try:
-            settings = {key: ours["head"][key] for key in ("depth", "hidden_dim", "drop_rate")}
-            with torch.device("meta"):  # takes no memory before the file was seen to be of that size
-                head = cls(space, ours["class_names"], **settings)
-        except (KeyError, TypeError, ConfigError) as error:
-            raise ComponentFileError(f"{folder}: expected a head's settings, got {error!r}") from error
-        head.load_state_dict(read_tensors(folder, WEIGHTS_FILE, config, head.state_dict()), assign=True)
+        files = open_files(folder_or_repo_id, **where)
+        config = files.config("head")
+        with torch.device("meta"):  # takes no memory before the file was seen to be of that size
+            head = cls.from_settings(config[ROOT_KEY], CompatSpace.from_config(config[ROOT_KEY].get("space")))
+        tensors = files.tensors(WEIGHTS_FILE, config, head.state_dict(), convert=convert)
+        head.load_state_dict(tensors, assign=True)
+        head.facts = Facts.from_config(config[ROOT_KEY])
+        head.remember(files.source(config))
         return head.eval()
 
-    def _card(self) -> str:
-        facts = {
-            "class_names": ", ".join(self.class_names),
+    def digest(self) -> str:
+        """SHA-256 over all weights and statistics."""
+        return tensors_sha256(self.state_dict())
+
+    def settings(self) -> dict[str, Any]:
+        """What rebuilds the head, as JSON values."""
+        settings = {"depth": self.depth, "hidden_dim": self.hidden_dim, "drop_rate": self.drop_rate}
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        return {"class_names": list(self.class_names), "head": settings, "parameters": parameters}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], space: CompatSpace) -> Self:
+        """A head with weights still to be loaded, from what ``settings()`` gave.
+
+        Raises:
+            ComponentFileError: a setting is missing or out of range.
+        """
+        try:
+            own = {key: settings["head"][key] for key in ("depth", "hidden_dim", "drop_rate")}
+            return cls(space, settings["class_names"], **own)
+        except (KeyError, TypeError, ConfigError) as error:
+            raise ComponentFileError(f"config.json: expected a head's settings, got {error!r}") from error
+
+    def card(self, repo_id: str | None = None, *, picture: bool = False) -> str:
+        """The text of its card.
+
+        Raises:
+            DraftSpaceError: the space is a draft.
+        """
+        values = {
+            "class_names": listed(self.class_names),
             "num_classes": str(self.num_classes),
+            "parameters": f"{sum(parameter.numel() for parameter in self.parameters()):,}",
             "feature_dim": str(self.space.feature_dim),
             "space": self.space.fingerprint,
         }
-        return render_card("head", facts, self.space.tags("head"))
+        return render_card("head", values, self.space.tags("head"), self.facts, repo_id=repo_id, picture=picture)
 
 
 class AuxiliaryHead(nn.Module):

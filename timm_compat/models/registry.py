@@ -57,18 +57,25 @@ def compat_model(
     *,
     extractor: CompatExtractor | str | Path | None = None,
     head: TaskHead | str | Path | None = None,
-    num_classes: int = DEFAULT_NUM_CLASSES,
+    num_classes: int | None = None,
     class_names: Iterable[str] | None = None,
+    pretrained_cfg: Any = None,
+    cache_dir: str | Path | None = None,
     **kwargs: Any,
 ) -> CompatModel:
     """A composed model: an extractor and a task head of one space.
 
+    ``timm.create_model("hf-hub:owner/name", pretrained=True)`` and ``"local-dir:..."`` come here for a composed model
+    that was pushed or saved.
+
     Args:
-        pretrained: whether to load timm's weights of a new backbone.
-        extractor: an extractor or its folder; a new one from ``kwargs`` (see ``compat_extractor``) if None.
-        head: a task head or its folder; a new linear one if None.
-        num_classes: of a new head whose classes have no names but "0", "1" ...
+        pretrained: whether to load the published model's weights, or timm's of a new backbone.
+        extractor: an extractor, its folder or Hub id; a new one from ``kwargs`` (see ``compat_extractor``) if None.
+        head: a task head, its folder or Hub id; a new linear one if None.
+        num_classes: of a new head whose classes have no names but "0", "1" ...; 1000 if None.
         class_names: of a new head.
+        pretrained_cfg: as timm read it from a published model; None otherwise.
+        cache_dir: of the Hub's client, for a published model.
         **kwargs: for a new extractor.
 
     Raises:
@@ -76,6 +83,10 @@ def compat_model(
         ComponentFileError: a folder cannot be read.
         SpaceMismatchError: extractor and head live in different spaces.
     """
+    published = _published(pretrained_cfg)
+    if published is not None:
+        return _read_published(*published, cache_dir, pretrained, num_classes, kwargs)
+    kwargs |= {"pretrained_cfg": pretrained_cfg, "cache_dir": cache_dir}
     task_head = TaskHead.from_pretrained(head) if isinstance(head, (str, Path)) else head
     settings = _without_timm_extras(kwargs)
     if extractor is None:
@@ -88,9 +99,39 @@ def compat_model(
     else:
         body = extractor if isinstance(extractor, CompatExtractor) else CompatExtractor.from_pretrained(extractor)
     if task_head is None:
-        names = [str(number) for number in range(num_classes)] if class_names is None else class_names
+        count = DEFAULT_NUM_CLASSES if num_classes is None else num_classes
+        names = [str(number) for number in range(count)] if class_names is None else class_names
         task_head = TaskHead(body.space, names)
     return compose(body, task_head)
+
+
+def _published(pretrained_cfg: Any) -> tuple[str | Path, str | None] | None:
+    # Where timm found a config.json that names this entry: (folder or Hub id, revision).
+    found = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
+    if found.get("source") == "hf-hub":
+        repo_id, _, revision = found["hf_hub_id"].partition("@")
+        return repo_id, revision or None
+    return (Path(found["file"]), None) if found.get("source") == "local-dir" else None
+
+
+def _read_published(
+    place: str | Path,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    pretrained: bool,
+    num_classes: int | None,
+    kwargs: dict[str, Any],
+) -> CompatModel:
+    given = sorted(_without_timm_extras(kwargs))
+    if given:
+        raise ConfigError(f"{given[0]}: expected no settings beside a published model, which has its own; drop it")
+    model = CompatModel.from_pretrained(place, revision=revision, cache_dir=cache_dir, weights=pretrained)
+    if num_classes not in (None, model.num_classes):
+        raise ConfigError(
+            f"num_classes: the published model has {model.num_classes}, got {num_classes}; drop it, or compose its "
+            "extractor with a new TaskHead"
+        )
+    return model
 
 
 def _space(space: CompatSpace | str | Path | None, feature_dim: int | None) -> CompatSpace:

@@ -37,7 +37,7 @@ class SpaceRecipe:
         level: "pooled" or "map".
         normalization: the interface's last step: "batch", "layer" or "none".
         seed: of the auxiliary heads; the training's if None.
-        folder: an existing, final space; it decides all of the above, which then must be left out.
+        folder: folder or Hub id of an existing, final space; it decides all of the above, which then must be left out.
 
     Raises:
         ConfigError: a value out of range, or ``folder`` together with a field that it decides.
@@ -227,8 +227,8 @@ class ReferenceRecipe:
     """Existing components whose features the new ones should match.
 
     Attributes:
-        extractor: folder of the extractor.
-        head: folder of its head.
+        extractor: folder or Hub id of the extractor.
+        head: folder or Hub id of its head.
 
     Raises:
         ConfigError: an empty path.

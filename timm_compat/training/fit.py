@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from timm_compat.training.views import FeatureView, ImageView
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+NOTED = ("alignment", "epochs", "batch_size", "optimizer", "learning_rate", "head_weight_decay", "seed")
 TRACKERS = ("tensorboard", "wandb")
 # Settings that a resumed run may change: they do not change what is computed.
 MAY_DIFFER = ("output_dir", "checkpoint_steps", "keep_checkpoints", "workers", "cache_dir", "log_with")
@@ -112,10 +113,21 @@ def fit(
     for tracker in accelerator.trackers:
         tracker.finish()  # end_training() would end the processes' group as well, which the caller may go on with
     _finalize(space, joint, members, config, reference)
+    _note(space, members, config)
     if output is not None and accelerator.is_main_process and space.is_final:
         save_members(output, space, {member.name: (member.extractor, member.head) for member in members})
     accelerator.wait_for_everyone()
     return FitResult(space, tuple(loop.history), loop.seconds)
+
+
+def _note(space: CompatSpace, members: Sequence[Member], config: TrainConfig) -> None:
+    # What the parts' cards say about how they were made.
+    chosen = {name: getattr(config, name) for name in NOTED}
+    training = {"methods": ", ".join(space.methods) or "none", **chosen}
+    for member in members:
+        for part in (member.extractor, member.head):
+            if part is not None:
+                part.facts = replace(part.facts, training=training)
 
 
 def save_members(

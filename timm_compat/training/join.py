@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,6 +96,8 @@ def join(
                 pool.add_altered(*_features(extractor, reference, altered), first + numbers)
     report = _fit(extractor, pool, heads, self_training, start)
     extractor.fit_report = report
+    made = {"method": "joined in closed form", "images": report.num_images, "seed": seed, "r2": round(report.r2, 4)}
+    extractor.facts = replace(extractor.facts, training=made)
     warn_where_poor(extractor.architecture, report, stacklevel=4)  # torch.no_grad wraps join
     return extractor
 

@@ -1,0 +1,108 @@
+"""``timm-compat compose`` and ``predict``: parts from folders or the Hub become a classifier, and it is used."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from timm_compat.applications.predict import image_files, open_classifier, predict
+from timm_compat.cli.places import add_place_options, place
+from timm_compat.errors import SpaceMismatchError
+from timm_compat.files import ROOT_KEY, check_new_folder
+from timm_compat.models.composed import compose
+from timm_compat.models.extractor import CompatExtractor
+from timm_compat.models.heads import TaskHead
+from timm_compat.source import Where
+from timm_compat.space import CompatSpace
+from timm_compat.storage import Files, open_files, pinned
+from timm_compat.vocabulary import printable
+
+
+def add_parser(commands: Any) -> None:
+    """Add both commands to the parser's commands."""
+    parser = commands.add_parser(
+        "compose",
+        help="join an extractor and a head of one space into a classifier",
+        description="Whether they fit is known before any weights are fetched.",
+    )
+    parser.add_argument("extractor", metavar="EXTRACTOR", help="Hub id or folder")
+    parser.add_argument("head", metavar="HEAD", help="Hub id or folder")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder for the model")
+    parser.add_argument("--fuse", action="store_true", help="write a plain timm model")
+    parser.add_argument("--push", metavar="ID", help="publish it there")
+    add_place_options(parser, revision=False)
+    parser.set_defaults(run=run_compose)
+    uses = commands.add_parser("predict", help="classify an image, or every image in a folder")
+    uses.add_argument("model", metavar="MODEL", help="Hub id or folder of a classifier, or of an extractor with --head")
+    uses.add_argument("images", metavar="PATH", help="an image or a folder")
+    uses.add_argument("--head", metavar="ID|DIR", help="a head for the extractor")
+    uses.add_argument("--top", type=int, default=3, help="classes an image (default: %(default)s)")
+    add_place_options(uses)
+    uses.set_defaults(run=run_predict)
+    for each in (parser, uses):
+        each.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def run_compose(options: argparse.Namespace) -> None:
+    """Run ``compose``.
+
+    Raises:
+        CompatError: any of ours.
+    """
+    where = place(options)
+    if options.output is not None:
+        check_new_folder(options.output)
+    body, top = _check_fit(options.extractor, options.head, where)
+    extractor = CompatExtractor.from_pretrained(options.extractor, **pinned(where, body))
+    model = compose(extractor, TaskHead.from_pretrained(options.head, **pinned(where, top)))
+    facts: dict[str, Any] = {
+        "extractor": str(model.extractor.source),
+        "head": str(model.head.source),
+        "space": model.extractor.space.fingerprint,
+        "class_names": list(model.class_names),
+    }
+    if options.output is not None:
+        facts["output"] = str(model.save_pretrained(options.output, fused=options.fuse))
+    if options.push is not None:
+        facts["pushed"] = str(model.push_to_hub(options.push, fused=options.fuse))
+    lines = [f"{facts['extractor']} and {facts['head']} fit: space {facts['space']}, {model.num_classes} classes"]
+    lines += [f"{name}: {facts[name]}" for name in ("output", "pushed") if name in facts]
+    print(json.dumps(facts) if options.json else "\n".join(lines))
+
+
+def _check_fit(extractor: str, head: str, where: Where) -> list[Files]:
+    # By their configs alone, in one line; the files, so that the weights are those that were judged.
+    spaces, found = [], []
+    for role, location in (("extractor", extractor), ("head", head)):
+        files = open_files(location, **where)
+        spaces.append(CompatSpace.from_config(files.config(role)[ROOT_KEY].get("space")))
+        found.append(files)
+    # Of the shared parts' long digests only their names.
+    lines = [line.partition(":")[0] if "{" in line else line for line in spaces[0].differences(spaces[1])]
+    if lines:
+        raise SpaceMismatchError(
+            f"{extractor} and {head} do not fit: their spaces {spaces[0].fingerprint} and {spaces[1].fingerprint} "
+            f"differ in {'; '.join(lines)}; see timm-compat search --space {spaces[0].fingerprint} --role head"
+        )
+    return found
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Run ``predict``.
+
+    Raises:
+        CompatError: any of ours.
+    """
+    files = image_files(options.images)
+    classifier = open_classifier(options.model, options.head, **place(options))
+    found = list(predict(classifier, files, options.top))
+    if options.json:
+        listed = [
+            {"file": one.file, "classes": [{"name": name, "probability": share} for name, share in one.classes]}
+            for one in found
+        ]
+        print(json.dumps(listed))
+        return
+    width = max(len(one.file) for one in found)
+    for one in found:
+        print(f"{one.file:{width}}  " + "   ".join(f"{printable(name)} {share:.3f}" for name, share in one.classes))

@@ -1,0 +1,171 @@
+"""``timm-compat push``, ``pull``, ``search`` and ``info``: components on the Hugging Face Hub."""
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from timm_compat.cli.places import add_place_options, place
+from timm_compat.component import Component
+from timm_compat.errors import ConfigError
+from timm_compat.files import CARD_FILE, ROOT_KEY
+from timm_compat.hub.loading import load, pull, read_facts
+from timm_compat.hub.push import push_folder
+from timm_compat.hub.search import DEFAULT_LIMIT, search
+from timm_compat.models.composed import CompatModel
+from timm_compat.source import Source
+from timm_compat.space import CompatSpace
+from timm_compat.vocabulary import printable
+
+
+def add_parser(commands: Any) -> None:
+    """Add the four commands to the parser's commands."""
+    _add_push(commands)
+    fetch = commands.add_parser("pull", help="fetch a component from the Hub into a new folder, checked")
+    fetch.add_argument("repo_id", metavar="ID")
+    fetch.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    fetch.set_defaults(run=run_pull)
+    info = commands.add_parser("info", help="what a component is, without loading its weights")
+    info.add_argument("location", metavar="ID|DIR")
+    info.set_defaults(run=run_info)
+    for parser in (fetch, info):
+        add_place_options(parser)
+    find = commands.add_parser("search", help="components on the Hub that fit")
+    find.add_argument("--space", metavar="ID|DIR|FINGERPRINT", help="a space, any component of it, or its fingerprint")
+    find.add_argument("--role", help="extractor, head, space or model")
+    find.add_argument("--classes", metavar="A,B", help="names that a head or model must know")
+    find.add_argument("--dim", type=int, help="feature dimensions")
+    find.add_argument("--author", help="user or organisation")
+    find.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="most candidates (default: %(default)s)")
+    find.set_defaults(run=run_search)
+    for parser in (fetch, info, find):
+        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _add_push(commands: Any) -> None:
+    parser = commands.add_parser("push", help="publish a component's folder on the Hub")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="as save_pretrained wrote it")
+    parser.add_argument("repo_id", metavar="ID", help="owner/name; made where it does not exist")
+    parser.add_argument("--license", metavar="ID", help="such as apache-2.0; yours to choose, none is made up")
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument("--private", dest="private", action="store_true", default=None)
+    visibility.add_argument("--public", dest="private", action="store_false")
+    parser.add_argument("--revision", metavar="BRANCH", help="made where it does not exist")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--overwrite-card", action="store_true", help="write the card anew, whatever it holds")
+    parser.add_argument("--fuse", action="store_true", help="publish a composed model as a plain timm model")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.set_defaults(run=run_push)
+
+
+def run_push(options: argparse.Namespace) -> None:
+    """Run ``push``.
+
+    Raises:
+        CompatError: any of ours.
+    """
+    component = load(options.folder)
+    settings = {
+        "private": options.private,
+        "revision": options.revision,
+        "create_pr": options.create_pr,
+        "commit_message": options.message,
+        "overwrite_card": options.overwrite_card,
+    }
+    if isinstance(component, Component):
+        source = _push_component(component, options, settings)
+    else:
+        # A fused model is plain timm and renders no card of its own: its usage gets the new id.
+        card = (options.folder / CARD_FILE).read_text(encoding="utf-8")
+        card = re.sub(r"hf-hub:[\w./-]+", f"hf-hub:{options.repo_id}", card)
+        source = push_folder(options.folder, options.repo_id, card, **settings)
+    facts = {"repo_id": source.location, "commit": source.commit, "sha256": dict(source.sha256)}
+    print(json.dumps(facts) if options.json else f"{source.location} at commit {source.commit}")
+
+
+def _push_component(component: Component, options: argparse.Namespace, settings: dict[str, Any]) -> Source:
+    license_id = options.license or component.facts.license
+    if license_id is None and sys.stdin.isatty():
+        print("Licence (an id such as apache-2.0; empty to state none): ", end="", file=sys.stderr, flush=True)
+        license_id = sys.stdin.readline().strip() or None
+    if license_id is None:
+        print("timm-compat: no licence is stated; others will not know what they may do (--license)", file=sys.stderr)
+    component.facts = replace(component.facts, license=license_id)
+    if options.fuse:
+        if not isinstance(component, CompatModel):
+            raise ConfigError("--fuse: expected a composed model, got another component; see timm-compat compose")
+        settings["fused"] = True
+    return component.push_to_hub(options.repo_id, **settings)
+
+
+def run_pull(options: argparse.Namespace) -> None:
+    """Run ``pull``.
+
+    Raises:
+        CompatError: any of ours.
+    """
+    folder = pull(options.repo_id, options.output, **place(options))
+    names = sorted(path.name for path in folder.iterdir())
+    print(json.dumps({"output": str(folder), "files": names}) if options.json else f"{folder}: {', '.join(names)}")
+
+
+def run_info(options: argparse.Namespace) -> None:
+    """Run ``info``.
+
+    Raises:
+        CompatError: any of ours.
+    """
+    config, files = read_facts(options.location, **place(options))
+    ours = dict(config[ROOT_KEY])
+    space = CompatSpace.from_config(ours.pop("space", None))
+    facts = {
+        "location": str(options.location),
+        "commit": files.commit,
+        "role": ours.pop("role"),
+        "architecture": config.get("architecture"),
+        "space": space.fingerprint,
+        "feature_dim": space.feature_dim,
+        "level": space.level,
+        "normalization": space.normalization,
+        "methods": list(space.methods),
+        **ours,
+    }
+    known = {key: value for key, value in facts.items() if value not in (None, [], {})}
+    print(json.dumps(known) if options.json else "\n".join(f"{key}: {_short(value)}" for key, value in known.items()))
+
+
+def run_search(options: argparse.Namespace) -> None:
+    """Run ``search``.
+
+    Raises:
+        CompatError: any of ours.
+    """
+    found = search(
+        _fingerprint(options.space),
+        role=options.role,
+        classes=options.classes.split(",") if options.classes else (),
+        dim=options.dim,
+        author=options.author,
+        limit=options.limit,
+    )
+    for repo_id, reason in found.refused:
+        print(f"timm-compat: left out {repo_id}: {reason}", file=sys.stderr)
+    if options.json:
+        print(json.dumps([asdict(row) for row in found]))
+    else:
+        print(found.to_markdown() if found else "nothing that fits")
+
+
+def _fingerprint(space: str | None) -> str | None:
+    if space is None or ("/" not in space and not Path(space).is_dir()):
+        return space
+    return CompatSpace.from_config(read_facts(space)[0][ROOT_KEY].get("space")).fingerprint
+
+
+def _short(value: object) -> str:
+    text = printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return text if len(text) <= 200 else text[:197] + "..."

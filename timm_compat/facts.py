@@ -1,0 +1,116 @@
+"""What is known about a component beyond its weights: licence, origin, training, results. Unknown facts are absent."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from timm_compat.errors import ComponentFileError, ConfigError
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured accuracy.
+
+    Attributes:
+        dataset: what it was measured on, such as "digits".
+        accuracy: in [0, 1].
+        split: of the data set.
+        num_images: how many.
+        partner: the other half where an extractor or a head was measured, such as a Hub id.
+    """
+
+    dataset: str
+    accuracy: float
+    split: str = "test"
+    num_images: int | None = None
+    partner: str | None = None
+
+    def __post_init__(self) -> None:
+        number = self.accuracy
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 1:
+            raise ConfigError(f"accuracy: expected a number from 0 to 1, got {number!r}")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts for a component's card and ``config.json``; nothing is invented, what is not given stays out.
+
+    Attributes:
+        license: an id that the Hub knows, such as "apache-2.0"; yours to choose.
+        base_model: Hub id of the weights that it started from.
+        base_model_commit: and their commit.
+        datasets: ids or names of what it was trained on.
+        results: measured accuracies.
+        training: how it was trained, as JSON values: method, seed, epochs ...
+        matrix: ``RecombinationMatrix.to_dict()``.
+        member: this component's row (extractors) or column (heads) of the matrix.
+
+    Raises:
+        ConfigError: a member that the matrix does not have.
+    """
+
+    license: str | None = None
+    base_model: str | None = None
+    base_model_commit: str | None = None
+    datasets: tuple[str, ...] = ()
+    results: tuple[Result, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    matrix: Mapping[str, Any] | None = None
+    member: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.member is not None and self.matrix is not None:
+            known = {*self.matrix["rows"], *self.matrix["columns"]}
+            if self.member not in known:
+                raise ConfigError(f"member: expected one of {', '.join(sorted(known))}, got {self.member!r}")
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON values; absent where unknown."""
+        values = {key: value for key, value in asdict(self).items() if value not in (None, (), {})}
+        if "results" in values:
+            values["metrics"] = [_known(result) for result in values.pop("results")]
+        return values
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Facts":
+        """The facts in our part of a ``config.json``.
+
+        Raises:
+            ComponentFileError: a fact of the wrong kind.
+        """
+        try:
+            return cls(
+                **{key: _text(key, config[key]) for key in TEXTS if config.get(key) is not None},
+                datasets=tuple(_text("datasets", name) for name in config.get("datasets", ())),
+                results=tuple(Result(**result) for result in config.get("metrics", ())),
+                training=dict(config.get("training", {})),
+                matrix=_matrix(config.get("matrix")),
+            )
+        except (TypeError, ValueError, KeyError) as error:
+            raise ComponentFileError(f"config.json: expected facts about the component, got {error!r}") from error
+
+
+TEXTS = ("license", "base_model", "base_model_commit", "member")
+KEYS = (*TEXTS, "datasets", "metrics", "training", "matrix")
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{key}: expected text, got {value!r:.80}")
+    return value
+
+
+def _matrix(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    rows, columns = ([_text("matrix", name) for name in value[key]] for key in ("rows", "columns"))
+    cells = [[None if cell is None else float(cell) for cell in row] for row in value["accuracy"]]
+    square = len(cells) == len(rows) and all(len(row) == len(columns) for row in cells)
+    if not square or any(cell is not None and not math.isfinite(cell) for row in cells for cell in row):
+        raise ValueError("matrix: expected one finite accuracy or null for every row and column")
+    return {**value, "rows": rows, "columns": columns, "accuracy": cells}

@@ -1,0 +1,1 @@
+"""The Hub's far side: publish, load whatever is there, search."""

@@ -1,0 +1,112 @@
+"""Load a component whatever its role, fused models too, and fetch one into a folder."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from typing_extensions import Unpack
+
+from timm_compat.component import Component
+from timm_compat.errors import BackboneError, ComponentFileError, ConfigError
+from timm_compat.files import (
+    CARD_FILE,
+    KNOWN_FILES,
+    MAX_CARD_BYTES,
+    PICTURE_FILE,
+    ROOT_KEY,
+    WEIGHTS_FILE,
+    check_new_folder,
+    new_folder,
+)
+from timm_compat.models.backbone import TIMM_ERRORS
+from timm_compat.models.backbone_config import checked_arguments, checked_preprocessing
+from timm_compat.models.composed import CompatModel
+from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
+from timm_compat.models.heads import TaskHead
+from timm_compat.source import Where
+from timm_compat.space import CompatSpace
+from timm_compat.storage import Files, open_files, pinned
+from timm_compat.vocabulary import check_class_names
+
+CLASSES: Mapping[str, Any] = {
+    "extractor": CompatExtractor,
+    "head": TaskHead,
+    "space": CompatSpace,
+    "model": CompatModel,
+}
+OPTIONAL_FILES = {CARD_FILE: MAX_CARD_BYTES, PICTURE_FILE: 16 * 2**20}
+
+
+def read_facts(location: str | Path, **where: Unpack[Where]) -> tuple[dict[str, Any], Files]:
+    """The checked ``config.json`` of a component of any role, without its weights.
+
+    Raises:
+        ComponentFileError, HubError: as ``from_pretrained``.
+    """
+    files = open_files(location, **where)
+    return files.config(), files
+
+
+def load(location: str | Path, **where: Unpack[Where]) -> Component | nn.Module:
+    """A component by the role that its config names; a fused model comes as the plain timm model that it is.
+
+    Raises:
+        ComponentFileError, HubError: as ``from_pretrained``.
+    """
+    config, files = read_facts(location, **where)
+    ours = config[ROOT_KEY]
+    if ours.get("fused"):
+        return _load_fused(config, files)
+    loaded: Component = CLASSES[ours["role"]].from_pretrained(location, **pinned(where, files))
+    return loaded
+
+
+def pull(location: str, folder: str | Path, **where: Unpack[Where]) -> Path:
+    """Fetch a component into a new folder, after every check that loading makes.
+
+    Raises:
+        ComponentFileError, HubError: as ``from_pretrained``; nothing is left in the folder then.
+        OutputExistsError: the folder holds something already.
+    """
+    check_new_folder(folder)
+    files = open_files(location, **where)
+    load(location, **pinned(where, files))
+    for name, most in OPTIONAL_FILES.items():
+        try:
+            files.fetch(name, most)
+        except ComponentFileError:
+            continue
+    with new_folder(folder) as partial:
+        for name in KNOWN_FILES:
+            if (files.folder / name).is_file():
+                shutil.copyfile(files.folder / name, partial / name)
+    return Path(folder)
+
+
+def _load_fused(config: dict[str, Any], files: Files) -> nn.Module:
+    names = _class_names(config)
+    architecture, arguments = checked_arguments(config)
+    try:
+        with torch.device("meta"):
+            shapes = timm.create_model(architecture, num_classes=len(names), **arguments)
+        tensors = files.tensors(WEIGHTS_FILE, config, shapes.state_dict(), unbounded_buffers(shapes))
+        model: Any = timm.create_model(architecture, num_classes=len(names), **arguments)
+    except ComponentFileError:
+        raise
+    except (BackboneError, *TIMM_ERRORS) as error:
+        raise ComponentFileError(f"{files}: its model cannot be built here: {error}") from error
+    model.load_state_dict(tensors)
+    own = {"architecture": architecture, "num_classes": len(names), "label_names": list(names)}
+    model.pretrained_cfg = model.default_cfg = {**checked_preprocessing(config[ROOT_KEY].get("preprocessing")), **own}
+    return model.eval()
+
+
+def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    try:
+        return check_class_names(config[ROOT_KEY].get("class_names"))
+    except ConfigError as error:
+        raise ComponentFileError(f"config.json: {error}") from error
