@@ -1,4 +1,4 @@
-"""What `import timm_compat` costs on top of `import timm`, seen from fresh processes."""
+"""What `import timm_compat` costs beside `import timm`, seen from fresh processes: processor time, in turn."""
 
 import json
 import os
@@ -8,28 +8,29 @@ import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-LIMIT_SECONDS = 0.15
+LARGEST_SHARE = 0.1  # of the time of `import timm`
 RUNS = 5
 LAZY = {"matplotlib", "accelerate", "sklearn", "scipy", "huggingface_hub"}  # apart from what timm itself imports
 
 PROBE = """
 import json, sys, time
+start = time.process_time()
 import timm
+middle = time.process_time()
 before = set(sys.modules)
-start = time.perf_counter()
 import timm_compat
-seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "new": sorted(set(sys.modules) - before)}))
+share = (time.process_time() - middle) / (middle - start)
+print(json.dumps({"share": share, "new": sorted(set(sys.modules) - before)}))
 """
 
 
 def probe() -> tuple[float, list[str]]:
-    """Seconds of the second import, and the modules that it added."""
+    """Time of the second import as a share of the first one's, and the modules that it added."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-c", PROBE]
     done = subprocess.run(command, env=env, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=True)
     answer = json.loads(done.stdout)
-    return answer["seconds"], answer["new"]
+    return answer["share"], answer["new"]
 
 
 def test_import_is_cheap_and_lazy() -> None:
@@ -38,5 +39,5 @@ def test_import_is_cheap_and_lazy() -> None:
     late = [name for name in new if name.split(".")[0] in LAZY]
     assert not late, f"import these where they are first used: {late}"
 
-    seconds = statistics.median(probe()[0] for _ in range(RUNS))
-    assert seconds <= LIMIT_SECONDS, f"import timm_compat takes {seconds:.3f} s over import timm"
+    share = statistics.median(probe()[0] for _ in range(RUNS))
+    assert share <= LARGEST_SHARE, f"import timm_compat takes {share:.2f} of the time of import timm"

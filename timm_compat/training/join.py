@@ -25,6 +25,9 @@ from timm_compat.space import CompatSpace
 from timm_compat.training.join_pool import Pool
 from timm_compat.training.join_report import JoinReport, agreement, explained, warn_where_poor
 
+# Self-training is kept while held-out agreement with the reference falls by less: a backbone that is better than the
+# reference must disagree with it now and then. CIFAR-10: 0.02 less at most, where accuracy rose by 0.3 to 1.9 points.
+AGREEMENT_GIVEN_UP = 0.03
 SHIFTED_IMAGES = 2_000  # beyond these a pool needs no shifted copies
 
 
@@ -59,8 +62,8 @@ def join(
         augment: whether both networks see the images mirrored too, and the first 2,000 shifted as well. These samples
             take part where they lower the error on held-out images as they are; a pass takes twice the time or more.
         self_training: whether the fit goes on through the given heads: reference and new backbone together label the
-            first 5,000 images, and the interface is fitted to these labels (``methods/self_training.py``). A backbone
-            that is better than the reference then scores higher than the reference.
+            first 5,000 images, and the interface is fitted to these labels (``methods/self_training.py``), unless
+            they then agree clearly less on held-out images.
         batch_size: images at a time, where a tensor or data set came.
         workers: processes that decode an ``ImageDataset``.
         seed: of the shifts.
@@ -133,7 +136,7 @@ def _fit(
     if share is not None and self_training:
         interface.set_linear(*refined(ridge.trial_weight, ridge.trial_bias, held_out=False))
         refined_share = agreement(interface(inputs), targets, readers)
-        if refined_share >= share:
+        if refined_share >= share - AGREEMENT_GIVEN_UP:
             share, result = refined_share, refined(ridge.weight, ridge.bias, held_out=None)
     interface.set_linear(*result)
     return JoinReport(
