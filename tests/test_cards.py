@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 import timm_compat as tc
-from timm_compat.card_merge import merge_cards
-from timm_compat.cards import CARD_ROLES, card_template, render_card
 from timm_compat.errors import ConfigError
+from timm_compat.storage.card_merge import merge_cards
+from timm_compat.storage.cards import CARD_ROLES, card_template, render_card
 
 VALUES = {
     "architecture": "resnet18",

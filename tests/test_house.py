@@ -13,9 +13,12 @@ ROOT = "timm_compat"
 # package which has no line of its own; a package that is named itself may hold code in its __init__.py.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
-    ("_extras", "seeding", "files", "vocabulary", "facts", "hub_calls", "card_merge", "source"),
-    ("cards", "storage"),
-    ("component",),
+    (
+        *("_extras", "seeding", "vocabulary"),
+        *("storage.files", "storage.facts", "storage.hub_calls", "storage.card_merge", "storage.source"),
+    ),
+    ("storage.cards", "storage.reading"),
+    ("storage.component",),
     ("config", "methods.*"),
     ("shared_tensors",),
     ("space", "recipes.checks", "recipes.nodes"),

@@ -133,7 +133,7 @@ class TestRevisions:
     def test_everything_comes_from_one_commit(self, hub: LoopbackHub, parts: Parts, tmp_path: Path) -> None:
         """Someone pushes while we load: config and weights are still of one state."""
         parts.head.push_to_hub("lab/head")
-        files = tc.storage.open_files("lab/head", cache_dir=tmp_path / "cache")
+        files = tc.storage.reading.open_files("lab/head", cache_dir=tmp_path / "cache")
         config = files.config("head")
         tc.TaskHead(parts.space, CLASSES).push_to_hub("lab/head")
         tensors = files.tensors("model.safetensors", config, parts.head.state_dict())

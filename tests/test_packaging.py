@@ -19,7 +19,7 @@ CARDS = sorted(path.name for path in (CHECKOUT / "hub_cards").glob("*.md"))
 
 PROBE = """
 import json
-from timm_compat import cards
+from timm_compat.storage import cards
 templates = {f"{role}.md": cards.card_template(role) for role in cards.CARD_ROLES}
 print(json.dumps({"file": cards.__file__, "templates": templates}))
 """
@@ -60,7 +60,7 @@ def check_cards(python: str, home: Path, elsewhere: Path, path: Path | None = No
     """From a folder that holds no sources, the package is found in ``home`` and reads every template."""
     elsewhere.mkdir()
     answer = json.loads(run(python, "-c", PROBE, cwd=elsewhere, path=path))
-    assert Path(answer["file"]).resolve() == (home / "timm_compat" / "cards.py").resolve()
+    assert Path(answer["file"]).resolve() == (home / "timm_compat" / "storage" / "cards.py").resolve()
     assert sorted(answer["templates"]) == CARDS
     for name, text in answer["templates"].items():
         assert text == (CHECKOUT / "hub_cards" / name).read_text(encoding="utf-8")

@@ -360,7 +360,9 @@ class TestFolder:
             final().save_pretrained(tmp_path / "link")
         assert listing(tmp_path) == ["link"]
 
-    @pytest.mark.parametrize("step", ["timm_compat.files.save_file", "timm_compat.files.library_versions"])
+    @pytest.mark.parametrize(
+        "step", ["timm_compat.storage.files.save_file", "timm_compat.storage.files.library_versions"]
+    )
     def test_nothing_is_left_when_writing_fails(
         self, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

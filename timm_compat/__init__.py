@@ -28,7 +28,6 @@ from timm_compat.errors import (
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.evaluation.retrieval import RetrievalScores, retrieve
 from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
-from timm_compat.facts import Facts, Result
 from timm_compat.hub import push as _push  # noqa: F401  (lets components publish themselves)
 from timm_compat.hub.loading import load, pull
 from timm_compat.hub.search import Found, SearchResult, search
@@ -38,6 +37,7 @@ from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.features import extract_features
 from timm_compat.models.heads import CommonClassesHead, RotationHead, SimplexHead, TaskHead
 from timm_compat.space import CompatSpace
+from timm_compat.storage.facts import Facts, Result
 from timm_compat.training.fit import FitResult, fit
 from timm_compat.training.join import join
 from timm_compat.training.join_report import JoinReport

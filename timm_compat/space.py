@@ -14,14 +14,14 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self, Unpack
 
-from timm_compat.cards import render_card
-from timm_compat.component import Component
 from timm_compat.errors import ComponentFileError, ConfigError, DraftSpaceError, SpaceMismatchError
-from timm_compat.facts import Facts
-from timm_compat.files import FORMAT, ROOT_KEY, WEIGHTS_FILE, tensor_sha256, tensors_sha256, write_component
 from timm_compat.shared_tensors import check_tensors, expected_tensors, initial_tensors
-from timm_compat.source import Where
-from timm_compat.storage import open_files
+from timm_compat.storage.cards import render_card
+from timm_compat.storage.component import Component
+from timm_compat.storage.facts import Facts
+from timm_compat.storage.files import FORMAT, ROOT_KEY, WEIGHTS_FILE, tensor_sha256, tensors_sha256, write_component
+from timm_compat.storage.reading import open_files
+from timm_compat.storage.source import Where
 from timm_compat.vocabulary import check_class_names, listed
 
 LEVELS = ("pooled", "map")

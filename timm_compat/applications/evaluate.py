@@ -18,9 +18,9 @@ from timm_compat.evaluation.passes import Images
 from timm_compat.evaluation.report import ComponentFacts, EvaluationReport, Retrieval
 from timm_compat.evaluation.report_pictures import draw_pictures
 from timm_compat.evaluation.retrieval import retrieve
-from timm_compat.files import library_versions, tensor_sha256, tensors_sha256
 from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.models.extractor import CompatExtractor
+from timm_compat.storage.files import library_versions, tensor_sha256, tensors_sha256
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from timm_compat.errors import ConfigError
-from timm_compat.files import ROOT_KEY
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.storage import open_files
+from timm_compat.storage.files import ROOT_KEY
+from timm_compat.storage.reading import open_files
 
 ROLE_PREFIXES = ("extractor-", "head-")
 

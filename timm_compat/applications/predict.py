@@ -17,7 +17,7 @@ from timm_compat.hub.loading import load
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.source import Where
+from timm_compat.storage.source import Where
 
 IMAGE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 BATCH_SIZE = 32

@@ -10,10 +10,10 @@ import numpy as np
 
 from timm_compat.evaluation.columns import side_by_side
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
-from timm_compat.files import replace_text
 from timm_compat.recipes.build import Built, build
 from timm_compat.recipes.schema import Recipe
 from timm_compat.recipes.writer import recipe_to_text
+from timm_compat.storage.files import replace_text
 from timm_compat.training.fit import FitResult, fit
 from timm_compat.training.members import Images, Member
 

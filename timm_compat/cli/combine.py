@@ -8,13 +8,13 @@ from typing import Any
 from timm_compat.applications.predict import image_files, open_classifier, predict
 from timm_compat.cli.places import add_place_options, place
 from timm_compat.errors import SpaceMismatchError
-from timm_compat.files import ROOT_KEY, check_new_folder
 from timm_compat.models.composed import compose
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.source import Where
 from timm_compat.space import CompatSpace
-from timm_compat.storage import Files, open_files, pinned
+from timm_compat.storage.files import ROOT_KEY, check_new_folder
+from timm_compat.storage.reading import Files, open_files, pinned
+from timm_compat.storage.source import Where
 from timm_compat.vocabulary import printable
 
 

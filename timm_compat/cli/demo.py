@@ -10,7 +10,7 @@ import torch
 
 from timm_compat.applications.demo import PICTURE_FILE, DemoConfig, DemoResult, run_demo
 from timm_compat.errors import ConfigError
-from timm_compat.files import check_new_folder
+from timm_compat.storage.files import check_new_folder
 
 DEFAULT_OUTPUT = "timm-compat-demo"
 USAGE = """\

@@ -15,7 +15,7 @@ from timm_compat.evaluation.passes import Images
 from timm_compat.evaluation.processes import current_process
 from timm_compat.evaluation.report import EvaluationReport
 from timm_compat.evaluation.report_text import HTML_FILE, save_report, summary_text
-from timm_compat.files import check_new_folder
+from timm_compat.storage.files import check_new_folder
 
 
 def add_parser(commands: Any) -> None:

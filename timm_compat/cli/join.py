@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from timm_compat.data.sources import load_dataset
-from timm_compat.files import check_new_folder
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.weights import load_weights
 from timm_compat.space import CompatSpace
+from timm_compat.storage.files import check_new_folder
 from timm_compat.training.join import join
 from timm_compat.training.members import Images
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from timm_compat.source import Where
+from timm_compat.storage.source import Where
 
 
 def add_place_options(parser: argparse.ArgumentParser, revision: bool = True) -> None:

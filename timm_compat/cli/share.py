@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from timm_compat.cli.places import add_place_options, place
-from timm_compat.component import Component
 from timm_compat.errors import ConfigError
-from timm_compat.files import CARD_FILE, ROOT_KEY
 from timm_compat.hub.loading import load, pull, read_facts
 from timm_compat.hub.push import push_folder
 from timm_compat.hub.search import DEFAULT_LIMIT, search
 from timm_compat.models.composed import CompatModel
-from timm_compat.source import Source
 from timm_compat.space import CompatSpace
+from timm_compat.storage.component import Component
+from timm_compat.storage.files import CARD_FILE, ROOT_KEY
+from timm_compat.storage.source import Source
 from timm_compat.vocabulary import printable
 
 

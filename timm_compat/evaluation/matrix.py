@@ -21,9 +21,9 @@ from timm_compat.evaluation.predictions import (
     relative_negative_flip_rate,
 )
 from timm_compat.evaluation.table import markdown_table
-from timm_compat.facts import Facts, Result
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.storage.facts import Facts, Result
 
 CROSS_SPACE_SIGN = "†"
 NOT_MEASURED = "n/a"

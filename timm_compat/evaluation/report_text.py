@@ -13,7 +13,7 @@ from timm_compat.evaluation.intervals import CONFIDENCE
 from timm_compat.evaluation.matrix import CROSS_SPACE_SIGN, NOT_MEASURED
 from timm_compat.evaluation.report import EvaluationReport
 from timm_compat.evaluation.scores import Array, gap_points, mean_of_measured
-from timm_compat.files import new_folder
+from timm_compat.storage.files import new_folder
 
 HTML_FILE, MARKDOWN_FILE, JSON_FILE = "report.html", "report.md", "report.json"
 OWN_PAIR = "own pair"

@@ -10,9 +10,15 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from timm_compat.component import Component
 from timm_compat.errors import BackboneError, ComponentFileError, ConfigError
-from timm_compat.files import (
+from timm_compat.models.backbone import TIMM_ERRORS
+from timm_compat.models.backbone_config import checked_arguments, checked_preprocessing
+from timm_compat.models.composed import CompatModel
+from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
+from timm_compat.models.heads import TaskHead
+from timm_compat.space import CompatSpace
+from timm_compat.storage.component import Component
+from timm_compat.storage.files import (
     CARD_FILE,
     KNOWN_FILES,
     MAX_CARD_BYTES,
@@ -22,14 +28,8 @@ from timm_compat.files import (
     check_new_folder,
     new_folder,
 )
-from timm_compat.models.backbone import TIMM_ERRORS
-from timm_compat.models.backbone_config import checked_arguments, checked_preprocessing
-from timm_compat.models.composed import CompatModel
-from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
-from timm_compat.models.heads import TaskHead
-from timm_compat.source import Where
-from timm_compat.space import CompatSpace
-from timm_compat.storage import Files, open_files, pinned
+from timm_compat.storage.reading import Files, open_files, pinned
+from timm_compat.storage.source import Where
 from timm_compat.vocabulary import check_class_names
 
 CLASSES: Mapping[str, Any] = {

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from timm_compat._extras import require
-from timm_compat.card_merge import merge_cards
-from timm_compat.component import Component, set_pusher
 from timm_compat.errors import ConfigError, HubAccessError, HubNotFoundError, MissingExtraError
 from timm_compat.evaluation.plots import CELL_INCHES, MARGIN_INCHES, heat_map
-from timm_compat.files import (
+from timm_compat.storage.card_merge import merge_cards
+from timm_compat.storage.component import Component, set_pusher
+from timm_compat.storage.files import (
     CARD_FILE,
     CONFIG_FILE,
     KNOWN_FILES,
@@ -21,8 +21,8 @@ from timm_compat.files import (
     ROOT_KEY,
     read_config,
 )
-from timm_compat.hub_calls import ask, time_limit
-from timm_compat.source import Source, check_repo_id
+from timm_compat.storage.hub_calls import ask, time_limit
+from timm_compat.storage.source import Source, check_repo_id
 
 
 def push(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, overload
 
 from timm_compat.errors import ComponentFileError, ConfigError, HubAccessError, HubNotFoundError
-from timm_compat.facts import Facts
-from timm_compat.files import FORMAT, ROLES, ROOT_KEY
-from timm_compat.hub_calls import ask
-from timm_compat.source import check_repo_id
 from timm_compat.space import FINGERPRINT_DIGITS, CompatSpace
-from timm_compat.storage import HubFiles
+from timm_compat.storage.facts import Facts
+from timm_compat.storage.files import FORMAT, ROLES, ROOT_KEY
+from timm_compat.storage.hub_calls import ask
+from timm_compat.storage.reading import HubFiles
+from timm_compat.storage.source import check_repo_id
 from timm_compat.vocabulary import printable
 
 DEFAULT_LIMIT = 100

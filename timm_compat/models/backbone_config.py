@@ -11,9 +11,9 @@ import torch
 from timm.models import filter_pretrained_cfg
 
 from timm_compat.errors import BackboneError, ComponentFileError, ConfigError
-from timm_compat.files import ROOT_KEY
 from timm_compat.models.backbone import MAX_IMAGE_SIDE, Backbone
 from timm_compat.models.backbone_build import MAX_CHANNELS, RESERVED_ARGUMENTS, build_backbone
+from timm_compat.storage.files import ROOT_KEY
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "nearest-exact")
 CROP_MODES = ("center", "squash", "border")

@@ -9,18 +9,18 @@ from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
-from timm_compat.cards import render_card
-from timm_compat.component import Component
 from timm_compat.errors import ComponentFileError
-from timm_compat.facts import Facts
-from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
 from timm_compat.models.fusion import fuse
 from timm_compat.models.heads import TaskHead
-from timm_compat.source import Source, Where
 from timm_compat.space import CompatSpace
-from timm_compat.storage import open_files
+from timm_compat.storage.cards import render_card
+from timm_compat.storage.component import Component
+from timm_compat.storage.facts import Facts
+from timm_compat.storage.files import ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
+from timm_compat.storage.reading import open_files
+from timm_compat.storage.source import Source, Where
 from timm_compat.vocabulary import listed
 
 TIMM_NAME = "compat_model"  # of the entry in timm's registry (models/registry.py)

@@ -8,20 +8,20 @@ from timm.data import create_transform
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
-from timm_compat.cards import render_card
-from timm_compat.component import Component
 from timm_compat.errors import ConfigError
-from timm_compat.facts import Facts
-from timm_compat.files import INTERFACE_FILE, ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
 from timm_compat.methods.initial_weights import same_start, start_name
 from timm_compat.models.backbone import Backbone
 from timm_compat.models.backbone_build import adopt_backbone, build_backbone
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
-from timm_compat.source import Where
 from timm_compat.space import CompatSpace, check_space
-from timm_compat.storage import cached_commit, open_files
+from timm_compat.storage.cards import render_card
+from timm_compat.storage.component import Component
+from timm_compat.storage.facts import Facts
+from timm_compat.storage.files import INTERFACE_FILE, ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
+from timm_compat.storage.reading import cached_commit, open_files
+from timm_compat.storage.source import Where
 
 TRAINABLE = ("full", "adapter")
 RELATIONS = {"full": "finetune", "adapter": "adapter"}  # to the base model, in the Hub's words

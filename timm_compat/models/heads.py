@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
-from timm_compat.cards import render_card
-from timm_compat.component import Component
 from timm_compat.errors import ComponentFileError, ConfigError
-from timm_compat.facts import Facts
-from timm_compat.files import ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
 from timm_compat.methods.rotation import NUM_ROTATIONS
-from timm_compat.source import Where
 from timm_compat.space import CompatSpace, check_space
-from timm_compat.storage import open_files
+from timm_compat.storage.cards import render_card
+from timm_compat.storage.component import Component
+from timm_compat.storage.facts import Facts
+from timm_compat.storage.files import ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
+from timm_compat.storage.reading import open_files
+from timm_compat.storage.source import Where
 from timm_compat.vocabulary import check_class_names, listed
 
 MAX_DEPTH = 16

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from timm_compat.errors import TrainingError
-from timm_compat.files import file_sha256, new_folder
+from timm_compat.storage.files import file_sha256, new_folder
 from timm_compat.training.state import join_state, split_state
 
 logger = logging.getLogger(__name__)

@@ -21,10 +21,10 @@ from timm_compat.data.arrays import ArrayDataset, image_batches
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.order import PassOrder
 from timm_compat.data.transforms import shared_data_config
-from timm_compat.files import replaced_file, tensor_sha256, tensors_sha256
 from timm_compat.methods.rotation import rotate
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.features import BATCH_SIZE, evaluating, prepare
+from timm_compat.storage.files import replaced_file, tensor_sha256, tensors_sha256
 
 logger = logging.getLogger(__name__)
 

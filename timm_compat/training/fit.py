@@ -14,12 +14,12 @@ from torch import nn
 from timm_compat._extras import require
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError, OutputExistsError
-from timm_compat.files import check_new_folder, replace_text
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.features import evaluating
 from timm_compat.models.heads import TaskHead
 from timm_compat.seeding import seeded
 from timm_compat.space import CompatSpace
+from timm_compat.storage.files import check_new_folder, replace_text
 from timm_compat.training.checkpoint import FOLDER, Checkpoints
 from timm_compat.training.joint import JointModule
 from timm_compat.training.loop import Loop, Validate, steps_per_epoch

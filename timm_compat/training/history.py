@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from timm_compat.errors import TrainingError
-from timm_compat.files import replace_text
+from timm_compat.storage.files import replace_text
 
 HISTORY_FILE = "history.jsonl"
 Record = dict[str, float]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from timm_compat.errors import ConfigError
-from timm_compat.facts import Facts
-from timm_compat.source import Source
+from timm_compat.storage.facts import Facts
+from timm_compat.storage.source import Source
 
 # Set by hub/push.py when the package is imported: components are below the Hub's push side and do not know it.
 _push: Callable[..., Source] | None = None

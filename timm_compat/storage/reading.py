@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from timm_compat.errors import ComponentFileError, ConfigError, HubAccessError, HubError, HubNotFoundError
-from timm_compat.files import (
+from timm_compat.storage.files import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
     ROOT_KEY,
@@ -27,8 +27,8 @@ from timm_compat.files import (
     read_tensors,
     replace_text,
 )
-from timm_compat.hub_calls import ask, is_offline, time_limit
-from timm_compat.source import COMMIT, REPO_ID, Source, Where
+from timm_compat.storage.hub_calls import ask, is_offline, time_limit
+from timm_compat.storage.source import COMMIT, REPO_ID, Source, Where
 
 REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]{0,254}", re.ASCII)
 DEFAULT_REVISION = "main"

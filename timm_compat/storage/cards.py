@@ -10,8 +10,8 @@ from string import Template
 from typing import Any
 
 from timm_compat.errors import ConfigError
-from timm_compat.facts import Facts, Result
-from timm_compat.files import PICTURE_FILE
+from timm_compat.storage.facts import Facts, Result
+from timm_compat.storage.files import PICTURE_FILE
 
 CARD_ROLES = ("extractor", "fused", "head", "model", "space")
 PLACEHOLDER = "path-or-repo-id"
@@ -21,7 +21,7 @@ PIPELINE_TAGS = {
     "fused": "image-classification",
 }
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = (_PACKAGE / "hub_cards", _PACKAGE.parent / "hub_cards")  # a wheel; an editable install or a bare checkout
 
 
