@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 TENSOR, KEYS = "tensor", "keys"
-Leaf = bool | int | float | str | None
 
 
 def split_state(state: Any) -> tuple[Any, dict[str, Tensor]]:
