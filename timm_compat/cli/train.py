@@ -3,10 +3,10 @@
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from timm_compat.applications.recipe_run import RecipeResult, run_recipe
+from timm_compat.cli.run_options import add_run_options
 from timm_compat.errors import ConfigError
 from timm_compat.recipes.reader import read_recipe
 from timm_compat.recipes.schema import Recipe
@@ -28,13 +28,7 @@ def add_parser(commands: Any) -> None:
     )
     add.add_argument("--space", metavar="ID|DIR", help="the space, a Hub id or a folder, in place of the recipe's")
     for parser in (train, add):
-        parser.add_argument("recipe", type=Path, help="a YAML file")
-        parser.add_argument(
-            "overrides", nargs="*", metavar="KEY=VALUE", help="such as training.epochs=5 or members.a.backbone=resnet18"
-        )
-        parser.add_argument("--output", metavar="DIR", help="a new folder, in place of training.output_dir")
-        parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-        parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+        add_run_options(parser)
     train.set_defaults(run=run, space=None, adds=False)
     add.set_defaults(run=run, adds=True)
 

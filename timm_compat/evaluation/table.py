@@ -1,6 +1,7 @@
 """Tables as Markdown."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
@@ -12,3 +13,24 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     )
+
+
+def spread_text(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± standard deviation (n - 1), such as "0.913 ± 0.004"; the mean alone of one value, "n/a" of none."""
+    if not values:
+        return "n/a"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def spread_table(corner: str, rows: Mapping[str, Mapping[str, Sequence[float]]], digits: int = 3) -> str:
+    """A Markdown table of mean ± standard deviation.
+
+    Args:
+        corner: heading of the first column.
+        rows: by row and column one value a seed; a column that a row lacks is "n/a".
+        digits: after the point.
+    """
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    body = [[name, *(spread_text(row.get(column, ()), digits) for column in columns)] for name, row in rows.items()]
+    return markdown_table([[corner, *columns], *body])

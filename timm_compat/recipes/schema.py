@@ -267,7 +267,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "members", tuple(self.members))
-        object.__setattr__(self, "training", _as_written(self.training))
+        object.__setattr__(self, "training", as_written(self.training))
         check_switch("evaluate", self.evaluate)
         if not self.members:
             raise ConfigError("members: expected at least one, got none")
@@ -292,7 +292,7 @@ class Recipe:
             )
 
 
-def _as_written(training: TrainConfig) -> TrainConfig:
+def as_written(training: TrainConfig) -> TrainConfig:
     """Paths as texts, and tuples among arguments as lists: what YAML can hold."""
     found: dict[str, Any] = {}
     for name, value in vars(training).items():

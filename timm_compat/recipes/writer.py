@@ -7,15 +7,13 @@ from typing import Any
 
 import yaml
 
-from timm_compat.recipes.schema import Recipe
-
 LINE_LENGTH = 120
 
 _SIMPLE = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 
 
-def recipe_to_text(recipe: Recipe) -> str:
-    """The recipe as YAML text, from which ``recipe_from_text`` makes an equal recipe."""
+def recipe_to_text(recipe: Any) -> str:
+    """A recipe of any kind as YAML text, from which the reader makes an equal recipe."""
     plain = _plain(recipe)
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=LINE_LENGTH)
 

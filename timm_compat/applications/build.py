@@ -4,10 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
+from timm_compat.applications.datasets import read_images
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
-from timm_compat.data.sources import load_dataset
-from timm_compat.errors import CompatError, DataError
+from timm_compat.errors import DataError
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.weights import load_weights
@@ -46,10 +46,10 @@ def build(recipe: Recipe) -> Built:
     """
     config = recipe.training
     datasets = {
-        member.name: _dataset(f"member {member.name!r}", member.data, config, member) for member in recipe.members
+        member.name: _images(f"member {member.name!r}", member.data, config, member) for member in recipe.members
     }
     tests = {
-        member.name: _dataset(f"test of member {member.name!r}", member.test, config, member)
+        member.name: _images(f"test of member {member.name!r}", member.test, config, member)
         for member in recipe.members
         if member.test is not None
     }
@@ -63,29 +63,12 @@ def build(recipe: Recipe) -> Built:
             CompatExtractor.from_pretrained(recipe.reference.extractor),
             None if folder is None else TaskHead.from_pretrained(folder),
         )
-    pool = None if recipe.pool is None else _dataset("pool", recipe.pool, config, recipe.members[0])
+    pool = None if recipe.pool is None else _images("pool", recipe.pool, config, recipe.members[0])
     return Built(recipe, space, members, tests, reference, pool)
 
 
-def _dataset(what: str, data: DataRecipe, config: TrainConfig, member: MemberRecipe) -> Images:
-    try:
-        dataset: Images = load_dataset(
-            data.dataset,
-            data.root,
-            data.split,
-            classes=data.classes or None,
-            part=data.part,
-            limit=data.limit,
-            seed=config.seed if data.seed is None else data.seed,
-            in_chans=member.arguments.get("in_chans"),
-            skip_corrupt=data.skip_corrupt,
-        )
-    except CompatError as error:
-        raise type(error)(f"{what}: {error}") from error
-    if member.pretrained and isinstance(dataset, ArrayDataset) and "in_chans" not in member.arguments:
-        # Pretrained weights mean colours.
-        dataset = dataset.with_channels(3)
-    return dataset
+def _images(what: str, data: DataRecipe, config: TrainConfig, member: MemberRecipe) -> Images:
+    return read_images(what, data, config.seed, in_chans=member.arguments.get("in_chans"), pretrained=member.pretrained)
 
 
 def _resolved(recipe: Recipe, datasets: dict[str, Images]) -> Recipe:
