@@ -1,0 +1,105 @@
+"""Every table of the study: its rows, and how one row is measured for one seed."""
+
+from collections.abc import Callable
+from typing import Any
+
+from studies import groups, joins, pairs
+from studies.groups import Architectures, Chain, DataSets
+from studies.joins import Join
+from studies.pairs import Pair
+from studies.tasks import Scale
+
+ALIGNED = {"alignment": "contrastive"}
+COMMON, BOTH = ("common_classes",), ("common_classes", "rotation")
+SAME = (0, 0)  # one architecture for both members
+SMALL_JOIN = ((0, 1), (1, 0))
+
+Row = Pair | Architectures | Chain | DataSets | Join
+
+TABLES: dict[str, dict[str, Row]] = {
+    "methods": {
+        "nothing": Pair(overlap="4 of 7"),
+        "rotation": Pair(("rotation",), overlap="4 of 7"),
+        "simplex": Pair(("simplex",), overlap="4 of 7"),
+        "common classes": Pair(COMMON, overlap="4 of 7"),
+        "common classes, rotation": Pair(BOTH, overlap="4 of 7"),
+        "alignment": Pair(overlap="4 of 7", settings=ALIGNED),
+        "common classes, alignment": Pair(COMMON, overlap="4 of 7", settings=ALIGNED),
+        "common classes, alignment, then joined": Pair(COMMON, overlap="4 of 7", settings=ALIGNED, join=True),
+        "alignment of every image": Pair(overlap="4 of 7", settings={**ALIGNED, "alignment_fraction": 1.0}),
+        "initial weights, one architecture": Pair(("initial_weights",), overlap="4 of 7", backbones=SAME),
+        "common classes, initial weights, one architecture": Pair(
+            ("common_classes", "initial_weights"), overlap="4 of 7", backbones=SAME
+        ),
+    },
+    "same_classes": {
+        "nothing": Pair(),
+        "rotation": Pair(("rotation",)),
+        "common classes": Pair(COMMON),
+        "alignment": Pair(settings=ALIGNED),
+        "common classes, alignment": Pair(COMMON, settings=ALIGNED),
+        "initial weights, one architecture": Pair(("initial_weights",), backbones=SAME),
+        "rotation, initial weights, one architecture": Pair(("rotation", "initial_weights"), backbones=SAME),
+        "common classes, one architecture": Pair(COMMON, backbones=SAME),
+        "nothing, one architecture": Pair(backbones=SAME),
+    },
+    "overlap": {
+        "2 of 5: nothing": Pair(overlap="2 of 5"),
+        "2 of 5: common classes": Pair(COMMON, overlap="2 of 5"),
+        "2 of 5: common classes, alignment": Pair(COMMON, overlap="2 of 5", settings=ALIGNED),
+        "1 of 5: common classes, alignment": Pair(COMMON, overlap="1 of 5", settings=ALIGNED),
+        "0 of 5: nothing": Pair(overlap="0 of 5"),
+        "0 of 5: alignment": Pair(overlap="0 of 5", settings=ALIGNED),
+    },
+    "interface": {
+        "random heads, no normalization, decay 1e-4": Pair(
+            COMMON, random_heads=True, space={"normalization": "none"}, settings={"head_weight_decay": 1e-4}
+        ),
+        "zero heads, no normalization, decay 1e-4": Pair(
+            COMMON, space={"normalization": "none"}, settings={"head_weight_decay": 1e-4}
+        ),
+        "zero heads, batch, decay 1e-4": Pair(COMMON, settings={"head_weight_decay": 1e-4}),
+        "zero heads, batch, decay 1": Pair(COMMON, settings={"head_weight_decay": 1.0}),
+        "zero heads, batch, decay 5": Pair(COMMON),
+        "zero heads, layer, decay 5": Pair(COMMON, space={"normalization": "layer"}),
+    },
+    "feature_dim": {
+        str(size): Pair(COMMON, overlap="4 of 7", settings=ALIGNED, space={"feature_dim": size})
+        for size in (16, 32, 128, 256, 512)
+    },
+    "split": {
+        f"{words}, stage {stage}": Pair(
+            methods, overlap="4 of 7", space={"level": "map"}, arguments={"out_index": stage}, head={"depth": 2}
+        )
+        for words, methods in (("rotation", ("rotation",)), ("common classes", COMMON))
+        for stage in (1, 2, 3)
+    },
+    "architectures": {
+        "trained apart": Architectures(),
+        "common classes, alignment": Architectures(COMMON, ALIGNED),
+    },
+    "chain": {"common classes": Chain(), "common classes, aligned with the first": Chain(align=True)},
+    "data_sets": {
+        "nothing": DataSets(),
+        "rotation, initial weights": DataSets(("rotation", "initial_weights")),
+        "common classes": DataSets(COMMON),
+        "common classes, alignment": DataSets(COMMON, ALIGNED),
+    },
+    "join": {
+        "64 features": Join(),
+        "16 features": Join(16, SMALL_JOIN, (), methods=False),
+        "256 features": Join(256, SMALL_JOIN, (), methods=False),
+    },
+}
+MEASURES: dict[type, Callable[..., dict[str, Any]]] = {
+    Pair: pairs.measure,
+    Architectures: groups.architectures,
+    Chain: groups.chain,
+    DataSets: groups.data_sets,
+    Join: joins.measure,
+}
+
+
+def measure(row: Row, scale: Scale, seed: int) -> dict[str, Any]:
+    """One cell."""
+    return MEASURES[type(row)](row, scale, seed)

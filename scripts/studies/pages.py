@@ -1,0 +1,5 @@
+"""Tables and pictures of what was measured."""
+
+
+def write_pages(cells, folder, words):
+    pass
