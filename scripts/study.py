@@ -4,7 +4,7 @@
     .venv/bin/python scripts/study.py --epochs 2 --images 300              # digits, embedded: a look at the machinery
     .venv/bin/python scripts/study.py --cifar10 ROOT --digits ROOT         # CPU, reduced: some 90 minutes of one core
     .venv/bin/python scripts/study.py --cifar10 ROOT --images 25000 --epochs 30 --mixed-precision bf16 \
-        --backbones resnet18 mobilenetv3_small_100 resnet26d convnext_atto vit_tiny_patch16_224    # full size, for a GPU
+        --backbones resnet18 mobilenetv3_small_100 resnet26d convnext_atto vit_tiny_patch16_224  # full size, GPU
 
 Results are kept one by one in --output; what is there is not measured again. Tables, pictures and study.json come from
 whatever is there.

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from studies.pairs import accuracies
 from studies.tasks import Scale, extractor, first, load, shuffled
 
 CHAIN = 10
+DIGITS = ("MNIST", "USPS")
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,13 @@ def chain(group: Chain, scale: Scale, seed: int) -> dict[str, Any]:
 
 def data_sets(group: DataSets, scale: Scale, seed: int) -> dict[str, Any]:
     """Accuracies by "extractor-head", on the head's own domain."""
-    names = ("MNIST", "USPS")
-    sets = {}
-    for name in names:
-        train, test = (tc.load_dataset(name, scale.digits_root, split) for split in ("train", "test"))
-        labels = [str(number) for number in range(10)]
-        sets[name] = [tc.ArrayDataset(part.images, part.labels, tuple(labels)) for part in (train, test)]
+    sets = {
+        name: [_digits(name, Path(str(scale.digits_root)), split) for split in ("train", "test")] for name in DIGITS
+    }
     space = _space(group.methods, sets["MNIST"][0], seed)
     members = [
         _member(name, scale.backbones[0], space, first(shuffled(sets[name][0], seed), scale.images), seed)
-        for name in names
+        for name in DIGITS
     ]
     start = time.perf_counter()
     config = scale.training(seed, **{"random_flip": False, "random_crop": 1, **group.settings})
@@ -108,6 +107,13 @@ def data_sets(group: DataSets, scale: Scale, seed: int) -> dict[str, Any]:
         matrix = tc.recombination_matrix(extractors, {member.name: member.head}, test)
         found |= {f"{row[1:]}-{member.name[1:]}": float(matrix.accuracy[n, 0]) for n, row in enumerate(matrix.rows)}
     return {"all": found, "seconds": seconds}
+
+
+def _digits(name: str, root: Path, split: str) -> tc.ArrayDataset:
+    """As torchvision stores it, or as NAME.npz in lower case with arrays train_x, train_y, test_x and test_y."""
+    file = root / f"{name.lower()}.npz"
+    data = tc.load_dataset("npz", file, split) if file.is_file() else tc.load_dataset(name, root, split)
+    return tc.ArrayDataset(data.images, data.labels, tuple(str(number) for number in range(10)))
 
 
 def _space(methods: tuple[str, ...], train: tc.ArrayDataset, seed: int) -> tc.CompatSpace:
