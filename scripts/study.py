@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from studies.cells import TABLES, measure
 from studies.pages import write_pages
+from studies.rows import read_cells
 from studies.tasks import Scale
 
 from timm_compat.storage.files import library_versions, replace_text
@@ -90,7 +91,8 @@ def main() -> None:
             for row in TABLES[table]:
                 if arguments.rows is None or row in arguments.rows:
                     run(arguments.output, table, row, seed, scale)
-    write_pages(arguments.output / "cells", arguments.pages or arguments.output, sys.argv[1:])
+    cells = read_cells(arguments.output / "cells", TABLES)
+    write_pages(cells, arguments.pages or arguments.output, sys.argv[1:])
 
 
 if __name__ == "__main__":
