@@ -58,8 +58,8 @@ def measure(pair: Pair, scale: Scale, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     tc.fit(space, members, scale.training(seed, **pair.settings), progress=None)
     seconds = time.perf_counter() - start
-    extractors = {member.name: member.extractor.cpu() for member in members}
-    heads = {member.name: member.head.cpu() for member in members}
+    extractors = {member.name: member.extractor for member in members}
+    heads = {member.name: member.head for member in members}
     if pair.join:
         pool = torch.cat([data.images for data in own.values()])
         size = {"img_size": max(32, pool.shape[-1])}
@@ -76,9 +76,7 @@ def accuracies(extractors: dict, heads: dict, test: tc.ArrayDataset, common: lis
     """By scope, the accuracy of every extractor under every head, {"a-b": extractor a under head b}, and chance."""
     with torch.no_grad():
         features = {name: tc.extract_features(network, test) for name, network in extractors.items()}
-        logits = {
-            f"{row}-{column}": head(features[row]) for row in features for column, head in heads.items()
-        }  # fmt: skip
+        logits = {f"{row}-{name}": head(features[row]).cpu() for row in features for name, head in heads.items()}
     result: dict[str, Any] = {scope: {} for scope in SCOPES}
     for pair, scores in logits.items():
         names = list(heads[pair.partition("-")[2]].class_names)
@@ -103,10 +101,10 @@ def repairs(extractors: dict, heads: dict, own: dict, test: tc.ArrayDataset) -> 
     """
     found: dict[str, Any] = {"mapped": {}, "retrained": {}}
     for row, column in ("ab", "ba"):
-        data, head = own[column], heads[column]
-        theirs, mine = (tc.extract_features(extractors[name], data) for name in (row, column))
+        data, head = own[column], heads[column].cpu()
+        theirs, mine = (tc.extract_features(extractors[name], data).cpu() for name in (row, column))
         known = test.of_classes(data.class_names)
-        foreign = tc.extract_features(extractors[row], known)
+        foreign = tc.extract_features(extractors[row], known).cpu()
         with torch.no_grad():
             mapped = head(least_squares(theirs, mine)(foreign)).argmax(dim=1)
         positions = torch.tensor([head.class_names.index(name) for name in known.class_names])[known.labels]

@@ -34,12 +34,12 @@ class Scale:
 
     root: str | None = None
     digits_root: str | None = None
-    images: int = 2500
+    images: int = 3000
     test_images: int = 4000
     epochs: int = 6
     batch_size: int = 128
     learning_rate: float = 5e-3
-    backbones: tuple[str, ...] = ("test_resnet", "test_efficientnet", "test_byobnet", "test_convnext", "test_vit")
+    backbones: tuple[str, ...] = ("test_byobnet", "test_efficientnet", "test_resnet", "test_convnext", "test_vit")
     mixed_precision: str = "no"
 
     def training(self, seed: int, **settings) -> tc.TrainConfig:

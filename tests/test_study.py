@@ -1,0 +1,53 @@
+"""The study as a command: cells are kept, tables come from what is there, another scale is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "study.py"
+SMALL = ["--images", "80", "--test-images", "60", "--epochs", "1", "--seeds", "0"]
+
+
+def study(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *SMALL, "--output", str(folder), *words]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    done = study(folder, "--tables", "methods", "--rows", "nothing", "alignment")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 2
+    return folder
+
+
+def test_every_scope_and_pair_is_measured(folder: Path) -> None:
+    document = json.loads((folder / "study.json").read_text())
+    assert [cell["row"] for cell in document["cells"]] == ["nothing", "alignment"]
+    for cell in document["cells"]:
+        for scope in ("all", "common", "private"):
+            assert cell["result"][scope].keys() == {"a-a", "a-b", "b-a", "b-b"}
+        assert cell["result"]["chance"] == {"a": pytest.approx(1 / 7, abs=1e-4), "b": pytest.approx(1 / 7, abs=1e-4)}
+    assert document["versions"]["timm"]
+    assert str(folder) not in (folder / "study.json").read_text() + (folder / "study.md").read_text()
+    assert "| alignment |" in (folder / "study.md").read_text()
+
+
+def test_kept_cells_are_not_measured_again(folder: Path) -> None:
+    done = study(folder, "--tables", "methods", "feature_dim", "--rows", "nothing", "16")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("feature_dim / 16")
+    assert done.stdout.count("\n") == 1
+    assert len(json.loads((folder / "study.json").read_text())["cells"]) == 3
+
+
+def test_another_scale_is_refused(folder: Path) -> None:
+    done = study(folder, "--tables", "methods", "--rows", "nothing", "--batch-size", "64")
+    assert done.returncode != 0
+    assert "name another --output" in done.stderr
