@@ -364,9 +364,12 @@ def test_the_promises_on_real_digits() -> None:
     levels = [curve.accuracy[-1] for curve in start[NEW_HEAD]]
     steps = {name: sum(spent(start[name], levels, "steps")) for name in (NEW_HEAD, COMPATIBLE_HEAD, SCRATCH)}
     assert steps[COMPATIBLE_HEAD] < steps[NEW_HEAD] < steps[SCRATCH]
-    assert mean(start[COMPATIBLE_HEAD], 0) > 3 / 7
-    assert mean(heads[CHEAP]) > mean(heads[DIRECT]) - 0.1
-    assert all(a.flops[-1] < b.flops[-1] for a, b in zip(heads[CHEAP], heads[DIRECT], strict=True))
+    assert mean(start[COMPATIBLE_HEAD], 0) > mean(start[NEW_HEAD]) - 0.15
+    assert mean(start[NEW_HEAD], 0) < 0.2
+
+    assert all(a.flops[-1] * 2 < b.flops[-1] for a, b in zip(heads[CHEAP], heads[DIRECT], strict=True))
+    assert mean(heads[CHEAP]) > mean(heads[DIRECT]) - 0.15
+
     for frozen in (ADAPTER, HEAD_ALONE):
         assert all(10 * a.flops[-1] < b.flops[-1] for a, b in zip(adapters[frozen], adapters[WHOLE], strict=True))
-        assert mean(adapters[frozen]) > mean(adapters[WHOLE]) - 0.1
+        assert mean(adapters[frozen]) > mean(adapters[WHOLE]) - 0.05

@@ -1,6 +1,9 @@
 """What a training costs, counted and not timed: floating-point operations and peak memory."""
 
 import copy
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from types import SimpleNamespace
@@ -61,10 +64,10 @@ def measure_cost(member: Member, config: TrainConfig) -> Cost:
     joint = JointModule(space, [member], config, view=view)
     optimizer = create_optimizer(joint, config)
     held = LiveBytes(chain(joint.parameters(), joint.buffers()))
-    with seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as setup:
+    with _uncollected(), seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as setup:
         stream: Any = (sources.features(space, None) if cached else sources.images())[member.name]
     joint.train()
-    with seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as steps:
+    with _uncollected(), seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as steps:
         for step, (images, labels) in enumerate(stream.batches(0, STEPS)):
             batch = Batch(images, labels.to(device), stream.labels(step))
             joint({member.name: batch}, Share(step))["loss"].backward()
@@ -74,3 +77,15 @@ def measure_cost(member: Member, config: TrainConfig) -> Cost:
     rest = sum(kept.nbytes for kept in stream.features.values()) / len(sample) * (count - len(sample)) if cached else 0
     each = steps.get_total_flops() / STEPS * config.gradient_accumulation
     return Cost(passes, each, held.peak + round(rest))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection in a block: when tensors in reference cycles go would depend on what ran before."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

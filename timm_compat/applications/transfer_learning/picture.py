@@ -10,7 +10,7 @@ import numpy as np
 from timm_compat._extras import require
 from timm_compat.applications.transfer_learning.curve import Curve
 from timm_compat.applications.transfer_learning.sections import ADAPTERS, CHEAP_HEAD, START
-from timm_compat.applications.transfer_learning.summary import TERA, Ways
+from timm_compat.applications.transfer_learning.summary import GIGA, Ways
 from timm_compat.evaluation.plots import COLOURS, MARKS, STYLES
 
 PANEL_INCHES = (4.6, 3.8)
@@ -18,8 +18,8 @@ MOST_ABREAST, MOST_MARKS = 3, 15
 # By section: what runs along the axis of each of its panels, and whether its powers of ten are spaced evenly.
 PANELS = {
     START: (("steps", False), ("seconds", False)),
-    CHEAP_HEAD: (("TFLOP", True),),
-    ADAPTERS: (("TFLOP", True), ("seconds", True)),
+    CHEAP_HEAD: (("GFLOP", True),),
+    ADAPTERS: (("GFLOP", True), ("seconds", True)),
 }
 TITLES = {START: "where training starts", CHEAP_HEAD: "where the head is trained", ADAPTERS: "what learns"}
 
@@ -45,6 +45,7 @@ def draw(sections: Mapping[str, Ways], file: Path) -> None:
             _line(axis, name, curves, quantity, number, first=1 if even else 0)
         if even:
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter("")  # between powers of ten the labels would run into each other
         axis.set(xlabel=f"training {quantity}", ylabel="accuracy on the target", title=TITLES[section])
         axis.legend(loc="lower right", fontsize=8)
     figure.savefig(file, dpi=80)
@@ -66,6 +67,6 @@ def _line(axis: Any, name: str, curves: Sequence[Curve], quantity: str, number: 
 
 
 def _along(curve: Curve, quantity: str) -> list[float]:
-    if quantity == "TFLOP":
-        return [value / TERA for value in curve.flops]
+    if quantity == "GFLOP":
+        return [value / GIGA for value in curve.flops]
     return [float(value) for value in getattr(curve, quantity)]

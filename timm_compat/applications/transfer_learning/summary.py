@@ -9,9 +9,9 @@ from timm_compat.applications.transfer_learning.sections import ADAPTERS, CHEAP_
 from timm_compat.evaluation.table import markdown_table, spread_text
 
 Ways = Mapping[str, Sequence[Curve]]  # by name, one curve a seed
-TERA, MEBI = 1e12, 2**20
+GIGA, MEBI = 1e9, 2**20
 QUANTITIES = ("steps", "seconds", "flops")
-_COSTS = ["accuracy", "TFLOP", "seconds", "peak MiB", "fewer FLOP", "fewer FLOP for this accuracy"]
+_COSTS = ["accuracy", "GFLOP", "seconds", "peak MiB", "fewer FLOP", "fewer FLOP for this accuracy"]
 HEADINGS = {
     START: ["start", "accuracy at step 0", "at the end", "steps to the usual end", "seconds", "fewer steps"],
     CHEAP_HEAD: ["head", *_COSTS],
@@ -93,7 +93,7 @@ def _cost_row(found: Sequence[Curve], usual: Sequence[Curve]) -> list[str]:
     flops = [[curve.flops[-1] for curve in curves] for curves in (usual, found)]
     return [
         spread_text(ends(found)),
-        spread_text([value / TERA for value in flops[1]]),
+        spread_text([value / GIGA for value in flops[1]], 2),
         spread_text([curve.seconds[-1] for curve in found], 1),
         spread_text([curve.peak_bytes / MEBI for curve in found], 1),
         _times(*flops),
