@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -162,6 +163,23 @@ class TestRun:
             result = run_finetune(recipe, progress=False)
         assert result.curves.keys() == {CHEAP_HEAD}
         assert all(len(curve.accuracy) == 3 for curves in result.curves[CHEAP_HEAD].values() for curve in curves)
+
+    def test_a_target_of_image_files(self, folder, recipe_file, tmp_path) -> None:
+        digits = tc.load_digits("train")
+        for number in range(24):
+            image, label = digits[number]
+            place = tmp_path / "photos" / digits.class_names[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(place / f"{number}.png")
+        data = f"{{dataset: folder, root: {tmp_path}/photos}}"
+        source = folder / "trainings" / "seed0-source"
+        parts = [f"adapters.extractor={source}/extractor-large", "source=null", "start=null", "cheap_head=null"]
+        recipe = read_as(FinetuneRecipe, recipe_file, [*parts, f"target.train={data}", f"target.test={data}"])
+        curves = run_finetune(recipe, progress=False).curves[ADAPTERS]
+        assert {name: found[0].steps for name, found in curves.items()} == {
+            name: (0, 2, 4) for name in (WHOLE, ADAPTER, HEAD_ALONE)
+        }
+        assert curves[HEAD_ALONE][0].setup_flops > 0
 
 
 class TestBadInput:
