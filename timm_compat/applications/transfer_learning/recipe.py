@@ -8,14 +8,7 @@ from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError
 from timm_compat.recipes.checks import check_arguments, check_switch, check_text
 from timm_compat.recipes.schema import DataRecipe, MemberRecipe, Recipe, as_written
-from timm_compat.recipes.trials import TrialsRecipe
-
-DECIDED = (
-    "seed",
-    "output_dir",
-    "best_metric",
-    "log_with",
-)  # what the trials decide for every training
+from timm_compat.recipes.trials import DECIDED, TrialsRecipe
 
 
 @dataclass(frozen=True)
