@@ -1,0 +1,1 @@
+"""Efficient transfer learning: compatible starts, heads from cheap extractors, adapters; each beside the usual."""

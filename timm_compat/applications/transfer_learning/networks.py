@@ -1,0 +1,124 @@
+"""The networks that help with a target: trained here in one space, joined to one, or read from their folders."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from timm_compat.applications.build import build
+from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe, JoinedRecipe
+from timm_compat.applications.transfer_learning.target import Target
+from timm_compat.applications.trials import TRAININGS, Trials
+from timm_compat.errors import ConfigError
+from timm_compat.models.extractor import CompatExtractor, create_extractor
+from timm_compat.models.heads import TaskHead
+from timm_compat.models.weights import load_weights
+from timm_compat.recipes.schema import Recipe
+from timm_compat.space import CompatSpace
+from timm_compat.training.fit import save_members
+from timm_compat.training.join import join
+
+
+@dataclass(frozen=True)
+class Network:
+    """An extractor and, where it has one, its head."""
+
+    extractor: CompatExtractor
+    head: TaskHead | None
+
+
+class Networks:
+    """Networks by name; a word that is no name is a component's folder or Hub id.
+
+    Args:
+        named: of the recipe.
+    """
+
+    def __init__(self, named: Mapping[str, Network]) -> None:
+        self.named = named
+
+    def extractor(self, key: str, word: str) -> CompatExtractor:
+        """The extractor that the recipe's ``key`` names.
+
+        Raises:
+            ConfigError: neither a name nor a place.
+            ComponentFileError: a folder that holds no extractor.
+            HubError: one that cannot be fetched.
+        """
+        if word in self.named:
+            return self.named[word].extractor
+        return CompatExtractor.from_pretrained(self._place(key, word))
+
+    def head(self, key: str, word: str) -> TaskHead:
+        """The head that the recipe's ``key`` names.
+
+        Raises:
+            ConfigError: neither a name nor a place, or a network without a head.
+            ComponentFileError: a folder that holds no head.
+            HubError: one that cannot be fetched.
+        """
+        if word not in self.named:
+            return TaskHead.from_pretrained(self._place(key, word))
+        head = self.named[word].head
+        if head is None:
+            raise ConfigError(
+                f"{key}: expected a network that was trained with labels, got {word!r}, which has no head"
+            )
+        return head
+
+    def _place(self, key: str, word: str) -> str:
+        if "/" in word or Path(word).is_dir():
+            return word
+        known = ", ".join(self.named) or "none"
+        raise ConfigError(f"{key}: expected a network ({known}), a component's folder or a Hub id, got {word!r}")
+
+
+def find_networks(recipe: FinetuneRecipe, seed: int, trials: Trials, target: Target) -> Networks:
+    """Train the sources of a seed, or read them where that was done, and join what is to join.
+
+    Args:
+        recipe: says which.
+        seed: of everything random.
+        trials: keeps the training.
+        target: what joins, does so on its training images; their labels are not looked at.
+
+    Raises:
+        CompatError: any of ours, as building, training and joining raise them.
+    """
+    named = {} if recipe.source is None else _trained(recipe.source, seed, trials)
+    for position, joined in enumerate(recipe.joined):
+        named[joined.name] = _joined(f"joined.{position}", joined, Networks(named), seed, target)
+    return Networks(named)
+
+
+def _trained(source: Recipe, seed: int, trials: Trials) -> dict[str, Network]:
+    built = build(replace(source, training=replace(source.training, seed=seed)))
+    name, space = f"seed{seed}-source", built.space
+    config = built.recipe.training
+    trials.train(name, space, built.members, config, reference=built.reference, pool=built.pool)
+    parts = {member.name: (member.extractor, member.head) for member in built.members}
+    if not space.is_final:
+        if len(parts) > 1:
+            raise ConfigError(
+                "source.space.methods: expected something that the networks share, so that their heads fit each "
+                "other's extractors, got nothing; set methods or source.training.alignment"
+            )
+        space.finalize(reference=built.members[0].extractor.digest())
+        if trials.folder is not None:
+            save_members(trials.folder / TRAININGS / name, space, parts)
+    return {member: Network(*pair) for member, pair in parts.items()}
+
+
+def _joined(key: str, joined: JoinedRecipe, networks: Networks, seed: int, target: Target) -> Network:
+    reference = networks.extractor(f"{key}.reference", joined.reference)
+    known = networks.named.get(joined.reference)
+    heads = () if known is None or known.head is None else (known.head,)
+    arguments = {"in_chans": reference.backbone.input_size[0], "img_size": joined.img_size, **joined.arguments}
+    model: Any = joined.backbone
+    options: dict[str, Any] = {"pretrained": True, **arguments}
+    if joined.weights is not None:
+        filled = create_extractor(joined.backbone, CompatSpace(1), **arguments)
+        load_weights(filled.backbone, joined.weights)
+        model, options = filled.backbone.model, {"img_size": joined.img_size}
+    images = target.seen_by(reference).train
+    return Network(join(reference.space, model, images, reference=reference, heads=heads, seed=seed, **options), None)
