@@ -15,6 +15,7 @@ from timm_compat.recipes.checks import (
     check_arguments,
     check_choice,
     check_names,
+    check_renaming,
     check_switch,
     check_text,
     check_whole,
@@ -79,6 +80,7 @@ class DataRecipe:
             prefix, such as "hfds/...".
         root: folder or file where the images are.
         split: part of the data set as it names it.
+        rename: new names of classes by old ones, such as ``{automobile: car}``; the other keys go by the new ones.
         classes: these only, in this order; all if empty.
         part: one of n disjoint random parts of equal size, such as "1/2".
         limit: largest number of images.
@@ -92,6 +94,7 @@ class DataRecipe:
     dataset: str
     root: str | None = None
     split: str = "train"
+    rename: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     part: str | None = None
     limit: int | None = None
@@ -104,6 +107,7 @@ class DataRecipe:
         if self.dataset in ROOTED_DATASETS and self.root is None:
             raise ConfigError(f"root: expected a path, as dataset {self.dataset!r} is read from there, got none")
         check_text("split", self.split)
+        object.__setattr__(self, "rename", check_renaming("rename", self.rename))
         _keep_names(self, "classes")
         self._check_part()
         if self.limit is not None:
