@@ -78,9 +78,7 @@ class SeedRun:
         own = made.source_extractor
         scores = unlabelled_scores(made.extractor, made.head, domains.target)
         target = None if domains.target_test is None else accuracy(made.extractor, made.head, domains.target_test)
-        source = (
-            None if own is None or domains.source_test is None else accuracy(own, made.head, domains.source_test)
-        )
+        source = None if own is None or domains.source_test is None else accuracy(own, made.head, domains.source_test)
         return {"target": target, "source": source, **scores, "regret": self._regret(made)}
 
     def _regret(self, made: Adapted) -> float | None:
@@ -134,9 +132,7 @@ class SeedRun:
         start = self.adapted(self.start_of_pseudo_labels())
         extractor, head = copy.deepcopy(start.extractor), copy.deepcopy(start.head).requires_grad_(False)
         refinement, rounds = self.recipe.refinement, list[tuple[dict[str, float], CompatExtractor]]()
-        config = self._config(
-            alignment="none", epochs=refinement.round_epochs, learning_rate=refinement.learning_rate
-        )
+        config = self._config(alignment="none", epochs=refinement.round_epochs, learning_rate=refinement.learning_rate)
         watch = Watch(extractor, head, self.domains.target, self.domains.target_test)
         for number, share in enumerate(_shares(refinement.first_share, refinement.rounds), 1):
             believed = self._believed(extractor, head, share)
