@@ -20,7 +20,8 @@ from timm_compat.recipes.reader import read_recipe, recipe_from_text
 from timm_compat.recipes.schema import DataRecipe, HeadRecipe, MemberRecipe, Recipe, ReferenceRecipe, SpaceRecipe
 from timm_compat.recipes.writer import recipe_to_text
 
-READY = sorted((Path(__file__).resolve().parents[1] / "scripts" / "recipes").glob("*.yaml"))
+RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
+READY = [path for path in sorted(RECIPES.glob("*.yaml")) if "timm-compat train " in path.read_text(encoding="utf-8")]
 READY_NAMES = [
     "adapter_pretrained",
     "cifar10_cross_architecture",

@@ -71,7 +71,8 @@ def read_domains(recipe: AdaptRecipe, seed: int) -> Domains:
         for key, dataset in read.items()
     }
     source, target = ready["source", "train"], ready["target", "train"]
-    assert source is not None and target is not None  # every domain names training images
+    assert source is not None  # every domain names training images
+    assert target is not None
     domains = Domains(source, target, ready["source", "test"], ready["target", "test"], in_chans)
     _check(domains, recipe.target.train)
     return domains
