@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -227,9 +228,11 @@ class TestParts:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_adaptation_gains_on_real_digits_over_three_seeds() -> None:
-    overrides = ["output_dir=null", "modes=[source_only,batchnorm,pseudo_labels,target_supervised]"]
-    result = run_adaptation(read_as(AdaptRecipe, DIGITS, overrides), progress=False)
-    mean = {mode: sum(result.values(mode, "target")) / 3 for mode in result.figures}
+    modes = "modes=[source_only,batchnorm,pseudo_labels,target_supervised]"
+    recipe = read_as(AdaptRecipe, DIGITS, ["output_dir=null", "training.epochs=15", modes])
+    result = run_adaptation(recipe, progress=False)
+    mean = {mode: statistics.fmean(result.values(mode, "target")) for mode in result.figures}
     assert mean["source_only"] + 0.03 < mean["batchnorm"]
-    assert mean["batchnorm"] + 0.02 < mean["pseudo_labels"]
-    assert mean["source_only"] + 0.08 < mean["selected"] <= mean["target_supervised"] + 0.02
+    assert mean["source_only"] + 0.05 < mean["selected"]
+    assert mean["batchnorm"] < mean["pseudo_labels"]
+    assert result.selected == ("pseudo_labels",) * 3
