@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Bars of target accuracy by mode, one panel for each finished folder of `timm-compat adapt`.
 
-    .venv/bin/python scripts/plot_adaptation.py runs/mnist_usps runs/usps_mnist --titles "MNIST to USPS" "USPS to MNIST" \
-        --output adaptation.png
+    .venv/bin/python scripts/plot_adaptation.py runs/mnist_usps runs/usps_mnist --output adaptation.png \
+        --titles "MNIST to USPS" "USPS to MNIST"
 """
 
 import argparse
