@@ -219,6 +219,13 @@ class TestParts:
         digits = tc.load_digits("test")
         assert torch.equal(shifted_dataset(digits, ["inverted", "inverted"]).images, digits.images)
 
+    def test_renamed_classes_are_chosen_by_their_new_names(self) -> None:
+        plain = tc.load_dataset("digits", classes=["1", "0"])
+        renamed = tc.load_dataset("digits", rename={"0": "zero"}, classes=["1", "zero"])
+        assert renamed.class_names == ("1", "zero")
+        assert torch.equal(renamed.images, plain.images)
+        assert torch.equal(renamed.labels, plain.labels)
+
     def test_a_recipe_without_labels_leaves_the_upper_bound_out(self) -> None:
         unlabelled = DomainRecipe(DataRecipe("images", root="photos"))
         recipe = AdaptRecipe(source=DomainRecipe(DataRecipe("digits")), target=unlabelled, backbone="test_resnet")

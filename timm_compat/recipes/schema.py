@@ -80,12 +80,12 @@ class DataRecipe:
             prefix, such as "hfds/...".
         root: folder or file where the images are.
         split: part of the data set as it names it.
-        rename: new names of classes by old ones, such as ``{automobile: car}``; the other keys go by the new ones.
         classes: these only, in this order; all if empty.
         part: one of n disjoint random parts of equal size, such as "1/2".
         limit: largest number of images.
         seed: of ``part`` and ``limit``; the training's if None.
         skip_corrupt: whether images that cannot be decoded are left out; otherwise they are an error.
+        rename: new names of classes by old ones, such as ``{automobile: car}``; ``classes`` go by the new ones.
 
     Raises:
         ConfigError: a value out of range, or no root where the data set needs one.
@@ -94,12 +94,12 @@ class DataRecipe:
     dataset: str
     root: str | None = None
     split: str = "train"
-    rename: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     part: str | None = None
     limit: int | None = None
     seed: int | None = None
     skip_corrupt: bool = False
+    rename: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_text("dataset", self.dataset)
