@@ -151,6 +151,7 @@ def test_bad_input_says_what_to_do(words: list[str], expected: str, capsys, tmp_
     assert code == 2
     assert expected in err
     assert err.count("\n") == 1
+    assert "backbone" in words[0] or not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)

@@ -96,11 +96,13 @@ def run_adaptation(recipe: AdaptRecipe, *, resume: bool = False, progress: bool 
     Raises:
         CompatError: any of ours.
     """
+    first = read_domains(recipe, recipe.seeds[0])  # before a folder is made that a mended recipe could not use
     trials = Trials(recipe, resume=resume, progress=progress)
     records: dict[str, list[Figures]] = {mode: [] for mode in recipe.chosen_modes}
     chosen: list[Figures] = []
     for seed in recipe.seeds:
-        run = SeedRun(recipe, read_domains(recipe, seed), trials, seed)
+        domains = first if seed == recipe.seeds[0] else read_domains(recipe, seed)
+        run = SeedRun(recipe, domains, trials, seed)
         found = {mode: run.result(mode) for mode in recipe.chosen_modes}
         for mode, record in found.items():
             records[mode].append(record)

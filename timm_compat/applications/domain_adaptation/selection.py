@@ -1,5 +1,6 @@
 """Choosing without the target's labels: among epochs, rounds and modes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from timm_compat.models.heads import TaskHead
 from timm_compat.training.members import Images
 
 LAST = "last"
-MOST_WATCHED = 1_000  # images of each kind, after every epoch
+MOST_WATCHED = 1_000  # images, unlabelled ones and test images each, after every epoch
 TARGET = "target"
 
 
@@ -40,8 +41,8 @@ class Watch:
 
     def __init__(self, extractor: CompatExtractor, head: TaskHead, images: Images, test: Images | None) -> None:
         self.extractor, self.head = extractor, head
-        self.images = _first(images)
-        self.test = None if test is None else _first(test)
+        self.images = _some(images)
+        self.test = None if test is None else _some(test)
 
     def __call__(self) -> dict[str, float]:
         """The unlabelled scores, and "target", the accuracy, where there are test images."""
@@ -66,5 +67,7 @@ def regret(candidates: Sequence[Mapping[str, Any]], criterion: str) -> float | N
     return float(best - candidates[choose(candidates, criterion)][TARGET])
 
 
-def _first(images: Images) -> Images:
-    return images.subset(torch.arange(min(MOST_WATCHED, len(images))))
+def _some(images: Images) -> Images:
+    # Evenly spread: the first ones of a folder would all be of one class.
+    step = math.ceil(len(images) / MOST_WATCHED)
+    return images.subset(torch.arange(0, len(images), step))
