@@ -14,7 +14,7 @@ from timm_compat.applications.domain_adaptation.domains import read_domains
 from timm_compat.applications.domain_adaptation.networks import tied_copy, with_statistics_of
 from timm_compat.applications.domain_adaptation.recipe import MODES, TOGETHER, AdaptRecipe, DomainRecipe
 from timm_compat.applications.domain_adaptation.run import run_adaptation
-from timm_compat.applications.domain_adaptation.selection import choose, regret
+from timm_compat.applications.domain_adaptation.selection import Watch, choose, regret
 from timm_compat.cli import main
 from timm_compat.data.shifts import SHIFTS, shifted_dataset
 from timm_compat.recipes.reader import read_as
@@ -68,6 +68,8 @@ class TestRun:
         test = read_domains(recipe, 0).target_test
         matrix = tc.recombination_matrix({"a": extractor}, {"a": head}, test)
         assert matrix.accuracy[0, 0] == summary["figures"]["selected"][0]["target"]
+        assert extractor.facts.results[0].accuracy == matrix.accuracy[0, 0]
+        assert extractor.facts.training["adaptation"] == summary["selected"][0]
         assert (folder / "adaptation.png").is_file()
 
     def test_the_source_head_is_not_touched_by_pseudo_labels(self, finished) -> None:
@@ -206,6 +208,15 @@ class TestParts:
         assert choose(candidates, "last") == 2
         assert regret(candidates[:2], "information") == pytest.approx(0.2)
         assert regret(candidates, "information") is None
+
+    def test_a_sorted_set_is_watched_in_all_its_classes(self) -> None:
+        digits = tc.load_digits("train")
+        in_order = digits.subset(digits.labels.argsort(stable=True))
+        space = tc.CompatSpace(16)
+        extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16)
+        watch = Watch(extractor, tc.TaskHead(space, digits.class_names), in_order, None)
+        assert len(watch.images) <= 1000 < len(digits)
+        assert len(watch.images.labels.unique()) == 10
 
     @pytest.mark.parametrize("name", SHIFTS)
     def test_shifts_change_images_alike_for_one_seed(self, name: str) -> None:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from timm_compat.applications.trials import Trials
 from timm_compat.errors import MissingExtraError
 from timm_compat.evaluation.plots import bars
 from timm_compat.evaluation.table import spread_table
+from timm_compat.storage.facts import Result
 from timm_compat.training.fit import save_members
 
 SELECTED = "selected"
@@ -108,7 +109,7 @@ def run_adaptation(recipe: AdaptRecipe, *, resume: bool = False, progress: bool 
             records[mode].append(record)
         chosen.append(_chosen(recipe, found))
         if trials.folder is not None:
-            _keep(trials.folder / COMPONENTS / f"seed{seed}", run, chosen[-1]["mode"])
+            _keep(trials.folder / COMPONENTS / f"seed{seed}", run, chosen[-1])
     result = AdaptResult(recipe, {**records, SELECTED: chosen}, tuple(record["mode"] for record in chosen))
     if trials.folder is not None:
         _draw(result, trials.folder / PICTURE_FILE)
@@ -123,10 +124,17 @@ def _chosen(recipe: AdaptRecipe, found: Mapping[str, Figures]) -> Figures:
     return {**candidates[place], "regret": regret(candidates, recipe.select), "mode": modes[place]}
 
 
-def _keep(folder: Path, run: SeedRun, mode: str) -> None:
-    if not (folder / f"head-{TARGET}").exists():  # the last one that is written
-        made = run.adapted(mode)
-        save_members(folder, made.head.space, {TARGET: (made.extractor, made.head)})
+def _keep(folder: Path, run: SeedRun, chosen: Figures) -> None:
+    if (folder / f"head-{TARGET}").exists():  # the last one that is written
+        return
+    made, recipe = run.adapted(chosen["mode"]), run.recipe
+    source, target = recipe.source.train.dataset, recipe.target.train.dataset
+    how = {"adaptation": chosen["mode"], "source": source, "target": target, "seed": run.seed}
+    test, found = recipe.target.test, chosen[TARGET]
+    results = () if test is None else (Result(test.dataset, found, test.split),)
+    for part in (made.extractor, made.head):
+        part.facts = replace(part.facts, training={**part.facts.training, **how}, results=results)
+    save_members(folder, made.head.space, {TARGET: (made.extractor, made.head)})
 
 
 def _draw(result: AdaptResult, file: Path) -> None:
