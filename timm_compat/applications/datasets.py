@@ -27,6 +27,7 @@ def read_images(
             data.dataset,
             data.root,
             data.split,
+            rename=data.rename,
             classes=data.classes or None,
             part=data.part,
             limit=data.limit,

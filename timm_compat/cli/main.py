@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from timm_compat._version import __version__
-from timm_compat.cli import combine, demo, evaluate, finetune, join, share, train
+from timm_compat.cli import adapt, combine, demo, evaluate, finetune, join, share, train
 from timm_compat.errors import CompatError
 
-COMMANDS = (demo, train, join, finetune, evaluate, share, combine)
+COMMANDS = (demo, train, join, adapt, finetune, evaluate, share, combine)
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -40,6 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"timm-compat: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("timm-compat: interrupted; what was written is whole, train --resume goes on", file=sys.stderr)
+        print("timm-compat: interrupted; what was written is whole, --resume goes on", file=sys.stderr)
         return INTERRUPTED
     return 0

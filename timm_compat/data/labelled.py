@@ -1,7 +1,7 @@
 """What every labelled set can do, however it holds its images: select by position or by class, split."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,32 @@ class LabelledSet(Dataset[tuple[Any, int]]):
         labels = new_label[self.labels]
         kept = (labels >= 0).nonzero().flatten()
         return self._pick(kept, labels[kept], tuple(names))
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same images with other names for some classes.
+
+        Args:
+            names: new names by old ones, such as {"automobile": "car"}.
+
+        Raises:
+            DataError: a class that the set does not have, or two classes of one name afterwards.
+        """
+        unknown = [name for name in names if name not in self.class_names]
+        if unknown:
+            raise DataError(f"rename: expected classes among {', '.join(self.class_names)}, got {', '.join(unknown)}")
+        renamed = tuple(names.get(name, name) for name in self.class_names)
+        repeated = [name for name in renamed if renamed.count(name) > 1]
+        if repeated:
+            raise DataError(f"rename: expected every class to keep a name of its own, got {repeated[0]!r} twice")
+        return self._pick(torch.arange(len(self)), self.labels, renamed)
+
+    def with_labels(self, labels: Tensor, class_names: Sequence[str]) -> Self:
+        """The same images with these labels (N,), int64, indices into ``class_names``.
+
+        Raises:
+            DataError: labels that do not fit.
+        """
+        return self._pick(torch.arange(len(self)), labels, tuple(class_names))
 
     def halves(self, generator: torch.Generator) -> tuple[Self, Self]:
         """Two disjoint random halves."""

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,6 +44,7 @@ def load_dataset(
     root: str | Path | None = None,
     split: str = "train",
     *,
+    rename: Mapping[str, str] | None = None,
     classes: Sequence[str] | None = None,
     part: str | None = None,
     limit: int | None = None,
@@ -62,6 +63,7 @@ def load_dataset(
             (tar shards in ``root``).
         root: folder or file where the images are; for "hfds/..." the cache, if any.
         split: "train", "test" or what else the set has.
+        rename: new names of classes by old ones, where another set calls them otherwise.
         classes: names of the classes to keep; labels then count in this order.
         part: "2/5" for the second of five disjoint random parts of the set, all of which ``seed`` decides. Which
             images belong to a part does not depend on ``classes``.
@@ -81,6 +83,8 @@ def load_dataset(
     dataset = _load(name, None if root is None else Path(root).expanduser(), split, skip_corrupt)
     if in_chans is not None:
         dataset = dataset.with_channels(in_chans)
+    if rename:
+        dataset = dataset.renamed(rename)
     return _select(dataset, selected, classes, limit, seed)
 
 

@@ -71,6 +71,22 @@ def check_names(key: str, names: Iterable[str]) -> tuple[str, ...]:
     return result
 
 
+def check_renaming(key: str, names: object) -> dict[str, str]:
+    """New names by old ones, as texts.
+
+    Raises:
+        ConfigError: no mapping, or a name that is no text.
+    """
+    if not isinstance(names, Mapping):
+        raise ConfigError(f"{key}: expected new names by old ones, such as {{automobile: car}}, got {names!r:.80}")
+    for old, new in names.items():
+        check_text(key, old)
+        if not isinstance(new, str):
+            raise ConfigError(f"{key}.{old}: expected a text, got {new!r:.80}; put it into quotes")
+        check_text(f"{key}.{old}", new)
+    return dict(names)
+
+
 def check_arguments(arguments: object) -> dict[str, Any]:
     """timm's keywords with values that YAML can hold: scalars, or lists of scalars (a tuple becomes a list).
 

@@ -15,6 +15,7 @@ from timm_compat.recipes.checks import (
     check_arguments,
     check_choice,
     check_names,
+    check_renaming,
     check_switch,
     check_text,
     check_whole,
@@ -84,6 +85,7 @@ class DataRecipe:
         limit: largest number of images.
         seed: of ``part`` and ``limit``; the training's if None.
         skip_corrupt: whether images that cannot be decoded are left out; otherwise they are an error.
+        rename: new names of classes by old ones, such as ``{automobile: car}``; ``classes`` go by the new ones.
 
     Raises:
         ConfigError: a value out of range, or no root where the data set needs one.
@@ -97,6 +99,7 @@ class DataRecipe:
     limit: int | None = None
     seed: int | None = None
     skip_corrupt: bool = False
+    rename: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_text("dataset", self.dataset)
@@ -104,6 +107,7 @@ class DataRecipe:
         if self.dataset in ROOTED_DATASETS and self.root is None:
             raise ConfigError(f"root: expected a path, as dataset {self.dataset!r} is read from there, got none")
         check_text("split", self.split)
+        object.__setattr__(self, "rename", check_renaming("rename", self.rename))
         _keep_names(self, "classes")
         self._check_part()
         if self.limit is not None:

@@ -1,0 +1,1 @@
+"""Unsupervised domain adaptation: a head learns on labelled source images and runs on unlabelled target images."""

@@ -1,0 +1,143 @@
+"""What a recipe of an adaptation says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm_compat.data.shifts import SHIFTS
+from timm_compat.errors import ConfigError
+from timm_compat.recipes.checks import check_arguments, check_choice, check_names, check_switch, check_text, check_whole
+from timm_compat.recipes.schema import DataRecipe
+from timm_compat.recipes.trials import TrialsRecipe
+from timm_compat.space import MAX_FEATURE_DIM
+
+# What each mode is, in the order of the table.
+MODES: Mapping[str, str] = {
+    "source_only": "the source network as it is",
+    "batchnorm": "the source network with BatchNorm statistics of target images",
+    "separate": "two extractors from identical initial weights, shared rotation head (the paper)",
+    "shared": "one extractor with own BatchNorm statistics of each domain, rotation on both",
+    "separate_warm": "as separate, from the trained source network",
+    "shared_warm": "as shared, from the trained source network",
+    "pseudo_labels": "the most informed of the above, then trained on its own surest predictions",
+    "target_supervised": "trained on the target's labels: the upper bound",
+}
+TOGETHER = ("separate", "shared", "separate_warm", "shared_warm")  # source and target are trained jointly
+LEARNT = ("batchnorm", *TOGETHER)  # what pseudo-labels can start from
+CRITERIA = ("information", "confidence", "last")
+UNLABELLED = "images"
+
+
+@dataclass(frozen=True)
+class DomainRecipe:
+    """The images of one domain.
+
+    Attributes:
+        train: images to learn from; the target's labels, if any, serve the upper bound alone.
+        test: labelled images to measure on; nothing is measured in this domain if None.
+        shift: changes made to all of these images on purpose, any of ``SHIFTS``, in this order.
+
+    Raises:
+        ConfigError: an unknown shift, or test images without labels.
+    """
+
+    train: DataRecipe
+    test: DataRecipe | None = None
+    shift: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shift", check_names("shift", self.shift))
+        for name in self.shift:
+            check_choice("shift", name, tuple(SHIFTS))
+        if self.test is not None and self.test.dataset == UNLABELLED:
+            raise ConfigError("test: expected labelled images, got 'images'; drop it, and nothing is measured here")
+
+
+@dataclass(frozen=True)
+class RefinementRecipe:
+    """How a trained network is adapted further.
+
+    Attributes:
+        learning_rate: highest value.
+        epochs: of a joint training that starts from the source network.
+        rounds: times that the target images get new pseudo-labels.
+        round_epochs: of the training after each.
+        first_share: share of the images, class by class, whose labels the first round believes; the last believes all.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    learning_rate: float = 1e-3
+    epochs: int = 5
+    rounds: int = 4
+    round_epochs: int = 3
+    first_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "rounds", "round_epochs"):
+            check_whole(key, getattr(self, key), least=1)
+        for key, most in (("learning_rate", float("inf")), ("first_share", 1.0)):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+                raise ConfigError(f"{key}: expected a number over 0{'' if most > 1 else ' up to 1'}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptRecipe(TrialsRecipe):
+    """From labelled source images to unlabelled target images.
+
+    Attributes:
+        source: labelled.
+        target: its ``train`` may be unlabelled ("images").
+        backbone: name of a timm model.
+        pretrained: whether it starts from timm's weights.
+        img_size: side of the images as the backbone sees them; its own if None.
+        arguments: timm's own keywords.
+        feature_dim: number D of features.
+        modes: which of ``MODES``; all that the data allow if empty.
+        select: chooses epochs, rounds and the final mode, on unlabelled target images: "information" (mutual
+            information of image and predicted class), "confidence" (least mean entropy), or "last" (the last epoch,
+            the last round, the last mode).
+        refinement: of the modes that start from a trained network.
+
+    Raises:
+        ConfigError: a value out of range, an unknown mode, or one that the recipe's data do not allow.
+    """
+
+    source: DomainRecipe
+    target: DomainRecipe
+    backbone: str
+    pretrained: bool = False
+    img_size: int | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    feature_dim: int = 64
+    modes: tuple[str, ...] = ()
+    select: str = "information"
+    refinement: RefinementRecipe = field(default_factory=RefinementRecipe)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_text("backbone", self.backbone)
+        check_switch("pretrained", self.pretrained)
+        if self.img_size is not None:
+            check_whole("img_size", self.img_size, least=1)
+        object.__setattr__(self, "arguments", check_arguments(self.arguments))
+        check_whole("feature_dim", self.feature_dim, least=1, most=MAX_FEATURE_DIM)
+        check_choice("select", self.select, CRITERIA)
+        self._check_modes()
+
+    def _check_modes(self) -> None:
+        object.__setattr__(self, "modes", check_names("modes", self.modes))
+        for mode in self.modes:
+            check_choice("modes", mode, tuple(MODES))
+        if self.source.train.dataset == UNLABELLED:
+            raise ConfigError("source: expected labelled images, got 'images'; name a labelled data set")
+        if "target_supervised" in self.modes and self.target.train.dataset == UNLABELLED:
+            raise ConfigError("modes: target_supervised needs labels of the target, got 'images'; drop it")
+
+    @property
+    def chosen_modes(self) -> tuple[str, ...]:
+        """The modes to run, in the order of the table."""
+        possible = [mode for mode in MODES if mode != "target_supervised" or self.target.train.dataset != UNLABELLED]
+        return tuple(mode for mode in possible if not self.modes or mode in self.modes)
