@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from studies.joins import SIZES
+
 Cells = Mapping[str, Mapping[str, list[dict[str, Any]]]]
 Rows = dict[str, dict[str, list[float]]]
 
@@ -89,7 +91,7 @@ def join_rows(cells: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[st
     for cell in cells:
         found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
         for row in cell["result"]["rows"]:
-            count = row["images"] if row["images"] in (30, 100, 300, 1000) else 0
+            count = row["images"] if row["images"] in SIZES else 0
             found.setdefault((row["source"], row["method"], count), []).append(row)
         for key, chosen in found.items():
             columns = rows.setdefault(key, {"accuracy": [], "share of the ceiling": [], "seconds": []})
