@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from timm_compat._version import __version__
-from timm_compat.cli import combine, demo, evaluate, join, share, train
+from timm_compat.cli import combine, demo, evaluate, join, share, train, transfer
 from timm_compat.errors import CompatError
 
-COMMANDS = (demo, train, join, evaluate, share, combine)
+COMMANDS = (demo, train, join, evaluate, share, combine, transfer)
 USER_ERROR = 2
 INTERRUPTED = 130
 
