@@ -1,7 +1,6 @@
 """``timm-compat transfer``: heads on other architectures and on an upgraded extractor, on real digits."""
 
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -22,7 +21,7 @@ from timm_compat.recipes.reader import read_as
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
 LOW, EVEN = list("0123456"), list("02468")
-DATA = {"dataset": "digits", "limit": 160}
+DATA = {"dataset": "digits", "limit": 100}
 TEST = {"dataset": "digits", "split": "test", "limit": 100}
 GREY = {"img_size": 16, "arguments": {"in_chans": 1}}
 
@@ -39,7 +38,7 @@ SMALL: dict[str, Any] = {
         "heads": [{"name": "even", "data": {**DATA, "classes": EVEN}, "test": TEST}],
         "new": network("new", "test_resnet"),
     },
-    "training": {"epochs": 2, "batch_size": 32, "alignment": "contrastive"},
+    "training": {"epochs": 1, "batch_size": 32, "alignment": "contrastive"},
     "seeds": [0, 1],
 }
 
@@ -89,7 +88,7 @@ class TestRun:
         assert {"transfer.png", "upgrade.png"} <= {file.name for file in finished.iterdir()}
 
     def test_only_retraining_asks_for_labels_once_more(self, summary: dict[str, Any]) -> None:
-        for part, labels in (("transfer", 160 + 160), ("upgrade", 160 + 160)):
+        for part, labels in (("transfer", 200), ("upgrade", 200)):
             ways = summary[part].get("ways", summary[part])
             asked = {way: set(found["labels"]) for way, found in ways.items()}
             assert asked == {way: {labels if way == "retrained" else 0} for way in ways}
@@ -154,6 +153,17 @@ class TestExistingParts:
         assert code == 2
         assert "head 'strange'" in err
         assert "different spaces" in err
+
+    def test_nothing_that_would_tie_the_new_network_to_the_old(self, capsys: Any, tmp_path: Path) -> None:
+        space = tc.CompatSpace(16)
+        old = tc.create_extractor("test_vit", space, in_chans=1, img_size=16)
+        space.finalize(reference=old.digest())
+        old.save_pretrained(tmp_path / "extractor-old")
+        recipe = self.recipe(tmp_path, ways=["compatible"])
+        code, _, err = run(capsys, write(tmp_path, recipe), "--output", tmp_path / "run")
+        assert code == 2
+        assert "the old space shares no method" in err
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["cifar10_transfer", "digits_transfer"])
@@ -235,25 +245,26 @@ def test_a_head_on_a_frozen_extractor_is_scikit_learns_logistic_regression() -> 
     ours = head(features).softmax(dim=1).detach().numpy()
     assert np.abs(ours - theirs.predict_proba(features.double().numpy())).max() < 0.02
     assert extractor.digest() == before
-    assert math.isclose(ours.sum(), len(data), rel_tol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_what_the_application_promises_holds_over_three_seeds(tmp_path: Path) -> None:
     def part(backbone: str, **data: Any) -> dict[str, Any]:
-        given = network(backbone, backbone, **{"limit": None, **data})
+        given = network(backbone, backbone, **data)
         return {**given, "test": {**TEST, "limit": None}}
 
+    small, large = "test_efficientnet", "test_resnet"
     recipe = {
         "space": {"feature_dim": 32},
-        "transfer": {"networks": [part("test_resnet", part="1/2"), part("test_efficientnet", part="2/2")]},
+        "transfer": {"networks": [part(large, limit=450, part="1/2"), part(small, limit=450, part="2/2")]},
         "upgrade": {
-            "old": {**part("test_efficientnet", limit=100, classes=LOW), "name": "low"},
+            "old": {**part(small, limit=100, classes=LOW), "name": "low"},
             "heads": [{"name": "even", "data": {**DATA, "limit": 100, "classes": EVEN}, "test": TEST}],
-            "new": {**part("test_resnet"), "name": "new"},
+            "new": {**part(large, limit=600), "name": "new"},
+            "ways": ["unconstrained", "joined", "compatible", "retrained"],
         },
-        "training": {"epochs": 10, "batch_size": 64, "alignment": "contrastive"},
+        "training": {"epochs": 12, "batch_size": 32, "alignment": "contrastive"},
         "seeds": [0, 1, 2],
     }
     result = run_classifier_transfer(read_as(ClassifierTransferRecipe, write(tmp_path, recipe)), progress=False)

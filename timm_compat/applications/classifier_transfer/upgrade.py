@@ -58,11 +58,12 @@ class Upgrade:
 
 @dataclass(frozen=True)
 class _Old:
-    """The old extractor, its heads, and whether they answer right on their test images."""
+    """The old extractor, its heads, whether they answer right on their test images, and the first on the new ones."""
 
     extractor: CompatExtractor
     heads: Mapping[str, TaskHead]
     right: Mapping[str, Right]
+    right_on_new: Right
 
     @property
     def reference(self) -> Reference:
@@ -86,6 +87,7 @@ def read_upgrade(recipe: ClassifierTransferRecipe, read: Read) -> Upgrade:
 
     Raises:
         CompatError: as data sets and parts raise it.
+        ConfigError: nothing would tie a compatible network to an existing old one.
         DataError: test images without two classes of a head, or old and new networks without two classes in common.
         SpaceMismatchError: an existing head of another space than the extractor.
     """
@@ -98,6 +100,7 @@ def read_upgrade(recipe: ClassifierTransferRecipe, read: Read) -> Upgrade:
         data[given.old.name], tests[given.old.name] = old.data, old.test
     if given.extractor is not None:
         extractor = CompatExtractor.from_pretrained(given.extractor)
+        _check_tied(extractor, recipe)
     like = given.new if given.old is None else given.old
     for head in given.heads:
         tests[head.name] = read(f"test of head {head.name!r}", head.test, like)
@@ -147,12 +150,19 @@ def measure_upgrade(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrad
         elif way not in ways:
             ways[way] = _trained(way, training, upgrade, old, trials)
     _keep(trials, seed, upgrade, old, ways)
+    scores = {way: _scores(found, upgrade, old) for way, found in ways.items()}
     return {
         "old": _accuracies(old.right),
-        "own": _scores(ways["unconstrained"], upgrade, old)["own"],
-        "ceiling": _accuracies(_right(free.extractor, retrained, upgrade.tests)),
-        "ways": {way: _scores(ways[way], upgrade, old) for way in recipe.upgrade.ways},
+        "own": scores["unconstrained"]["own"],
+        "ceiling": scores["retrained"]["cross"],
+        "ways": {way: scores[way] for way in recipe.upgrade.ways},
     }
+
+
+def _check_tied(extractor: CompatExtractor, recipe: ClassifierTransferRecipe) -> None:
+    assert recipe.upgrade is not None
+    if "compatible" in recipe.upgrade.ways and not extractor.space.methods and not _uses_old(recipe.training):
+        raise ConfigError("training.alignment: expected l2 or contrastive, as the old space shares no method; got none")
 
 
 def _existing_heads(given: UpgradeRecipe, extractor: CompatExtractor) -> dict[str, TaskHead]:
@@ -183,7 +193,9 @@ def _old(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrade, trials: 
     for name, data in upgrade.data.items():
         if name not in heads:
             heads[name] = trained_head(extractor, data)
-    return _Old(extractor, heads, _right(extractor, heads, upgrade.tests))
+    first = next(iter(heads.values()))
+    on_new = _right(extractor, {"": first}, {"": upgrade.new.test})[""]
+    return _Old(extractor, heads, _right(extractor, heads, upgrade.tests), on_new)
 
 
 def _train_old(recipe: ClassifierTransferRecipe, seed: int, network: Network, trials: Trials) -> Member:
@@ -210,14 +222,10 @@ def _joined(upgrade: Upgrade, old: _Old, free: Member, seconds: float, seed: int
 
 def _trained(way: str, training: TrainConfig, upgrade: Upgrade, old: _Old, trials: Trials) -> _Way:
     """A new network that is trained in the old space."""
-    space = old.extractor.space
-    config = _settings(way, training)
-    uses_old = config.alignment != "none" or config.influence_weight > 0 or config.distillation_weight > 0
-    if not uses_old and not space.methods:
-        raise ConfigError("training.alignment: expected l2 or contrastive, as the old space shares no method; got none")
+    space, config = old.extractor.space, _settings(way, training)
     member = build_member(upgrade.new.given, space, upgrade.new.data, training.seed)
-    name = f"seed{training.seed}-upgrade-{way}"
-    fitted = trials.train(name, space, [member], config, reference=old.reference if uses_old else None)
+    name, reference = f"seed{training.seed}-upgrade-{way}", old.reference if _uses_old(config) else None
+    fitted = trials.train(name, space, [member], config, reference=reference)
     return _of_member(member, old.heads, fitted.seconds)
 
 
@@ -226,6 +234,10 @@ def _settings(way: str, training: TrainConfig) -> TrainConfig:
         return training
     weight = "influence_weight" if way == "bct" else "distillation_weight"
     return replace(training, **{**ALONE, weight: getattr(training, weight) or 1.0})
+
+
+def _uses_old(training: TrainConfig) -> bool:
+    return training.alignment != "none" or training.influence_weight > 0 or training.distillation_weight > 0
 
 
 def _right(extractor: CompatExtractor, heads: Mapping[str, TaskHead], tests: Mapping[str, Images]) -> dict[str, Right]:
@@ -242,17 +254,15 @@ def _right(extractor: CompatExtractor, heads: Mapping[str, TaskHead], tests: Map
 
 def _scores(way: _Way, upgrade: Upgrade, old: _Old) -> dict[str, Any]:
     right = _right(way.extractor, way.heads, upgrade.tests)
-    first = next(iter(old.heads))
     test, known = upgrade.new.test, {name for head in old.heads.values() for name in head.class_names}
     own = _right(way.own_extractor, {"": way.own_head}, {"": test})[""]
-    before = _right(old.extractor, {first: old.heads[first]}, {first: test})[first]
     unseen = np.array([name not in known for name in test.class_names])[test.labels.numpy()]
     return {
         "cross": _accuracies(right),
         "flips": {name: _flips(old.right[name], answers) for name, answers in right.items()},
         "own": _accuracy(own),
         "own_new_classes": _accuracy(own[unseen]),
-        "own_flips": _flips(before, own),
+        "own_flips": _flips(old.right_on_new, own),
         "seconds": way.seconds,
         "labels": way.labels,
     }
