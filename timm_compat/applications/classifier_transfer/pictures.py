@@ -15,7 +15,7 @@ from timm_compat.applications.classifier_transfer.tables import (
 from timm_compat.evaluation.plots import COLOURS, MARKS, bars, heat_map
 
 PANEL_INCHES, HEIGHT_INCHES = 4.2, 4.2
-DPI = 90
+DPI = 75
 
 
 def draw_transfer(table: TransferTable, file: Path) -> None:

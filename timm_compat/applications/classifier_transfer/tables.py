@@ -83,9 +83,10 @@ class TransferTable:
 
     def in_one_line(self) -> str:
         """How heads do on other extractors, by way."""
-        own = spread_text(self.matrix(self.ways[-1]).native_accuracy.tolist())
         found = [f"{TRANSFER_TITLES[way]} {_other(self.matrix(way))}" for way in self.ways]
-        return f"Heads on other architectures: {', '.join(found)}; on their own {own}, chance {self.chance:.3f}."
+        own = [f"{TRANSFER_TITLES[way]} {_own(self.matrix(way))}" for way in self.ways if way in ("apart", "one_space")]
+        ending = f"; on their own, {', '.join(own)}" if own else ""
+        return f"Heads on other architectures, chance {self.chance:.3f}: {', '.join(found)}{ending}."
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values by way."""
@@ -96,9 +97,8 @@ class TransferTable:
 
     def _line(self, way: str) -> list[str]:
         matrix, needs = self.matrix(way), self._needs(way)
-        own = spread_text(matrix.native_accuracy.tolist())
         labels, seconds = (f"{np.mean(needs[key]):,.0f}" for key in ("labels", "seconds"))
-        return [TRANSFER_TITLES[way], own, _other(matrix), labels, seconds]
+        return [TRANSFER_TITLES[way], _own(matrix), _other(matrix), labels, seconds]
 
     def _matrices(self, way: str) -> list[RecombinationMatrix]:
         return [_matrix_of(trial[way]["matrix"]) for trial in self.trials]
@@ -150,7 +150,7 @@ class UpgradeTable:
         )
         own = markdown_table(
             [
-                ["way", "new head", "its new classes", "compatibility cost", "negative flips", "seconds"],
+                ["way", "new head", "its new classes", "compatibility cost", "its negative flips", "seconds"],
                 *([UPGRADE_TITLES[way], *self._own_cells(way)] for way in self.ways),
             ]
         )
@@ -235,6 +235,10 @@ def _matrix_of(found: Mapping[str, Any]) -> RecombinationMatrix:
         chance=np.array(found["chance"]),
         counts=tuple(found["counts"]),
     )
+
+
+def _own(matrix: MatrixOverSeeds) -> str:
+    return spread_text(matrix.native_accuracy.tolist())
 
 
 def _other(matrix: MatrixOverSeeds) -> str:
