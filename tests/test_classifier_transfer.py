@@ -144,6 +144,20 @@ class TestExistingParts:
         assert (found["ceiling"], found["ways"]["retrained"]["low"]) == ({"low": [], "even": []}, [])
         assert (found["ways"]["joined"]["gain"], len(found["ways"]["joined"]["low"])) == ([], 1)
 
+    def test_training_in_the_old_space_takes_its_shared_parts_from_its_folder(
+        self, capsys: Any, finished: Path, summary: dict[str, Any], tmp_path: Path
+    ) -> None:
+        parts = finished / "components" / "seed0"
+        recipe = {**self.recipe(parts, ways=["compatible"]), "training": SMALL["training"]}
+        file = write(tmp_path, recipe)
+        code, _, err = run(capsys, file)
+        assert code == 2
+        assert "space.folder: expected the old extractor's space" in err
+        code, out, err = run(capsys, file, f"space={{folder: {parts / 'space'}}}", "--json")
+        assert code == 0, err
+        found, known = json.loads(out)["upgrade"]["ways"]["compatible"], summary["upgrade"]["ways"]["compatible"]
+        assert [found[head] for head in ("low", "even")] == [known[head][:1] for head in ("low", "even")]
+
     def test_head_of_another_space(self, capsys: Any, finished: Path, tmp_path: Path) -> None:
         other = tc.CompatSpace(16, ["0", "1"], ["common_classes"]).finalize()
         tc.TaskHead(other, ["0", "1"]).save_pretrained(tmp_path / "strange")

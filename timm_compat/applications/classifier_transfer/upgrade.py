@@ -28,11 +28,13 @@ from timm_compat.evaluation.matrix import recombination_matrix
 from timm_compat.evaluation.predictions import negative_flip_rate
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images, Member, Reference
 
 Right = NDArray[
     np.int64
 ]  # by image 1 where the answer is right, 0 where it is wrong, -1 where the head knows no answer
+TRAINED_IN_OLD_SPACE = ("distilled", "bct", "compatible")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Upgrade:
         new: the new network.
         old: the old network, or None where its extractor exists.
         extractor: the existing old extractor, or None.
+        space: that of the existing extractor, or None.
         heads: existing heads by name; empty where they are to be trained.
         data: labelled training images by old head's name, where there are any.
         tests: labelled test images by old head's name; the first head is the old network's own.
@@ -51,6 +54,7 @@ class Upgrade:
     new: Network
     old: Network | None
     extractor: CompatExtractor | None
+    space: CompatSpace | None
     heads: Mapping[str, TaskHead]
     data: Mapping[str, Images]
     tests: Mapping[str, Images]
@@ -61,6 +65,7 @@ class _Old:
     """The old extractor, its heads, whether they answer right on their test images, and the first on the new ones."""
 
     extractor: CompatExtractor
+    space: CompatSpace
     heads: Mapping[str, TaskHead]
     right: Mapping[str, Right]
     right_on_new: Right
@@ -87,20 +92,20 @@ def read_upgrade(recipe: ClassifierTransferRecipe, read: Read) -> Upgrade:
 
     Raises:
         CompatError: as data sets and parts raise it.
-        ConfigError: nothing would tie a compatible network to an existing old one.
+        ConfigError: nothing would tie a compatible network to an existing old one, or its space is not given.
         DataError: test images without two classes of a head, or old and new networks without two classes in common.
         SpaceMismatchError: an existing head of another space than the extractor.
     """
     given = recipe.upgrade
     assert given is not None
     new = read_network("upgrade.new", given.new, read)
-    data, tests, old, extractor = {}, {}, None, None
+    data, tests, old, extractor, space = {}, {}, None, None, None
     if given.old is not None:
         old = read_network("upgrade.old", given.old, read)
         data[given.old.name], tests[given.old.name] = old.data, old.test
     if given.extractor is not None:
         extractor = CompatExtractor.from_pretrained(given.extractor)
-        _check_tied(extractor, recipe)
+        space = _existing_space(extractor, recipe)
     like = given.new if given.old is None else given.old
     for head in given.heads:
         tests[head.name] = read(f"test of head {head.name!r}", head.test, like)
@@ -111,7 +116,7 @@ def read_upgrade(recipe: ClassifierTransferRecipe, read: Read) -> Upgrade:
     for name, names in class_names.items():
         check_test(f"head {name!r}", names, tests[name])
     _check_shared(next(iter(class_names.values())), new.data.class_names)
-    return Upgrade(new, old, extractor, heads, data, tests)
+    return Upgrade(new, old, extractor, space, heads, data, tests)
 
 
 def measure_upgrade(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrade, trials: Trials) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def measure_upgrade(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrad
     assert recipe.upgrade is not None
     training = replace(recipe.training, seed=seed)
     old = _old(recipe, seed, upgrade, trials)
-    free, seconds = train_alone(f"seed{seed}-upgrade-unconstrained", upgrade.new, old.extractor.space, training, trials)
+    free, seconds = train_alone(f"seed{seed}-upgrade-unconstrained", upgrade.new, old.space, training, trials)
     start = time.perf_counter()
     retrained = {name: trained_head(free.extractor, data) for name, data in upgrade.data.items()}
     took = time.perf_counter() - start
@@ -159,10 +164,21 @@ def measure_upgrade(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrad
     }
 
 
-def _check_tied(extractor: CompatExtractor, recipe: ClassifierTransferRecipe) -> None:
+def _existing_space(extractor: CompatExtractor, recipe: ClassifierTransferRecipe) -> CompatSpace:
     assert recipe.upgrade is not None
-    if "compatible" in recipe.upgrade.ways and not extractor.space.methods and not _uses_old(recipe.training):
+    methods, ways = extractor.space.methods, recipe.upgrade.ways
+    if "compatible" in ways and not methods and not _uses_old(recipe.training):
         raise ConfigError("training.alignment: expected l2 or contrastive, as the old space shares no method; got none")
+    if recipe.space.folder is not None:
+        space = CompatSpace.from_pretrained(recipe.space.folder)
+        space.require_same(extractor.space, "space.folder", "the old extractor")
+        return space
+    if methods and set(TRAINED_IN_OLD_SPACE) & set(ways):
+        raise ConfigError(
+            f"space.folder: expected the old extractor's space, whose shared parts ({', '.join(methods)}) take part in "
+            f"the training, got none; or leave {', '.join(TRAINED_IN_OLD_SPACE)} out of upgrade.ways"
+        )
+    return extractor.space
 
 
 def _existing_heads(given: UpgradeRecipe, extractor: CompatExtractor) -> dict[str, TaskHead]:
@@ -184,18 +200,20 @@ def _check_shared(old: Sequence[str], new: Sequence[str]) -> None:
 
 
 def _old(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrade, trials: Trials) -> _Old:
-    extractor, heads = upgrade.extractor, dict(upgrade.heads)
+    extractor, space, heads = upgrade.extractor, upgrade.space, dict(upgrade.heads)
     if upgrade.old is not None:
         member = _train_old(recipe, seed, upgrade.old, trials)
         assert member.head is not None
         extractor, heads = member.extractor, {upgrade.old.given.name: member.head}
+        space = extractor.space
     assert extractor is not None
+    assert space is not None
     for name, data in upgrade.data.items():
         if name not in heads:
             heads[name] = trained_head(extractor, data)
     first = next(iter(heads.values()))
     on_new = _right(extractor, {"": first}, {"": upgrade.new.test})[""]
-    return _Old(extractor, heads, _right(extractor, heads, upgrade.tests), on_new)
+    return _Old(extractor, space, heads, _right(extractor, heads, upgrade.tests), on_new)
 
 
 def _train_old(recipe: ClassifierTransferRecipe, seed: int, network: Network, trials: Trials) -> Member:
@@ -222,7 +240,7 @@ def _joined(upgrade: Upgrade, old: _Old, free: Member, seconds: float, seed: int
 
 def _trained(way: str, training: TrainConfig, upgrade: Upgrade, old: _Old, trials: Trials) -> _Way:
     """A new network that is trained in the old space."""
-    space, config = old.extractor.space, _settings(way, training)
+    space, config = old.space, _settings(way, training)
     member = build_member(upgrade.new.given, space, upgrade.new.data, training.seed)
     name, reference = f"seed{training.seed}-upgrade-{way}", old.reference if _uses_old(config) else None
     fitted = trials.train(name, space, [member], config, reference=reference)
@@ -286,7 +304,7 @@ def _keep(trials: Trials, seed: int, upgrade: Upgrade, old: _Old, ways: Mapping[
     """The parts of the old space, ready to be combined or published."""
     folder = f"seed{seed}"
     if upgrade.extractor is None:
-        trials.keep(f"{folder}/space", old.extractor.space)
+        trials.keep(f"{folder}/space", old.space)
         trials.keep(f"{folder}/extractor-old", old.extractor)
         for name, head in old.heads.items():
             trials.keep(f"{folder}/head-{name}", head)
