@@ -232,6 +232,7 @@ class TestTables:
         trial = {"old": {"x": 0.5, "y": 0.3}, "ceiling": {"x": 0.9, "y": 0.7}, "own": 0.75, "ways": {"some": way}}
         table = UpgradeTable((trial,))
         assert table.values("some", "gain") == pytest.approx([0.25])
+        assert table.values("some", "gain y") == pytest.approx([0.25])
         assert table.values("some", "cost") == pytest.approx([0.05])
         assert table.values("some", "flips") == pytest.approx([0.2])
         assert table.values("some", "own_new_classes") == []

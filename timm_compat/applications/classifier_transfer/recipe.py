@@ -132,7 +132,7 @@ class ClassifierTransferRecipe(TrialsRecipe):
     """A transfer among architectures, an upgrade, or both.
 
     Attributes:
-        space: of the networks that are trained in one space, and of the old extractor. Where an existing old extractor's
+        space: of the networks trained in one space, and of the old extractor. Where an existing old extractor's
             space shares heads, its ``folder``.
         transfer: see ``TransferRecipe``.
         upgrade: see ``UpgradeRecipe``.

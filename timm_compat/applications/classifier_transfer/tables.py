@@ -130,8 +130,8 @@ class UpgradeTable:
         Args:
             way: one of ``ways``.
             column: an old head's name for the accuracy of the new extractor under it; "cross" for their mean, "gain"
-                (update gain over all old heads), "flips", "own", "own_new_classes", "own_flips", "cost", "labels" or
-                "seconds".
+                (update gain over all old heads), "gain NAME" of one, "flips", "own", "own_new_classes", "own_flips",
+                "cost", "labels" or "seconds".
         """
         found = [_value(trial, way, column) for trial in self.trials]
         return [value for value in found if not math.isnan(value)]
@@ -142,9 +142,9 @@ class UpgradeTable:
             [
                 [
                     *("way", *(f"head {name}" for name in self.heads)),
-                    *("update gain", "negative flips", "labels of old tasks"),
+                    *(*(f"update gain {name}" for name in self.heads), "negative flips", "labels of old tasks"),
                 ],
-                [OLD, *(self._old(name) for name in self.heads), "", "", ""],
+                [OLD, *(self._old(name) for name in self.heads), *("" for _ in self.heads), "", ""],
                 *([UPGRADE_TITLES[way], *self._old_cells(way)] for way in self.ways),
             ]
         )
@@ -176,9 +176,8 @@ class UpgradeTable:
         return spread_text(self._of("old", name))
 
     def _old_cells(self, way: str) -> list[str]:
-        accuracies = [spread_text(self.values(way, name)) for name in self.heads]
-        gain, flips = (spread_text(self.values(way, key)) for key in ("gain", "flips"))
-        return [*accuracies, gain, flips, f"{np.mean(self.values(way, 'labels')):,.0f}"]
+        columns = (*self.heads, *(f"gain {name}" for name in self.heads), "flips")
+        return [*(spread_text(self.values(way, key)) for key in columns), f"{np.mean(self.values(way, 'labels')):,.0f}"]
 
     def _own_cells(self, way: str) -> list[str]:
         columns = ("own", "own_new_classes", "cost", "own_flips")
@@ -205,16 +204,17 @@ def _value(trial: Mapping[str, Any], way: str, column: str) -> float:
     found = trial["ways"][way]
     if column == "cost":
         return compatibility_cost(trial["own"], found["own"])
-    if column == "gain":
-        return _gain(trial, found["cross"])
+    if column == "gain" or column.startswith("gain "):
+        name = column.removeprefix("gain").strip()
+        return _gain(trial, found["cross"], [name] if name else list(trial["old"]))
     if column in ("cross", "flips"):
         return _mean(found[column].values())
     value = found["cross"].get(column) if column in trial["old"] else found[column]
     return math.nan if value is None else float(value)
 
 
-def _gain(trial: Mapping[str, Any], cross: Mapping[str, float]) -> float:
-    names = [name for name in trial["old"] if name in trial["ceiling"] and name in cross]
+def _gain(trial: Mapping[str, Any], cross: Mapping[str, float], asked: Sequence[str]) -> float:
+    names = [name for name in asked if name in trial["ceiling"] and name in cross]
     if not names:
         return math.nan
     new, old, best = (_mean(side[name] for name in names) for side in (cross, trial["old"], trial["ceiling"]))
