@@ -29,8 +29,6 @@ UPGRADE_TITLES = dict(
 )
 OLD = "old extractor"
 
-Rows = Mapping[str, Mapping[str, Sequence[float]]]
-
 
 @dataclass(frozen=True)
 class TransferTable:

@@ -33,7 +33,8 @@ def read_transfer(recipe: ClassifierTransferRecipe, read: Read) -> dict[str, Net
     """
     assert recipe.transfer is not None
     networks = {given.name: read_network(f"network {given.name!r}", given, read) for given in recipe.transfer.networks}
-    with_common_classes(recipe.space, [network.data for network in networks.values()])
+    if "one_space" in recipe.transfer.ways:
+        with_common_classes(recipe.space, [network.data for network in networks.values()])
     return networks
 
 
