@@ -53,11 +53,13 @@ def draw_upgrade(table: UpgradeTable, file: Path) -> None:
         _point(left, table, way, number)
     left.axhline(0, color="#444444", linestyle=":", linewidth=1.2)
     left.set(xlabel="compatibility cost (accuracy)", ylabel="update gain of the old heads")
-    left.legend(loc="best")
+    if left.get_legend_handles_labels()[0]:  # no update gain is told where the new extractor is no better
+        left.legend(loc="best")
     flips = {UPGRADE_TITLES[way]: values for way in table.ways if (values := table.values(way, "flips"))}
     spreads = {name: (min(values), max(values)) for name, values in flips.items()}
     means = {name: float(np.mean(values)) for name, values in flips.items()}
-    bars(means, intervals=spreads, ylabel="negative flips of the old heads", ax=right)
+    if means:
+        bars(means, intervals=spreads, ylabel="negative flips of the old heads", ax=right)
     figure.savefig(file, dpi=DPI)
     plt.close(figure)
 
