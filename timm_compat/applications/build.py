@@ -1,6 +1,7 @@
 """From a recipe to the objects that it names: data sets, a space, members, a reference."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from timm_compat.errors import DataError
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.weights import load_weights
-from timm_compat.recipes.schema import DataRecipe, MemberRecipe, Recipe
+from timm_compat.recipes.schema import DataRecipe, MemberRecipe, Recipe, SpaceRecipe
 from timm_compat.seeding import seeded
 from timm_compat.space import VOCABULARY_METHODS, CompatSpace
 from timm_compat.training.members import Images, Member, Reference
@@ -53,9 +54,10 @@ def build(recipe: Recipe) -> Built:
         for member in recipe.members
         if member.test is not None
     }
-    recipe = _resolved(recipe, datasets)
-    space = _space(recipe)
-    members = tuple(_member(member, space, datasets[member.name], config) for member in recipe.members)
+    labelled = [datasets[member.name] for member in recipe.members if member.labelled]
+    recipe = replace(recipe, space=with_common_classes(recipe.space, labelled))
+    space = build_space(recipe.space, config.seed)
+    members = tuple(build_member(member, space, datasets[member.name], config.seed) for member in recipe.members)
     reference = None
     if recipe.reference is not None:
         folder = recipe.reference.head
@@ -71,24 +73,40 @@ def _images(what: str, data: DataRecipe, config: TrainConfig, member: MemberReci
     return read_images(what, data, config.seed, in_chans=member.arguments.get("in_chans"), pretrained=member.pretrained)
 
 
-def _resolved(recipe: Recipe, datasets: dict[str, Images]) -> Recipe:
-    space = recipe.space
+def with_common_classes(space: SpaceRecipe, labelled: Sequence[Images]) -> SpaceRecipe:
+    """The space with the vocabulary that its methods need, where it lists none.
+
+    Args:
+        space: of a recipe.
+        labelled: data sets of the members that learn from labels: the classes that at least two have in common, or all
+            of a single one's.
+
+    Raises:
+        DataError: a method needs common classes, and there are none.
+    """
     wants = set(space.methods) & set(VOCABULARY_METHODS)
     if space.folder is not None or not wants or space.class_names:
-        return recipe
-    labelled = [datasets[member.name].class_names for member in recipe.members if member.labelled]
-    counts = Counter(name for names in labelled for name in names)
+        return space
+    counts = Counter(name for dataset in labelled for name in dataset.class_names)
     common = tuple(name for name, count in counts.items() if count > 1 or len(labelled) == 1)
     if not common:
         raise DataError(
             f"space.methods: {', '.join(sorted(wants))} needs classes that at least two members have in common, got "
             "none; give space.class_names, or use alignment or rotation"
         )
-    return replace(recipe, space=replace(space, class_names=common))
+    return replace(space, class_names=common)
 
 
-def _space(recipe: Recipe) -> CompatSpace:
-    given = recipe.space
+def build_space(given: SpaceRecipe, seed: int) -> CompatSpace:
+    """A new space, or the existing one that a recipe names.
+
+    Args:
+        given: of a recipe.
+        seed: of the auxiliary heads, where ``given`` has none.
+
+    Raises:
+        CompatError: as the space raises it.
+    """
     if given.folder is not None:
         return CompatSpace.from_pretrained(given.folder)
     return CompatSpace(
@@ -97,15 +115,20 @@ def _space(recipe: Recipe) -> CompatSpace:
         given.methods,
         level=given.level,
         normalization=given.normalization,
-        seed=recipe.training.seed if given.seed is None else given.seed,
+        seed=seed if given.seed is None else given.seed,
     )
 
 
-def _member(given: MemberRecipe, space: CompatSpace, dataset: Images, config: TrainConfig) -> Member:
+def build_member(given: MemberRecipe, space: CompatSpace, dataset: Images, seed: int) -> Member:
+    """A member of a space with its initial weights, which follow from seed and name.
+
+    Raises:
+        CompatError: as extractor and head raise it.
+    """
     arguments: dict[str, Any] = dict(given.arguments)
     if isinstance(dataset, ArrayDataset):
         arguments.setdefault("in_chans", dataset.images.shape[1])
-    with seeded(config.seed, "member", given.name):
+    with seeded(seed, "member", given.name):
         extractor = create_extractor(
             given.backbone,
             space,

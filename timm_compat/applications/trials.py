@@ -11,16 +11,18 @@ from timm_compat.errors import ConfigError, OutputExistsError
 from timm_compat.recipes.trials import TrialsRecipe
 from timm_compat.recipes.writer import recipe_to_text
 from timm_compat.space import CompatSpace
+from timm_compat.storage.component import Component
 from timm_compat.storage.files import check_new_folder, replace_text
 from timm_compat.training.fit import FitResult, fit
 from timm_compat.training.members import Member
 
 RECIPE_FILE = "recipe.yaml"
-RESULTS, TRAININGS = "results", "trainings"
+RESULTS, TRAININGS, COMPONENTS = "results", "trainings", "components"
 
 
 class Trials:
-    """The folder of an application: ``recipe.yaml``, ``results/NAME.json`` and ``trainings/NAME/``.
+    """The folder of an application: ``recipe.yaml``, ``results/NAME.json``, ``trainings/NAME/`` and
+    ``components/NAME/``.
 
     Args:
         recipe: what is run; its ``output_dir`` is the folder. Without one nothing is kept.
@@ -84,6 +86,19 @@ class Trials:
             config = replace(config, output_dir=str(self.folder / TRAININGS / name), keep_checkpoints=1)
         label = name if self.progress else None
         return fit(space, members, config, resume=self.folder is not None, progress=label, **options)
+
+    def keep(self, name: str, part: Component) -> None:
+        """Write a component to ``components/NAME``, unless it is there; nowhere without a folder.
+
+        Args:
+            name: of its folder, which may lie in others.
+            part: of a final space.
+
+        Raises:
+            DraftSpaceError: its space is a draft.
+        """
+        if self.folder is not None and not (folder := self.folder / COMPONENTS / name).exists():
+            part.save_pretrained(folder)
 
 
 def _check_new(folder: Path, file: Path) -> None:

@@ -1,0 +1,189 @@
+"""What both parts of the application do with networks: read their images, train them alone, train a head on one."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from timm_compat.applications.build import build_member
+from timm_compat.applications.datasets import read_images
+from timm_compat.applications.trials import Trials
+from timm_compat.config import TrainConfig
+from timm_compat.errors import DataError
+from timm_compat.evaluation.cells import LEAST_CLASSES
+from timm_compat.evaluation.columns import side_by_side
+from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.models.extractor import CompatExtractor
+from timm_compat.models.features import extract_features
+from timm_compat.models.heads import TaskHead
+from timm_compat.recipes.schema import DataRecipe, MemberRecipe, SpaceRecipe
+from timm_compat.space import CompatSpace
+from timm_compat.training.join import join
+from timm_compat.training.members import Images, Member
+
+# Trained on its own: no loss but the task's. Methods of the space play no part then.
+ALONE: dict[str, Any] = {
+    **{"alignment": "none", "vocabulary_weight": 0.0, "rotation_fraction": 0.0},
+    **{"influence_weight": 0.0, "distillation_weight": 0.0},
+}
+HEAD_DECAY = 1e-3  # half of it times the squared weights is added to the mean cross-entropy
+HEAD_STEPS = 200
+
+Read = Callable[[str, DataRecipe, MemberRecipe], Images]
+
+
+@dataclass(frozen=True)
+class Network:
+    """One that a recipe names, with its images.
+
+    Attributes:
+        given: what the recipe says.
+        data: labelled training images.
+        test: labelled images that measure its head.
+    """
+
+    given: MemberRecipe
+    data: Images
+    test: Images
+
+
+def reader(seed: int) -> Read:
+    """Reads images of one seed; what is asked for twice is read once, and is one object."""
+    known: dict[tuple[object, ...], Images] = {}
+
+    def read(what: str, data: DataRecipe, member: MemberRecipe) -> Images:
+        channels, pretrained = member.arguments.get("in_chans"), member.pretrained
+        key = (data, channels, pretrained)
+        if key not in known:
+            known[key] = read_images(what, data, seed, in_chans=channels, pretrained=pretrained)
+        return known[key]
+
+    return read
+
+
+def read_network(what: str, given: MemberRecipe, read: Read) -> Network:
+    """A network's images.
+
+    Raises:
+        CompatError: as the data set's source raises it.
+        DataError: test images without two of its classes.
+    """
+    assert given.test is not None  # the recipe was checked
+    network = Network(given, read(what, given.data, given), read(f"test of {what}", given.test, given))
+    check_test(what, given.head.class_names or network.data.class_names, network.test)
+    return network
+
+
+def check_test(what: str, class_names: Iterable[str], test: Images) -> None:
+    """Refuse test images that cannot measure a head.
+
+    Raises:
+        DataError: fewer than two of the head's classes are among them.
+    """
+    present = {test.class_names[label] for label in test.labels.unique().tolist()}
+    names = list(class_names)
+    known = [name for name in names if name in present]
+    if len(known) < LEAST_CLASSES:
+        raise DataError(
+            f"test of {what}: expected images of at least {LEAST_CLASSES} of the head's classes "
+            f"({', '.join(names[:5])} ...), got {', '.join(sorted(present)[:5])} ..."
+        )
+
+
+def train_alone(
+    name: str, network: Network, like: SpaceRecipe | CompatSpace, training: TrainConfig, trials: Trials
+) -> tuple[Member, float]:
+    """A network that was trained without regard to any other, as the reference of a space of its own, and seconds.
+
+    Args:
+        name: of the training's folder.
+        network: what to train.
+        like: whose feature dimension and normalisation its space has.
+        training: settings with the trial's seed.
+        trials: where the training is kept.
+
+    Raises:
+        CompatError: as ``fit`` does.
+    """
+    own = CompatSpace(like.feature_dim, normalization=like.normalization)
+    member = build_member(network.given, own, network.data, training.seed)
+    seconds = trials.train(name, own, [member], replace(training, **ALONE)).seconds
+    own.finalize(reference=member.extractor.digest())
+    return member, seconds
+
+
+def trained_head(extractor: CompatExtractor, data: Images) -> TaskHead:
+    """A linear head trained with labels on a frozen extractor: multinomial logistic regression, by L-BFGS from zero.
+
+    Args:
+        extractor: of a level "pooled" space; left as it is.
+        data: labelled images.
+    """
+    head = TaskHead(extractor.space, data.class_names)
+    features = extract_features(extractor, data).cpu()
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=HEAD_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(head(features), data.labels)
+        value = value + HEAD_DECAY / 2 * head.classifier.weight.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    head.facts = replace(head.facts, training={"method": "logistic regression, frozen extractor", "images": len(data)})
+    return head.eval().to(extractor.preprocess.mean.device)
+
+
+def measured(
+    extractors: Mapping[str, CompatExtractor],
+    heads: Mapping[str, TaskHead],
+    tests: Mapping[str, Images],
+    *,
+    cross_space: bool = False,
+) -> RecombinationMatrix:
+    """Every extractor under every head, each head on its own test images; heads of the same images share a pass.
+
+    Raises:
+        CompatError: as ``recombination_matrix`` does.
+    """
+    groups: dict[int, list[str]] = {}
+    for name in heads:
+        groups.setdefault(id(tests[name]), []).append(name)
+    columns = [
+        recombination_matrix(
+            extractors, {name: heads[name] for name in group}, tests[group[0]], cross_space=cross_space
+        )
+        for group in groups.values()
+    ]
+    return columns[0] if len(columns) == 1 else side_by_side(columns)
+
+
+def joined(
+    member: Member,
+    given: MemberRecipe,
+    images: Images,
+    reference: CompatExtractor,
+    heads: Sequence[TaskHead],
+    seed: int,
+) -> CompatExtractor:
+    """A trained network, frozen, joined to the space of a reference.
+
+    Raises:
+        CompatError: as ``join`` does.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "join")  # about a poor fit, whose accuracy is measured next
+        return join(
+            reference.space, member.extractor.backbone.model, images,
+            reference=reference, heads=heads, seed=seed, img_size=given.img_size,
+        )  # fmt: skip
+
+
+def accuracy_of(extractor: CompatExtractor, head: TaskHead, test: Images) -> float:
+    """Accuracy of one pair in [0, 1]."""
+    return float(recombination_matrix({"": extractor}, {"": head}, test).accuracy[0, 0])
