@@ -5,7 +5,7 @@ Every measurement is kept in OUTPUT/cells/TABLE/NAME.json when it is done; the s
 stopped, and measures again what was measured with other settings. OUTPUT then holds speed.md, speed.json, speed.png.
 
     .venv/bin/python scripts/benchmark.py --output runs/speed                      # all tables
-    .venv/bin/python scripts/benchmark.py inference loading --output runs/speed    # some
+    .venv/bin/python scripts/benchmark.py loading training/joint --output runs/speed    # one table, and a row
     .venv/bin/python scripts/benchmark.py gpu --device cuda --output runs/speed    # on a GPU; --small runs anywhere
 """
 
@@ -82,22 +82,26 @@ def kept_results(output: Path) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"some of {', '.join(TABLES)}; all if left out")
+    parser.add_argument(
+        "tables", nargs="*", metavar="TABLE", help=f"{', '.join(TABLES)}, or TABLE/ROW; all if left out"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of measurements and pages")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--repeats", type=int, default=9, help="rounds of a comparison")
     parser.add_argument("--small", action="store_true", help="tiny networks and few of them: shows that it runs")
     options = parser.parse_args()
-    unknown = set(options.tables) - TABLES.keys()
-    if unknown:
-        parser.error(f"expected tables among {', '.join(TABLES)}, got {', '.join(sorted(unknown))}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: expected a GPU, found none; use --device cpu")
     torch.set_num_threads(options.threads)
-    for table in options.tables or TABLES:
-        for name, work in TABLES[table].cells(options).items():
-            measure(options, table, name, work)
+    cells = {f"{table}/{name}": work for table in TABLES for name, work in TABLES[table].cells(options).items()}
+    for asked in options.tables or TABLES:
+        chosen = [cell for cell in cells if asked in (cell, cell.partition("/")[0])]
+        if not chosen:
+            parser.error(f"expected tables among {', '.join(TABLES)} or a row such as {next(iter(cells))}, got {asked}")
+        for cell in chosen:
+            table, _, name = cell.partition("/")
+            measure(options, table, name, cells[cell])
     results = kept_results(options.output)
     replace_text(options.output / "speed.json", json.dumps(results, indent=1) + "\n")
     text = page.page(TABLES, results)
