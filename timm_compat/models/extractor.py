@@ -148,7 +148,7 @@ class CompatExtractor(Component, nn.Module):
         config = files.config("extractor")
         space = CompatSpace.from_config(config[ROOT_KEY].get("space"))
 
-        def build() -> Self:
+        def build() -> Any:
             return cls(backbone_from_config(config, space.level), space, trainable)
 
         with torch.device("meta"), Blank():  # takes no memory before the files were seen to be of that size
