@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data.image_dataset",),
     ("data.transforms",),
     ("data.decoding",),
-    ("models.backbone", "models.interface", "models.preprocess", "data.arrays"),
+    ("models.backbone", "models.blank", "models.interface", "models.preprocess", "data.arrays"),
     ("data.map_style",),
     ("data.torchvision_sets",),
     ("models.backbone_build",),

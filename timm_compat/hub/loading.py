@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from timm_compat.errors import BackboneError, ComponentFileError, ConfigError
 from timm_compat.models.backbone import TIMM_ERRORS
 from timm_compat.models.backbone_config import checked_arguments, checked_preprocessing
+from timm_compat.models.blank import Blank, with_tensors
 from timm_compat.models.composed import CompatModel
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
 from timm_compat.models.heads import TaskHead
@@ -90,16 +91,19 @@ def pull(location: str, folder: str | Path, **where: Unpack[Where]) -> Path:
 def _load_fused(config: dict[str, Any], files: Files) -> nn.Module:
     names = _class_names(config)
     architecture, arguments = checked_arguments(config)
+
+    def build() -> Any:
+        return timm.create_model(architecture, num_classes=len(names), **arguments)
+
     try:
-        with torch.device("meta"):
-            shapes = timm.create_model(architecture, num_classes=len(names), **arguments)
+        with torch.device("meta"), Blank():
+            shapes = build()
         tensors = files.tensors(WEIGHTS_FILE, config, shapes.state_dict(), unbounded_buffers(shapes))
-        model: Any = timm.create_model(architecture, num_classes=len(names), **arguments)
+        model = with_tensors(shapes, build, tensors)
     except ComponentFileError:
         raise
     except (BackboneError, *TIMM_ERRORS) as error:
         raise ComponentFileError(f"{files}: its model cannot be built here: {error}") from error
-    model.load_state_dict(tensors)
     own = {"architecture": architecture, "num_classes": len(names), "label_names": list(names)}
     model.pretrained_cfg = model.default_cfg = {**checked_preprocessing(config[ROOT_KEY].get("preprocessing")), **own}
     return model.eval()

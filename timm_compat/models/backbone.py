@@ -21,6 +21,9 @@ TIMM_ERRORS = (
 )
 MAX_IMAGE_SIDE = 16_384
 
+# Features of registered architectures by name, arguments, image size and stage: counting them takes a forward pass.
+_counted: dict[str, int] = {}
+
 
 class Backbone(nn.Module):
     """A timm model without classifier whose features come in one shape.
@@ -31,6 +34,8 @@ class Backbone(nn.Module):
         level: "pooled" or "map".
         out_index: at level "map" the stage to read, an index into timm's intermediate features (-1 is the last).
         image_size: (H, W) of the images it is used with; the model's own if None.
+        as_registered: the model is as timm builds it from its name and ``model_args``, so that the number of features
+            found for another such model holds.
 
     Raises:
         BackboneError: the features of that level cannot be had; the message names the reason and the way out.
@@ -48,6 +53,7 @@ class Backbone(nn.Module):
         level: str = "pooled",
         out_index: int = -1,
         image_size: tuple[int, int] | None = None,
+        as_registered: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -66,7 +72,7 @@ class Backbone(nn.Module):
         else:
             self.num_features = int(self.model.head_hidden_size)
         if self.model_args or image_size:
-            self.num_features = self._probe()
+            self.num_features = self._known() if as_registered else self._probe()
 
     def set_data_config(self, data_config: Mapping[str, Any]) -> None:
         """Set the preprocessing: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode."""
@@ -112,6 +118,12 @@ class Backbone(nn.Module):
         if features.ndim == 3:
             return features.mean(dim=1)
         return features.mean(dim=(2, 3)) if features.ndim == 4 else features
+
+    def _known(self) -> int:
+        key = repr((self.architecture, sorted(self.model_args.items()), self.input_size, self.out_index))
+        if key not in _counted:
+            _counted[key] = self._probe()
+        return _counted[key]
 
     def _probe(self) -> int:
         # The features that come for images of the size that was asked for: shapes only, on a copy without weights.

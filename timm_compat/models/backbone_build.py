@@ -74,7 +74,8 @@ def build_backbone(
             f"{model_name}: timm could not build it with {timm_kwargs or 'its defaults'}, pretrained={pretrained} "
             f"({error}); drop the argument that it does not take, or choose another architecture"
         ) from error
-    return Backbone(model, _arguments(model, timm_kwargs), level=level, out_index=out_index, image_size=size)
+    args, named = _arguments(model, timm_kwargs), ":" not in model_name
+    return Backbone(model, args, level=level, out_index=out_index, image_size=size, as_registered=named)
 
 
 def adopt_backbone(

@@ -11,6 +11,7 @@ from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
+from timm_compat.models.blank import Blank, with_tensors
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
 from timm_compat.models.fusion import fuse
 from timm_compat.models.heads import TaskHead
@@ -145,11 +146,10 @@ class CompatModel(Component, nn.Module):
             )
         if not weights:
             return cls(*_parts(ours))
-        with torch.device("meta"):
+        with torch.device("meta"), Blank():
             shapes = cls(*_parts(ours))
         tensors = files.tensors(WEIGHTS_FILE, config, shapes.state_dict(), unbounded_buffers(shapes), convert)
-        model = cls(*_parts(ours))
-        model.load_state_dict(tensors)
+        model = with_tensors(shapes, lambda: cls(*_parts(ours)), tensors)
         model.facts = Facts.from_config(ours)
         model.remember(files.source(config))
         model._remember_parts(ours.get("parts"))

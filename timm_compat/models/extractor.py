@@ -13,6 +13,7 @@ from timm_compat.methods.initial_weights import same_start, start_name
 from timm_compat.models.backbone import Backbone
 from timm_compat.models.backbone_build import adopt_backbone, build_backbone
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
+from timm_compat.models.blank import Blank, with_tensors
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
 from timm_compat.space import CompatSpace, check_space
@@ -146,14 +147,18 @@ class CompatExtractor(Component, nn.Module):
         files = open_files(folder_or_repo_id, **where)
         config = files.config("extractor")
         space = CompatSpace.from_config(config[ROOT_KEY].get("space"))
-        with torch.device("meta"):  # takes no memory before the files were seen to be of that size
-            shapes = cls(backbone_from_config(config, space.level), space, trainable)
-        model = shapes.backbone.model
+
+        def build() -> Any:
+            return cls(backbone_from_config(config, space.level), space, trainable)
+
+        with torch.device("meta"), Blank():  # takes no memory before the files were seen to be of that size
+            shapes = build()
+        model, interface = shapes.backbone.model, shapes.interface
         weights = files.tensors(WEIGHTS_FILE, config, model.state_dict(), unbounded_buffers(model), convert)
-        interface = files.tensors(INTERFACE_FILE, config, shapes.interface.state_dict(), convert=convert)
-        extractor = cls(backbone_from_config(config, space.level), space, trainable)
-        extractor.backbone.model.load_state_dict(weights)
-        extractor.interface.load_state_dict(interface)
+        fitted = files.tensors(INTERFACE_FILE, config, interface.state_dict(), convert=convert)
+        tensors = {f"backbone.model.{name}": tensor for name, tensor in weights.items()}
+        tensors |= {f"interface.{name}": tensor for name, tensor in fitted.items()}
+        extractor = with_tensors(shapes, build, tensors)
         extractor.facts = Facts.from_config(config[ROOT_KEY])
         extractor.remember(files.source(config))
         return extractor.eval()

@@ -26,8 +26,10 @@ class Preprocess(nn.Module):
         self.channels, *size = data_config["input_size"]
         self.size = list(size)
         self.interpolation = InterpolationMode(data_config["interpolation"])
+        # No file holds these two, so they have values also where a network is built for its shapes only.
+        device = "cpu" if torch.get_default_device().type == "meta" else None
         for name in ("mean", "std"):
-            values = torch.tensor(data_config[name], dtype=torch.float32)[:, None, None]
+            values = torch.tensor(data_config[name], dtype=torch.float32, device=device)[:, None, None]
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Measure what the package costs beside plain timm and plain PyTorch: inference, loading, training, scale, a GPU.
+
+Every measurement is kept in OUTPUT/cells/TABLE/NAME.json when it is done; the same command goes on where it was
+stopped, and measures again what was measured with other settings. OUTPUT then holds speed.md, speed.json, speed.png.
+
+    .venv/bin/python scripts/benchmark.py --output runs/speed                      # all tables
+    .venv/bin/python scripts/benchmark.py loading training/joint --output runs/speed    # one table, and a row
+    .venv/bin/python scripts/benchmark.py gpu --device cuda --output runs/speed    # on a GPU; --small runs anywhere
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks import gpu, inference, loading, page, scale, training
+
+from timm_compat.storage.files import library_versions, replace_text
+
+TABLES = {"inference": inference, "loading": loading, "training": training, "scale": scale, "gpu": gpu}
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def commit() -> str:
+    """Of this checkout; "+" where it was changed, "unknown" where it is none."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, GPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(), "gpu": name}
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What must agree for a kept measurement to stand."""
+    return {name: getattr(options, name) for name in ("device", "threads", "small", "repeats")}
+
+
+def measure(options: argparse.Namespace, table: str, name: str, work: Any) -> dict[str, Any]:
+    """One measurement, from its file if it is there."""
+    file = options.output / "cells" / table / f"{name}.json"
+    if file.is_file():
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if kept["settings"] == settings(options):
+            return kept
+    print(f"{table}: {name}", file=sys.stderr, flush=True)
+    made = {
+        "command": " ".join(["scripts/benchmark.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "device": options.device,
+        "versions": {"python": platform.python_version(), **library_versions()},
+        "date": datetime.date.today().isoformat(),
+    }
+    found = {"name": name, **work(), "settings": settings(options), "made": made}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(file, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def kept_results(output: Path) -> dict[str, dict[str, Any]]:
+    """All measurements of a folder, by table and name, in the order in which they were made."""
+    found: dict[str, dict[str, Any]] = {}
+    for table in TABLES:
+        files = sorted((output / "cells" / table).glob("*.json"), key=lambda file: file.stat().st_mtime)
+        found[table] = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "tables", nargs="*", metavar="TABLE", help=f"{', '.join(TABLES)}, or TABLE/ROW; all if left out"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of measurements and pages")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds of a comparison")
+    parser.add_argument("--small", action="store_true", help="tiny networks and few of them: shows that it runs")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: expected a GPU, found none; use --device cpu")
+    torch.set_num_threads(options.threads)
+    cells = {f"{table}/{name}": work for table in TABLES for name, work in TABLES[table].cells(options).items()}
+    for asked in options.tables or TABLES:
+        chosen = [cell for cell in cells if asked in (cell, cell.partition("/")[0])]
+        if not chosen:
+            parser.error(f"expected tables among {', '.join(TABLES)} or a row such as {next(iter(cells))}, got {asked}")
+        for cell in chosen:
+            table, _, name = cell.partition("/")
+            measure(options, table, name, cells[cell])
+    results = kept_results(options.output)
+    replace_text(options.output / "speed.json", json.dumps(results, indent=1) + "\n")
+    text = page.page(TABLES, results)
+    replace_text(options.output / "speed.md", text)
+    if any(results[name] for name in ("inference", "loading", "training")):
+        page.picture(results, options.output / "speed.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

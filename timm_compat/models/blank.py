@@ -1,0 +1,68 @@
+"""Building a network whose weights come from a file: no numbers are drawn for weights that will be overwritten."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+M = TypeVar("M", bound=nn.Module)
+
+# In-place functions and methods that give values and leave shape and type alone. A function of nn.init is seen as a
+# whole: what it calls is not.
+_VALUES_ONLY = frozenset(
+    {
+        *(function for name, function in vars(nn.init).items() if name.endswith("_") and not name.startswith("_")),
+        *(Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.fill_, Tensor.zero_),
+        *(Tensor.add_, Tensor.sub_, Tensor.mul_, Tensor.div_, Tensor.clamp_),
+    }
+)
+
+
+class Blank(TorchFunctionMode):
+    """A block in which new parameters keep whatever memory they got. Buffers on real devices are made as ever.
+
+    Most of the time of building a network goes into random numbers. Every parameter must be loaded afterwards.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run a function of torch, unless it only gives values to a parameter."""
+        given = kwargs or {}
+        if func in _VALUES_ONLY:
+            filled = args[0] if args else given.get("tensor")
+            if isinstance(filled, nn.Parameter):
+                return filled
+        return func(*args, **given)
+
+
+def with_tensors(shapes: M, build: Callable[[], M], tensors: Mapping[str, Tensor]) -> M:
+    """A network with all its tensors from a file.
+
+    Args:
+        shapes: built on the meta device; filled in place where a file can hold all that it consists of.
+        build: builds the same with values, for where something is computed that no file holds.
+        tensors: the whole state; copied, because what safetensors reads changes with its file.
+    """
+    if not _has_tied_parameters(shapes):
+        shapes.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+        if not any(_lacks_values(vars(module)) for module in shapes.modules()):
+            return shapes
+    with Blank():
+        network = build()
+    network.load_state_dict(tensors)
+    return network
+
+
+def _has_tied_parameters(network: nn.Module) -> bool:
+    # One parameter under two names would become two.
+    return len(list(network.named_parameters(remove_duplicate=False))) > len(list(network.parameters()))
+
+
+def _lacks_values(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_meta
+    if isinstance(value, dict):
+        return any(map(_lacks_values, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_lacks_values, value))
