@@ -204,6 +204,7 @@ def test_ready_recipes(name: str) -> None:
         (["transfer.networks.b.data.classes=['8', '9']", "transfer.networks.a.data.classes=['0', '1']"], "in common"),
         (["transfer.ways=[together]"], "ways: expected one of apart, joined, one_space, retrained, got 'together'"),
         (["upgrade.heads.even.name=new"], "heads.0.name: expected every name once"),
+        (["upgrade.heads.even.name=gain"], "heads: expected names other than those of the figures, got 'gain'"),
         (["upgrade.extractor=somewhere"], "old: expected a network to train, or extractor"),
         (["upgrade.old=null"], "old: expected a network to train, or extractor"),
         (["upgrade.heads.even.data=null"], "data: expected images to train head 'even' on"),

@@ -16,8 +16,8 @@ DIGITS = ("MNIST", "USPS")
 
 
 @dataclass(frozen=True)
-class Architectures:
-    """All backbones of the scale, each with its own part of the images, all classes.
+class Shared:
+    """What the members of a group share.
 
     Attributes:
         methods: of the space.
@@ -26,6 +26,10 @@ class Architectures:
 
     methods: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Architectures(Shared):
+    """All backbones of the scale, each with its own part of the images, all classes."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,8 @@ class Chain:
     align: bool = False
 
 
-@dataclass(frozen=True)
-class DataSets:
-    """MNIST and USPS, the same ten classes in two domains.
-
-    Attributes:
-        methods: of the space.
-        settings: of ``TrainConfig``, beyond the scale's.
-    """
-
-    methods: tuple[str, ...] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
+class DataSets(Shared):
+    """MNIST and USPS, the same ten classes in two domains."""
 
 
 def architectures(group: Architectures, scale: Scale, seed: int) -> dict[str, Any]:

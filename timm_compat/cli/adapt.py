@@ -7,19 +7,19 @@ from typing import Any
 
 from timm_compat.applications.domain_adaptation.recipe import MODES, AdaptRecipe
 from timm_compat.applications.domain_adaptation.run import COMPONENTS, SELECTED, AdaptResult, run_adaptation
-from timm_compat.cli.run_options import add_run_options, chosen_recipe
+from timm_compat.cli.run_options import add_run_command, chosen_recipe
 
 
 def add_parser(commands: Any) -> None:
     """Add this command to the parser's commands."""
-    parser = commands.add_parser(
+    add_run_command(
+        commands,
         "adapt",
+        run,
         help="adapt a classifier to images of another domain, without their labels",
         description="Adapt a classifier from labelled source images to unlabelled target images, in every mode that "
         "the recipe (YAML) names, and measure each over seeds. Unlabelled images choose the mode to use.",
     )
-    add_run_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

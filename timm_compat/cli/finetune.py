@@ -8,7 +8,7 @@ from typing import Any
 from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
 from timm_compat.applications.transfer_learning.run import PICTURE_FILE, FinetuneResult, run_finetune
 from timm_compat.applications.transfer_learning.sections import ADAPTERS, CHEAP_HEAD, START
-from timm_compat.cli.run_options import add_run_options, chosen_recipe
+from timm_compat.cli.run_options import add_run_command, chosen_recipe
 
 TITLES = {
     START: "Where the training of a whole network starts",
@@ -19,15 +19,15 @@ TITLES = {
 
 def add_parser(commands: Any) -> None:
     """Add this command to the parser's commands."""
-    parser = commands.add_parser(
+    add_run_command(
+        commands,
         "finetune",
+        run,
         help="learn a target task with compatible parts, beside the usual way",
         description="Learn a target task from a compatible head and extractor, with a head trained on a cheap "
         "extractor, or with adapters on frozen backbones (sections of the recipe), and measure accuracy against "
         "steps, seconds, floating-point operations and memory beside the usual way.",
     )
-    add_run_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,9 +1,10 @@
 """Options of the commands that run a recipe."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from timm_compat.recipes.reader import read_as
 from timm_compat.recipes.trials import TrialsRecipe
@@ -18,6 +19,20 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="a new folder, in place of the recipe's output_dir")
     parser.add_argument("--resume", action="store_true", help="go on with what the folder holds")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def add_run_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], **texts: str) -> None:
+    """A command that runs a recipe.
+
+    Args:
+        commands: the parser's.
+        name: of the command.
+        run: runs it.
+        **texts: help and description.
+    """
+    parser = commands.add_parser(name, **texts)
+    add_run_options(parser)
+    parser.set_defaults(run=run)
 
 
 def chosen_recipe(kind: type[Kind], options: argparse.Namespace) -> Kind:

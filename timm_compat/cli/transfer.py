@@ -4,19 +4,19 @@ import argparse
 import json
 from typing import Any
 
-from timm_compat.cli.run_options import add_run_options, chosen_recipe
+from timm_compat.cli.run_options import add_run_command, chosen_recipe
 
 
 def add_parser(commands: Any) -> None:
     """Add this command to the parser's commands."""
-    parser = commands.add_parser(
+    add_run_command(
+        commands,
         "transfer",
+        run,
         help="put heads on other architectures, or on a new extractor that replaces an old one",
         description="Measure how heads do on extractors that they were not trained with, over seeds: exchanged among "
         "architectures (transfer in the recipe), or kept while a new extractor replaces an old one (upgrade).",
     )
-    add_run_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ from timm_compat.recipes.trials import TrialsRecipe
 TRANSFER_WAYS = ("apart", "joined", "one_space", "retrained")
 UPGRADE_WAYS = ("unconstrained", "distilled", "bct", "joined", "compatible", "retrained")
 LEAST_NETWORKS = 2
+# What is measured of an upgrade, beside accuracies by the names of heads.
+FIGURES = ("cross", "gain", "flips", "own", "own_new_classes", "own_flips", "cost", "labels", "seconds")
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class UpgradeRecipe:
         if len(set(names)) < len(names):
             raise ConfigError(f"old.name: expected another name than that of new, got {names[0]!r}")
         names += [head.name for head in self.heads]
+        if taken := [name for name in names if name in FIGURES]:
+            raise ConfigError(f"heads: expected names other than those of the figures, got {taken[0]!r}")
         for place, head in enumerate(self.heads):
             if names.count(head.name) > 1:
                 raise ConfigError(f"heads.{place}.name: expected every name once, got {head.name!r} twice")
