@@ -52,11 +52,11 @@ class Network:
 
 def reader(seed: int) -> Read:
     """Reads images of one seed; what is asked for twice is read once, and is one object."""
-    known: dict[tuple[object, ...], Images] = {}
+    known: dict[str, Images] = {}
 
     def read(what: str, data: DataRecipe, member: MemberRecipe) -> Images:
         channels, pretrained = member.arguments.get("in_chans"), member.pretrained
-        key = (data, channels, pretrained)
+        key = repr((data, channels, pretrained))
         if key not in known:
             known[key] = read_images(what, data, seed, in_chans=channels, pretrained=pretrained)
         return known[key]
