@@ -282,8 +282,8 @@ class TestSelfTraining:
             total = DECAY * sum(((weight[:, i] - w[:, i]) * x[:, i].std()).square().sum() for i in range(6))
             for head in heads:
                 for image, target in zip(x, t, strict=True):
-                    label = int((head(target) + head(w @ image + b)).argmax())
-                    total = total - torch.log_softmax(head(weight @ image + bias), 0)[label] / 200 / len(heads)
+                    label = torch.softmax(head(target) + head(w @ image + b), 0)
+                    total = total - label @ torch.log_softmax(head(weight @ image + bias), 0) / 200 / len(heads)
             return total
 
         slopes = []
