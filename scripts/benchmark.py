@@ -14,24 +14,17 @@ import datetime
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks import gpu, inference, loading, page, scale, training
+from checkout import commit
 
 from timm_compat.storage.files import library_versions, replace_text
 
 TABLES = {"inference": inference, "loading": loading, "training": training, "scale": scale, "gpu": gpu}
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def commit() -> str:
-    """Of this checkout; "+" where it was changed, "unknown" where it is none."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
 
 
 def machine() -> dict[str, Any]:

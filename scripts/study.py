@@ -24,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from checkout import commit
 from studies.cells import TABLES, measure
 from studies.pages import write_pages
 from studies.rows import read_cells
@@ -58,7 +59,8 @@ def run(folder: Path, table: str, row: str, seed: int, scale: Scale) -> None:
 def machine() -> dict:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} thread(s)"
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    return {"device": device, "python": platform.python_version(), "versions": library_versions(), "date": date}
+    made = {"commit": commit(), "date": date}
+    return {"device": device, "python": platform.python_version(), "versions": library_versions(), **made}
 
 
 def main() -> None:
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of results")
+    parser.add_argument("--show", action="store_true", help="measure nothing: tables and pictures of what is there")
     parser.add_argument("--pages", type=Path, help="folder of tables and pictures; --output if left out")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -86,6 +89,7 @@ def main() -> None:
         arguments.batch_size, arguments.learning_rate, tuple(arguments.backbones), arguments.mixed_precision,
     )  # fmt: skip
     tables = [name for name in arguments.tables or TABLES if name != "data_sets" or arguments.digits is not None]
+    tables = [] if arguments.show else tables
     for seed in arguments.seeds:
         for table in tables:
             for row in TABLES[table]:

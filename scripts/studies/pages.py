@@ -57,7 +57,8 @@ def _facts(cells: Cells, words: Sequence[str]) -> str:
     return (
         f"{data}, {size}, batches of {scale['batch_size']}, backbones A {scale['backbones'][0]} and B "
         f"{scale['backbones'][1]} unless a table says otherwise. Mean ± standard deviation over seeds "
-        f"{', '.join(map(str, seeds))}. {one['device']}, {hours:.1f} hours of processor time, {versions}, "
+        f"{', '.join(map(str, seeds))}, as many as a row names; otherwise one seed. {one['device']}, {hours:.1f} "
+        f"hours of processor time, commits {', '.join(sorted({cell['commit'] for cell in every}))}, {versions}, "
         f"{max(cell['date'] for cell in every)}.\n\n"
         f"    scripts/study.py {_shown(words)}\n\n"
         "Native: extractors under their own heads; recombined: under each other's; both over all classes of the head, "
@@ -69,11 +70,14 @@ def _facts(cells: Cells, words: Sequence[str]) -> str:
 
 
 def _shown(words: Sequence[str]) -> str:
-    hidden = {"--cifar10": "ROOT", "--digits": "ROOT", "--output": "DIR", "--pages": "DIR"}
-    return " ".join(hidden.get(before, word) for before, word in zip(["", *words], words, strict=False))
+    hidden = {"--cifar10": "ROOT", "--digits": "ROOT", "--output": "DIR"}
+    pairs = zip(["", *words], words, strict=False)
+    kept = [(before, word) for before, word in pairs if "--pages" not in (before, word) and word != "--show"]
+    return " ".join(hidden.get(before, word) for before, word in kept)
 
 
-def _table(table: str, rows: Mapping[str, list[dict[str, Any]]]) -> str:
+def _table(table: str, found: Mapping[str, list[dict[str, Any]]]) -> str:
+    rows = {f"{row} ({len(cells)} seeds)" if len(cells) > 1 else row: cells for row, cells in found.items()}
     if table in PAIRS:
         return spread_table("shared", pair_rows(rows))
     if table == "architectures":
