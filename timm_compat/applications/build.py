@@ -82,7 +82,7 @@ def _resolved(recipe: Recipe, datasets: dict[str, Images]) -> Recipe:
     if not common:
         raise DataError(
             f"space.methods: {', '.join(sorted(wants))} needs classes that at least two members have in common, got "
-            "none; give space.class_names, or use alignment or rotation"
+            "none; give space.class_names, or use alignment or a self-supervised task such as rotation"
         )
     return replace(recipe, space=replace(space, class_names=common))
 
