@@ -93,11 +93,8 @@ def fit(
         raise ConfigError(f"best_metric: expected validate= to measure {config.best_metric!r}, got none")
     output = _output(config, resume)
     cached = uses_cache(members, config)
-    view = (
-        FeatureView(shared_tasks(space.methods, config.rotation_fraction))
-        if cached
-        else ImageView(config.channels_last)
-    )
+    tasks = shared_tasks(space.methods, config.rotation_fraction)
+    view = FeatureView(tasks) if cached else ImageView(config.channels_last)
     joint = JointModule(space, members, config, reference=reference, view=view)
     accelerator = _accelerator(config)
     _open_run(output, space, members, config, accelerator)
