@@ -109,6 +109,18 @@ def test_other_criteria_and_alignment(select: str) -> None:
         assert result.selected == ("pseudo_labels",)
 
 
+def test_further_tasks_are_shared_by_both_domains(tmp_path, capsys) -> None:
+    words = [*QUICK, "modes=[separate]", "tasks=[flip,rotation,location]"]
+    code, _, err = adapt(capsys, DIGITS, *words, "--output", tmp_path / "run")
+    assert code == 0, err
+    space = tc.CompatSpace.from_pretrained(tmp_path / "run" / "adapted" / "seed0" / "space")
+    assert space.methods == ("flip", "initial_weights", "location", "rotation")
+    (log,) = (tmp_path / "run" / "trainings").glob("*/history.jsonl")
+    record = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+    for member in ("source", "target"):
+        assert all(record[f"{member}/{task}"] > 0 for task in ("rotation", "location", "flip"))
+
+
 def test_unlabelled_files_of_another_size_without_a_test(tmp_path, capsys) -> None:
     digits = tc.load_digits("test")
     for number in range(12):
@@ -137,6 +149,8 @@ NAMED = "{dataset: digits, rename: {0: a, 1: b, 2: c, 3: d, 4: e, 5: f, 6: g, 7:
         (["target.test={dataset: images, root: .}"], "test: expected labelled images"),
         (["modes=[target_supervised]", "target.train={dataset: images, root: .}"], "needs labels of the target"),
         (["modes=[magic]"], "modes: expected one of source_only"),
+        (["tasks=[jigsaw]"], "tasks: expected one of rotation, location, flip, got 'jigsaw'"),
+        (["tasks=[]"], "tasks: expected at least one of rotation, location, flip, got none"),
         (["select=luck"], "select: expected one of information"),
         (["target.shift=[recoloured]"], "expected 3 channels, got 1"),
         (["target.shift=[snow]"], "shift: expected one of inverted"),

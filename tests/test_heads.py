@@ -12,8 +12,14 @@ import timm_compat as tc
 
 D = 8
 NAMES = ("cat", "dog", "owl")
-METHODS = ("common_classes", "rotation", "simplex")
-AUXILIARY = {"rotation": tc.RotationHead, "common_classes": tc.CommonClassesHead, "simplex": tc.SimplexHead}
+METHODS = ("common_classes", "flip", "location", "rotation", "simplex")
+AUXILIARY = {
+    "rotation": tc.RotationHead,
+    "location": tc.LocationHead,
+    "flip": tc.FlipHead,
+    "common_classes": tc.CommonClassesHead,
+    "simplex": tc.SimplexHead,
+}
 
 
 def space(level: str = "pooled", **settings: Any) -> tc.CompatSpace:
@@ -168,7 +174,9 @@ class TestTaskHeadSettings:
 
 
 @pytest.mark.parametrize("level", ["pooled", "map"])
-@pytest.mark.parametrize(("name", "outputs"), [("rotation", 4), ("common_classes", 3), ("simplex", D + 1)])
+@pytest.mark.parametrize(
+    ("name", "outputs"), [("rotation", 4), ("location", 4), ("flip", 2), ("common_classes", 3), ("simplex", D + 1)]
+)
 class TestAuxiliaryHeads:
     def test_is_the_spaces_linear_map_of_pooled_features(self, name: str, outputs: int, level: str) -> None:
         shared = space(level)
@@ -226,8 +234,9 @@ class TestNames:
         assert tc.CommonClassesHead(space()).class_names == NAMES
         assert tc.SimplexHead(space()).class_names == NAMES
 
-    def test_rotation_has_four_logits(self) -> None:
-        assert tc.RotationHead(space()).num_classes == 4
+    @pytest.mark.parametrize(("name", "count"), [("rotation", 4), ("location", 4), ("flip", 2)])
+    def test_the_number_of_logits_of_a_task(self, name: str, count: int) -> None:
+        assert AUXILIARY[name](space()).num_classes == count
 
 
 class TestSimplex:

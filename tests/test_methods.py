@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pytorch_metric_learning.losses import NTXentLoss
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
@@ -17,7 +18,17 @@ from timm_compat.methods.influence import extend_classifier, influence_losses
 from timm_compat.methods.initial_weights import same_start, start_name
 from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.methods.ridge import LAMBDAS, Moments, fit_ridge, solve
-from timm_compat.methods.rotation import draw_turns, rotate, rotation_losses
+from timm_compat.methods.self_supervised import (
+    TASKS,
+    answer_losses,
+    draw_answers,
+    enlarge_quadrants,
+    every_view,
+    rotate,
+    shared_tasks,
+    turn_over,
+    view_numbers,
+)
 from timm_compat.methods.self_training import DECAY, self_trained
 from timm_compat.methods.shifted_images import mirrored, shifted
 from timm_compat.methods.simplex import simplex_vertices
@@ -43,7 +54,7 @@ class TestRotation:
 
     @pytest.mark.parametrize(("fraction", "expected"), [(1.0, 16), (0.25, 4), (0.01, 1)])
     def test_draws_a_share_of_the_batch(self, fraction: float, expected: int) -> None:
-        places, turns = draw_turns(16, fraction, torch.Generator().manual_seed(0))
+        places, turns = draw_answers(16, fraction, 4, torch.Generator().manual_seed(0))
         assert len(places) == len(turns) == len(set(places.tolist())) == expected
         assert set(turns.tolist()) <= {0, 1, 2, 3}
 
@@ -60,7 +71,60 @@ class TestRotation:
     def test_loss_is_the_negative_log_probability(self) -> None:
         logits, turns = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
         slow = [slow_cross_entropy(row, turn) for row, turn in zip(logits, turns.tolist(), strict=True)]
-        assert rotation_losses(logits, turns).tolist() == pytest.approx(slow, rel=1e-5)
+        assert answer_losses(logits, turns).tolist() == pytest.approx(slow, rel=1e-5)
+
+
+class TestSelfSupervisedTasks:
+    def test_a_quadrant_fills_the_image(self) -> None:
+        corners = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
+        images = corners.expand(4, 3, 8, 8)
+        for number, image in enumerate(enlarge_quadrants(images, torch.arange(4)), 1):
+            assert torch.equal(image, torch.full((3, 8, 8), float(number)))
+
+    @pytest.mark.parametrize("shape", [(6, 6), (5, 7), (1, 2)])
+    def test_a_quadrant_is_enlarged_as_pillow_does(self, shape: tuple[int, int]) -> None:
+        rows, columns = ((side + 1) // 2 for side in shape)
+        image = torch.rand(shape)
+        places = [image[:rows, :columns], image[:rows, -columns:], image[-rows:, :columns], image[-rows:, -columns:]]
+        enlarged = enlarge_quadrants(image.expand(4, 1, *shape), torch.arange(4))
+        for crop, found in zip(places, enlarged, strict=True):
+            whole = Image.fromarray(crop.contiguous().numpy()).resize(shape[::-1], Image.Resampling.BILINEAR)
+            np.testing.assert_allclose(found[0].numpy(), np.asarray(whole), atol=1e-5)
+
+    def test_turned_over_is_numpys_flip_of_rows(self) -> None:
+        images = torch.rand(4, 3, 5, 6)
+        changed = turn_over(images, torch.tensor([0, 1, 1, 0])).numpy()
+        for number, flipped in enumerate((False, True, True, False)):
+            image = images[number].numpy()
+            np.testing.assert_array_equal(changed[number], np.flip(image, 1) if flipped else image)
+
+    @pytest.mark.parametrize("name", TASKS)
+    def test_a_change_leaves_the_batch_alone_and_keeps_its_form(self, name: str) -> None:
+        task, images = TASKS[name], torch.rand(8, 1, 6, 6)
+        before = images.clone()
+        changed = task.change(images, torch.arange(8) % task.num_classes)
+        assert changed.shape == images.shape
+        assert torch.equal(images, before)
+        assert task.change(images[:0], torch.zeros(0, dtype=torch.int64)).shape == (0, 1, 6, 6)
+        assert torch.equal(changed[0], images[0]) == task.starts_upright
+
+    def test_drawn_answers_are_the_tasks(self) -> None:
+        for task in TASKS.values():
+            _, answers = draw_answers(64, 1.0, task.num_classes, torch.Generator().manual_seed(0))
+            assert answers.unique().tolist() == list(range(task.num_classes))
+
+    @pytest.mark.parametrize("tasks", [(), ("rotation",), ("location",), ("rotation", "location", "flip")])
+    def test_numbers_of_the_views(self, tasks: tuple[str, ...]) -> None:
+        images = torch.rand(2, 1, 6, 6)
+        views = every_view(images, tasks)
+        assert torch.equal(views[0], images)
+        for name, numbers in view_numbers(tasks).items():
+            for answer, number in enumerate(numbers.tolist()):
+                assert torch.equal(views[number], TASKS[name].change(images, torch.full((2,), answer)))
+
+    def test_shared_ones_stand_in_one_order(self) -> None:
+        assert shared_tasks(["simplex", "flip", "rotation"], 0.5) == ("rotation", "flip")
+        assert shared_tasks(["flip", "rotation"], 0) == ()
 
 
 class TestCommonClasses:

@@ -8,6 +8,7 @@ import torch
 import timm_compat as tc
 
 FAST = {"epochs": 1, "batch_size": 64}
+TASKS = ("rotation", "location", "flip")
 
 
 def digits(count: int = 128, classes: str = "0123456789") -> tc.ArrayDataset:
@@ -148,11 +149,68 @@ class TestOldHead:
         assert accuracies[0] < 0.4 < 0.8 < accuracies[1]
 
 
-class TestRotation:
+class TestSelfSupervisedTasks:
     def test_all_four_rotations_of_every_image(self) -> None:
         space = make_space(["rotation"])
         config = tc.TrainConfig(**FAST, rotation_fraction=1.0, all_rotations=True)
         assert tc.fit(space, [make_member(space)], config, progress=None).history[0]["a/rotation"] > 0
+
+    def test_all_tasks_share_one_pass(self) -> None:
+        space = make_space(TASKS)
+        member = make_member(space)
+        counted = count_images(member)
+        config = tc.TrainConfig(**FAST, rotation_fraction=0.5, all_rotations=True)
+        record = tc.fit(space, [member], config, progress=None).history[0]
+        assert counted == [64 + 32 * (4 + 4 + 2)] * 2
+        assert {name for name in record if name.startswith("a/")} == {"a/task", *(f"a/{task}" for task in TASKS)}
+        total = record["a/task"] + config.rotation_weight * sum(record[f"a/{task}"] for task in TASKS)
+        assert record["loss"] == pytest.approx(total, rel=1e-5)
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_the_shared_head_learns_to_tell(self, task: str) -> None:
+        space = make_space([task])
+        member = unlabelled(make_member(space, dataset=digits(256)))
+        config = tc.TrainConfig(epochs=8, batch_size=64, rotation_fraction=1.0, rotation_weight=1.0)
+        history = tc.fit(space, [member], config, progress=None).history
+        assert history[-1][f"a/{task}"] < 0.7 * history[0][f"a/{task}"]
+
+    def test_the_loss_reaches_extractor_and_shared_heads(self) -> None:
+        space = make_space(TASKS)
+        member, start = unlabelled(make_member(space)), {name: value.clone() for name, value in space.shared.items()}
+        before = weights(member)
+        tc.fit(space, [member], tc.TrainConfig(**FAST), progress=None)
+        assert start.keys() == {f"{task}.{part}" for task in TASKS for part in ("weight", "bias")}
+        assert not any(torch.equal(space.shared[name], value) for name, value in start.items())
+        assert not close(before, weights(member))
+
+    def test_further_tasks_leave_the_draws_of_rotation_alone(self) -> None:
+        first = [
+            tc.fit(
+                space := make_space(methods, "layer"),
+                [make_member(space, model="test_vit")],
+                tc.TrainConfig(epochs=1, batch_size=128),
+                progress=None,
+            ).history[0]["a/rotation"]
+            for methods in (("rotation",), TASKS)
+        ]
+        assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+    def test_a_trained_space_is_saved_and_serves_a_later_member(self, tmp_path) -> None:
+        space = make_space(TASKS)
+        tc.fit(space, [make_member(space)], tc.TrainConfig(**FAST), progress=None)
+        loaded = tc.CompatSpace.from_pretrained(space.save_pretrained(tmp_path / "space"))
+        assert loaded.fingerprint == space.fingerprint
+        assert "flip, location, rotation" in loaded.card()
+        later = make_member(loaded, "b")
+        record = tc.fit(loaded, [later], tc.TrainConfig(**FAST), progress=None).history[0]
+        assert all(record[f"b/{task}"] > 0 for task in TASKS)
+        assert all(torch.equal(loaded.shared[name], value) for name, value in space.shared.items())
+
+    def test_a_member_with_nothing_to_learn_is_told_the_tasks(self) -> None:
+        space = make_space(TASKS)
+        config = tc.TrainConfig(**FAST, rotation_fraction=0.0)
+        with pytest.raises(tc.ConfigError, match=r"self-supervised tasks \(rotation, location, flip\) or alignment"):
+            tc.fit(space, [unlabelled(make_member(space))], config, progress=None)
 
     def test_member_without_labels(self) -> None:
         space = make_space(["common_classes", "rotation"])
@@ -175,7 +233,7 @@ class TestRotation:
 
 
 class TestAdapters:
-    @pytest.mark.parametrize("methods", [("common_classes",), ("common_classes", "rotation"), ()])
+    @pytest.mark.parametrize("methods", [("common_classes",), ("common_classes", "rotation"), TASKS, ()])
     def test_cached_features_train_as_images_do(self, methods) -> None:
         results = []
         for cached in (True, False):
@@ -198,6 +256,13 @@ class TestAdapters:
         counts = [count_images(member) for member in members]
         tc.fit(space, members, tc.TrainConfig(epochs=3, batch_size=32, alignment="l2"), progress=None)
         assert [sum(seen) for seen in counts] == [100, 100]
+
+    def test_backbone_sees_every_change_once(self) -> None:
+        space = make_space(TASKS)
+        member = make_member(space, dataset=digits(100), trainable="adapter")
+        counted = count_images(member)
+        tc.fit(space, [member], tc.TrainConfig(epochs=3, batch_size=32), progress=None)
+        assert sum(counted) == 100 * (1 + 3 + 4 + 1)
 
     def test_cache_folder_serves_later_runs_and_mends_damage(self, tmp_path) -> None:
         results = []

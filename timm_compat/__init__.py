@@ -35,7 +35,7 @@ from timm_compat.models import registry as _registry  # noqa: F401  (registers t
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.features import extract_features
-from timm_compat.models.heads import CommonClassesHead, RotationHead, SimplexHead, TaskHead
+from timm_compat.models.heads import CommonClassesHead, FlipHead, LocationHead, RotationHead, SimplexHead, TaskHead
 from timm_compat.space import CompatSpace
 from timm_compat.storage.facts import Facts, Result
 from timm_compat.training.fit import FitResult, fit
@@ -57,6 +57,7 @@ __all__ = [
     "DraftSpaceError",
     "Facts",
     "FitResult",
+    "FlipHead",
     "Found",
     "FuseError",
     "HubAccessError",
@@ -67,6 +68,7 @@ __all__ = [
     "ImageDataset",
     "ImageError",
     "JoinReport",
+    "LocationHead",
     "MatrixOverSeeds",
     "Member",
     "MissingExtraError",

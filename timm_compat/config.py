@@ -50,9 +50,10 @@ class TrainConfig:
         gradient_accumulation: parts in which a step's batch goes through the networks, to save memory.
         ema_decay: of an exponential moving average of all weights, which then are the result; none if None.
         vocabulary_weight: factor of the common-classes (or simplex) loss.
-        rotation_weight: factor of the rotation loss.
-        rotation_fraction: share of each batch that is also seen rotated, where the space shares a rotation head.
-        all_rotations: whether these images are seen under all four rotations, as in the paper, or under a random one.
+        rotation_weight: factor of the loss of each self-supervised task of the space: rotation, location, flip.
+        rotation_fraction: share of each batch that is also seen changed, drawn anew for each such task.
+        all_rotations: whether these images are seen under all four rotations, as in the paper, or under a random one;
+            likewise in all four locations and both flips.
         alignment: "l2" or "contrastive" pulls features of one image in two networks together; "none".
         alignment_weight: factor of the alignment loss. Large ones cost accuracy on the own task.
         alignment_fraction: share of each batch that is aligned.
@@ -68,7 +69,7 @@ class TrainConfig:
         mixed_precision: "no", "fp16" or "bf16".
         compile: whether extractors are compiled by ``torch.compile``.
         channels_last: whether images and weights are laid out with channels last.
-        seed: of batches, augmentation, rotations and dropout.
+        seed: of batches, augmentation, self-supervised tasks and dropout.
         output_dir: where checkpoints, log and trained components are written; nowhere if None.
         checkpoint_steps: steps between checkpoints; once an epoch if None.
         keep_checkpoints: how many of the newest are kept.

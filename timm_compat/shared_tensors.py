@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from timm_compat.errors import ConfigError
-from timm_compat.methods.rotation import NUM_ROTATIONS
+from timm_compat.methods.self_supervised import TASKS
 from timm_compat.methods.simplex import simplex_vertices
 from timm_compat.seeding import generator
 
@@ -14,9 +14,11 @@ from timm_compat.seeding import generator
 def expected_tensors(methods: Collection[str], feature_dim: int, num_classes: int) -> dict[str, Tensor]:
     """Names and shapes of the tensors that these methods share, on the meta device.
 
-    ``rotation.weight`` (4, D), ``common_classes.weight`` (K, D) and their biases, ``simplex.weight`` (D + 1, D).
+    ``rotation.weight`` and ``location.weight`` (4, D), ``flip.weight`` (2, D), ``common_classes.weight`` (K, D) and
+    their biases, ``simplex.weight`` (D + 1, D).
     """
-    rows = {"rotation": NUM_ROTATIONS, "common_classes": num_classes, "simplex": feature_dim + 1}
+    rows = {name: task.num_classes for name, task in TASKS.items()}
+    rows |= {"common_classes": num_classes, "simplex": feature_dim + 1}
     tensors: dict[str, Tensor] = {}
     for method in rows.keys() & set(methods):
         tensors[f"{method}.weight"] = torch.empty(rows[method], feature_dim, device="meta")

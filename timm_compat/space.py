@@ -26,7 +26,7 @@ from timm_compat.vocabulary import check_class_names, listed
 
 LEVELS = ("pooled", "map")
 NORMALIZATIONS = ("batch", "layer", "none")
-METHODS = ("common_classes", "initial_weights", "rotation", "simplex")
+METHODS = ("common_classes", "flip", "initial_weights", "location", "rotation", "simplex")
 VOCABULARY_METHODS = ("common_classes", "simplex")
 MAX_FEATURE_DIM = 65_536
 FINGERPRINT_DIGITS = 16
@@ -42,7 +42,8 @@ class CompatSpace(Component):
         feature_dim: number D of features (channels at level "map").
         class_names: ordered vocabulary of the classes that tasks may have in common.
         methods: what the space shares, any of ``METHODS``; the paper's three are "rotation", "common_classes" and
-            "initial_weights" (Gygli et al., AAAI 2021, https://arxiv.org/abs/2004.03898), "simplex" is the fixed
+            "initial_weights" (Gygli et al., AAAI 2021, https://arxiv.org/abs/2004.03898), "location" and "flip" are
+            further self-supervised tasks (Sun et al. 2019, https://arxiv.org/abs/1909.11825), "simplex" is the fixed
             classifier of CoReS (Biondi et al., TPAMI 2023, https://arxiv.org/abs/2111.07632).
         level: "pooled" for features (B, D), "map" for features (B, D, H', W').
         normalization: the interface's last step: "batch" (BatchNorm without affine), "layer" (LayerNorm over D

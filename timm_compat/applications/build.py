@@ -92,7 +92,7 @@ def with_common_classes(space: SpaceRecipe, labelled: Sequence[Images]) -> Space
     if not common:
         raise DataError(
             f"space.methods: {', '.join(sorted(wants))} needs classes that at least two members have in common, got "
-            "none; give space.class_names, or use alignment or rotation"
+            "none; give space.class_names, or use alignment or a self-supervised task such as rotation"
         )
     return replace(space, class_names=common)
 

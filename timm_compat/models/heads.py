@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError, ConfigError
-from timm_compat.methods.rotation import NUM_ROTATIONS
+from timm_compat.methods.self_supervised import TASKS
 from timm_compat.space import CompatSpace, check_space
 from timm_compat.storage.cards import render_card
 from timm_compat.storage.component import Component
@@ -201,7 +201,23 @@ class RotationHead(AuxiliaryHead):
     """Logits (B, 4) of the rotation by 0, 90, 180, 270 degrees (Gidaris et al. 2018, arXiv 1803.07728)."""
 
     name = "rotation"
-    num_classes = NUM_ROTATIONS
+    num_classes = TASKS[name].num_classes
+
+
+class LocationHead(AuxiliaryHead):
+    """Logits (B, 4) of the quadrant that was enlarged: top left, top right, bottom left, bottom right (Sun et al. 2019,
+    arXiv 1909.11825).
+    """
+
+    name = "location"
+    num_classes = TASKS[name].num_classes
+
+
+class FlipHead(AuxiliaryHead):
+    """Logits (B, 2): whether an image was turned over, top to bottom (Sun et al. 2019, arXiv 1909.11825)."""
+
+    name = "flip"
+    num_classes = TASKS[name].num_classes
 
 
 class CommonClassesHead(AuxiliaryHead):
@@ -257,7 +273,7 @@ class ResidualBlock(nn.Module):
 
 
 AUXILIARY_HEADS: dict[str, type[AuxiliaryHead]] = {
-    head.name: head for head in (RotationHead, CommonClassesHead, SimplexHead)
+    head.name: head for head in (RotationHead, LocationHead, FlipHead, CommonClassesHead, SimplexHead)
 }
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: the whole state of a run, written at once or not at all; the newest sound one is read.
 
-Random numbers need no place in it: orders, augmentation, rotations and dropout are functions of the seed and the step.
+Random numbers need no place in it: orders, augmentation, self-supervised tasks and dropout are functions of the seed
+and the step.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Features of frozen backbones, computed once a data set: in memory, or in a folder for later runs.
 
 Every network that needs a data set's features shares one pass over its images. A file's name is the hash of all that
-decides its content: weights, images, preprocessing, number of rotations.
+decides its content: weights, images, preprocessing, self-supervised tasks.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from timm_compat.data.arrays import ArrayDataset, image_batches
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.order import PassOrder
 from timm_compat.data.transforms import shared_data_config
-from timm_compat.methods.rotation import rotate
+from timm_compat.methods.self_supervised import every_view
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.features import BATCH_SIZE, evaluating, prepare
 from timm_compat.storage.files import replaced_file, tensor_sha256, tensors_sha256
@@ -38,18 +38,18 @@ class Wanted:
     Attributes:
         extractor: a frozen network.
         whole: whether features of the space are wanted (a reference's), or those of the backbone.
-        rotations: 1, or 4 for the images under every rotation.
+        tasks: self-supervised ones, for which the images are seen in every change as well.
     """
 
     extractor: CompatExtractor
     whole: bool = False
-    rotations: int = 1
+    tasks: tuple[str, ...] = ()
 
 
 def compute_features(
     dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted], folder: str | Path | None = None
 ) -> dict[str, Tensor]:
-    """Features (N, rotations, F), or (N, rotations, F, H', W'), by name, on the CPU.
+    """Features (N, V, F), or (N, V, F, H', W'), by name, on the CPU; the V views are those of ``every_view``.
 
     Args:
         dataset: every image is seen once, without augmentation.
@@ -124,8 +124,7 @@ def _one_pass(dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted]
 
 def _views(want: Wanted, inputs: Tensor) -> Tensor:
     network: Any = want.extractor if want.whole else want.extractor.backbone
-    turned = (rotate(inputs, torch.full((len(inputs),), turn)) for turn in range(1, want.rotations))
-    return torch.stack([network(images) for images in (inputs, *turned)], dim=1)
+    return torch.stack([network(images) for images in every_view(inputs, want.tasks)], dim=1)
 
 
 def _files(
@@ -151,7 +150,7 @@ def _key(images: str, want: Wanted) -> str:
         "preprocessing": repr(sorted(want.extractor.data_config.items())),
         "out_index": want.extractor.backbone.out_index,
         "whole": want.whole,
-        "rotations": want.rotations,
+        "tasks": want.tasks,
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -14,6 +14,7 @@ from torch import nn
 from timm_compat._extras import require
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError, OutputExistsError
+from timm_compat.methods.self_supervised import shared_tasks
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.features import evaluating
 from timm_compat.models.heads import TaskHead
@@ -92,7 +93,8 @@ def fit(
         raise ConfigError(f"best_metric: expected validate= to measure {config.best_metric!r}, got none")
     output = _output(config, resume)
     cached = uses_cache(members, config)
-    view = FeatureView() if cached else ImageView(config.channels_last)
+    tasks = shared_tasks(space.methods, config.rotation_fraction)
+    view = FeatureView(tasks) if cached else ImageView(config.channels_last)
     joint = JointModule(space, members, config, reference=reference, view=view)
     accelerator = _accelerator(config)
     _open_run(output, space, members, config, accelerator)

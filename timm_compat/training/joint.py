@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from timm_compat.config import TrainConfig
 from timm_compat.methods.alignment import contrastive_losses, l2_losses
 from timm_compat.methods.common_classes import NOT_COMMON, common_class_losses, vocabulary_positions
-from timm_compat.methods.rotation import NUM_ROTATIONS, draw_turns, rotation_losses
+from timm_compat.methods.self_supervised import TASKS, answer_losses, draw_answers, shared_tasks
 from timm_compat.models.heads import auxiliary_heads
 from timm_compat.seeding import generator
 from timm_compat.space import VOCABULARY_METHODS, CompatSpace
@@ -26,14 +26,21 @@ Aligned = Mapping[str, tuple[Tensor, int]]
 
 
 @dataclass
+class _Asked:
+    """A self-supervised task's images: features, answers (n,), and how many there are in the whole step."""
+
+    features: Tensor
+    answers: Tensor
+    count: int
+
+
+@dataclass
 class _Pass:
-    """One member's forward pass: features of its own images, of turned ones, and of others' images to align."""
+    """One member's forward pass: features of its own images, of changed ones by task, and of others' to align."""
 
     upright: Tensor
-    turned: Tensor
+    asked: Mapping[str, _Asked]
     aligned: Tensor
-    turns: Tensor
-    num_turned: int
 
 
 class JointModule(nn.Module):
@@ -71,6 +78,7 @@ class JointModule(nn.Module):
         self.extractors = nn.ModuleDict({member.name: member.extractor for member in members})
         self.heads = nn.ModuleDict({member.name: member.head for member in members if member.head is not None})
         self.auxiliary = auxiliary_heads(space)
+        self.tasks = shared_tasks(space.methods, config.rotation_fraction)
         # In a list, so that torch does not count the frozen reference among this module's parts.
         self._references = [] if reference is None else [reference]
         self._old_heads: dict[str, OldHead] = {}
@@ -158,28 +166,34 @@ class JointModule(nn.Module):
     def _pass(self, name: str, batches: Mapping[str, Batch], aligned: Aligned, share: Share) -> _Pass:
         extractor, batch, view = self.extractors[name], batches[name], self.view
         upright = view.upright(name, extractor, batch.images)
-        turned = borrowed = upright[:0]
-        turns, num_turned = torch.zeros(0, dtype=torch.int64), 0
-        if "rotation" in self.auxiliary and self.config.rotation_fraction > 0:
-            places, turns, num_turned = self._draw_turned(name, len(batch.step_labels), share)
-            turned = view.turned(name, upright, batch.images, places.to(upright.device), turns)
+        drawn = {task: self._draw(task, name, len(batch.step_labels), share) for task in self.tasks}
+        changed = [
+            view.changed(task, name, upright, batch.images, places.to(upright.device), answers)
+            for task, (places, answers, _) in drawn.items()
+        ]
+        borrowed = upright[:0]
         if self.config.alignment != "none" and (source := self._source(name, batches, share)) != name:
             others = view.select(batches[source].images, aligned[source][0])
             borrowed = view.upright(name, extractor, others)
         # One pass for all: in several, BatchNorm's running statistics would fit none of them.
-        inputs = torch.cat([upright, turned, borrowed]) if len(turned) + len(borrowed) else upright
-        features = view.features(extractor, inputs)
-        own, rotated, aligned_features = features.split([len(upright), len(turned), len(borrowed)])
-        return _Pass(own, rotated, aligned_features, turns.to(upright.device), num_turned)
+        sizes = [len(part) for part in (upright, *changed, borrowed)]
+        inputs = torch.cat([upright, *changed, borrowed]) if sum(sizes[1:]) else upright
+        own, *parts, aligned_features = view.features(extractor, inputs).split(sizes)
+        asked = {
+            task: _Asked(features, answers.to(upright.device), count)
+            for features, (task, (_, answers, count)) in zip(parts, drawn.items(), strict=True)
+        }
+        return _Pass(own, asked, aligned_features)
 
-    def _draw_turned(self, name: str, size: int, share: Share) -> tuple[Tensor, Tensor, int]:
-        random = generator(self.config.seed, "rotation", name, str(share.step))
-        chosen, turns = draw_turns(size, self.config.rotation_fraction, random)
+    def _draw(self, task: str, name: str, size: int, share: Share) -> tuple[Tensor, Tensor, int]:
+        """This process's places and answers, and how many there are in the whole step."""
+        random, num_classes = generator(self.config.seed, task, name, str(share.step)), TASKS[task].num_classes
+        chosen, answers = draw_answers(size, self.config.rotation_fraction, num_classes, random)
         if self.config.all_rotations:
-            turns = torch.arange(NUM_ROTATIONS).repeat(len(chosen))
-            chosen = chosen.repeat_interleave(NUM_ROTATIONS)
+            answers = torch.arange(num_classes).repeat(len(chosen))
+            chosen = chosen.repeat_interleave(num_classes)
         mine, places = share.places(chosen)
-        return places, turns[mine], len(chosen)
+        return places, answers[mine], len(chosen)
 
     def _member_losses(
         self, name: str, batch: Batch, passed: _Pass, aligned: Aligned, share: Share
@@ -199,9 +213,9 @@ class JointModule(nn.Module):
                     losses[method] = (config.vocabulary_weight, mean_over_step(each, counted, share))
             if name in self._old_heads:
                 losses |= self._old_head_losses(name, batch, passed, logits, aligned, share)
-        if passed.num_turned:
-            each = rotation_losses(self.auxiliary["rotation"](passed.turned), passed.turns)
-            losses["rotation"] = (config.rotation_weight, mean_over_step(each, passed.num_turned, share))
+        for task, asked in passed.asked.items():
+            each = answer_losses(self.auxiliary[task](asked.features), asked.answers)
+            losses[task] = (config.rotation_weight, mean_over_step(each, asked.count, share))
         return losses
 
     def _old_head_losses(

@@ -8,6 +8,7 @@ from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.methods.common_classes import NOT_COMMON, vocabulary_positions
+from timm_compat.methods.self_supervised import TASKS, shared_tasks
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.space import VOCABULARY_METHODS, CompatSpace
@@ -23,7 +24,7 @@ class Member:
         name: told apart by it in logs and files.
         extractor: trained in place.
         head: trained in place; its class names are the data set's, in any order. None for a member without labels,
-            which learns from rotation and alignment only.
+            which learns from self-supervised tasks and alignment only.
         dataset: images; their labels are looked at where there is a head.
     """
 
@@ -85,7 +86,7 @@ def check_purpose(
         space.require_same(reference.extractor.space, "the space", "the reference extractor")
         if reference.head is not None:
             space.require_same(reference.head.space, "the space", "the reference's head")
-    aligned, rotated = config.alignment != "none", "rotation" in space.methods and config.rotation_fraction > 0
+    aligned, tasks = config.alignment != "none", shared_tasks(space.methods, config.rotation_fraction)
     for name in ("influence_weight", "distillation_weight"):
         if getattr(config, name) and (reference is None or reference.head is None):
             raise ConfigError(f"{name}: expected a reference with a head to learn from, got none; set it to 0")
@@ -100,9 +101,10 @@ def check_purpose(
     if aligned and reference is None and len(members) < 2:
         raise ConfigError("alignment: expected a second member or a reference to align with, got neither")
     for member in members:
-        if member.head is None and not (rotated or aligned):
+        if member.head is None and not (tasks or aligned):
             raise ConfigError(
-                f"member {member.name!r} has no head, so it learns from rotation or alignment only, and neither is on"
+                f"member {member.name!r} has no head, so it learns from self-supervised tasks "
+                f"({', '.join(TASKS)}) or alignment only, and neither is on"
             )
 
 

@@ -11,7 +11,7 @@ from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.batches import BatchStream
 from timm_compat.data.image_stream import ImageStream
 from timm_compat.data.transforms import training_transform
-from timm_compat.methods.rotation import NUM_ROTATIONS
+from timm_compat.methods.self_supervised import shared_tasks
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.space import CompatSpace
 from timm_compat.training.feature_cache import FeatureStream, Wanted, compute_features
@@ -64,8 +64,8 @@ class Sources:
 
     def features(self, space: CompatSpace, reference: Reference | None) -> dict[str, Stream]:
         """Streams of features of frozen backbones; a data set's images are seen once, by all that need them."""
-        rotations = NUM_ROTATIONS if "rotation" in space.methods and self.config.rotation_fraction > 0 else 1
-        wanted = {source: self._wanted(source, reference, rotations) for source in self.datasets}
+        tasks = shared_tasks(space.methods, self.config.rotation_fraction)
+        wanted = {source: self._wanted(source, reference, tasks) for source in self.datasets}
         features: dict[int, dict[str, Tensor]] = {}
         for dataset in self.datasets.values():
             if id(dataset) not in features:
@@ -109,9 +109,9 @@ class Sources:
             dataset, size, config.seed, source, transform=transform, process=self.process, workers=config.workers
         )
 
-    def _wanted(self, source: str, reference: Reference | None, rotations: int) -> dict[str, Wanted]:
+    def _wanted(self, source: str, reference: Reference | None, tasks: tuple[str, ...]) -> dict[str, Wanted]:
         own = [member for member in self.members if member.name == source]
-        wanted = {member.name: Wanted(member.extractor, rotations=rotations) for member in own}
+        wanted = {member.name: Wanted(member.extractor, tasks=tasks) for member in own}
         aligned = self.config.alignment != "none" and (self.pool is None or source == POOL)
         if aligned and (source == POOL or reference is None):
             wanted |= {member.name: Wanted(member.extractor) for member in self.members if member.name != source}
@@ -131,6 +131,6 @@ def _merged(asked: Sequence[Mapping[str, Wanted]]) -> dict[str, Wanted]:
     merged: dict[str, Wanted] = {}
     for wanted in asked:
         for name, want in wanted.items():
-            if name not in merged or merged[name].rotations < want.rotations:
+            if name not in merged or len(merged[name].tasks) < len(want.tasks):
                 merged[name] = want
     return merged

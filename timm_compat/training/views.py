@@ -1,11 +1,12 @@
 """How a step sees a batch: raw images through whole networks, or features of frozen backbones computed before."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from timm_compat.methods.rotation import rotate
+from timm_compat.methods.self_supervised import TASKS, view_numbers
 from timm_compat.models.extractor import CompatExtractor
 
 REFERENCE = "<reference>"  # no identifier, so no member bears this name
@@ -18,8 +19,8 @@ class View(Protocol):
     def upright(self, name: str, extractor: CompatExtractor, batch: Any) -> Tensor:
         """The batch as this extractor's input (b, ...)."""
 
-    def turned(self, name: str, upright: Tensor, batch: Any, places: Tensor, turns: Tensor) -> Tensor:
-        """Inputs of the images at these places, turned: (n, ...)."""
+    def changed(self, task: str, name: str, upright: Tensor, batch: Any, places: Tensor, answers: Tensor) -> Tensor:
+        """Inputs of the images at these places, changed as the task's answers (n,) say: (n, ...)."""
 
     def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
         """Features of the space."""
@@ -42,9 +43,9 @@ class ImageView:
         images: Tensor = extractor.preprocess(batch)
         return images.to(memory_format=self.memory_format)
 
-    def turned(self, name: str, upright: Tensor, batch: Tensor, places: Tensor, turns: Tensor) -> Tensor:
-        """Preprocessed images, turned."""
-        return rotate(upright[places], turns)
+    def changed(self, task: str, name: str, upright: Tensor, batch: Tensor, places: Tensor, answers: Tensor) -> Tensor:
+        """Preprocessed images, changed."""
+        return TASKS[task].change(upright[places], answers)
 
     def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
         """Through backbone and interface."""
@@ -61,15 +62,24 @@ class ImageView:
 
 
 class FeatureView:
-    """Batches are features by extractor's name, (b, V, F) or (b, V, F, H', W'): V is 1, or 4 for every rotation."""
+    """Batches are features by extractor's name, (b, V, F) or (b, V, F, H', W').
+
+    Args:
+        tasks: the self-supervised ones, whose changed images are among the V views, as ``every_view`` orders them.
+    """
+
+    def __init__(self, tasks: Sequence[str] = ()) -> None:
+        self.numbers = view_numbers(tasks)
 
     def upright(self, name: str, extractor: CompatExtractor, batch: dict[str, Tensor]) -> Tensor:
         """The backbone's features of the images as they are."""
         return batch[name][:, 0]
 
-    def turned(self, name: str, upright: Tensor, batch: dict[str, Tensor], places: Tensor, turns: Tensor) -> Tensor:
-        """The backbone's features of turned images."""
-        return batch[name][places, turns.to(places.device)]
+    def changed(
+        self, task: str, name: str, upright: Tensor, batch: dict[str, Tensor], places: Tensor, answers: Tensor
+    ) -> Tensor:
+        """The backbone's features of changed images."""
+        return batch[name][places, self.numbers[task][answers].to(places.device)]
 
     def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
         """Through the interface alone."""

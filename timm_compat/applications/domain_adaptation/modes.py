@@ -106,10 +106,10 @@ class SeedRun:
         return Adapted(extractor, head, extractor)
 
     def _together(self, mode: str) -> Adapted:
-        """Source labels, and rotation on the images of both domains."""
+        """Source labels, and the self-supervised tasks on the images of both domains."""
         kind, _, warm = mode.partition("_")
         same_start = ("initial_weights",) if kind == "separate" and not warm else ()
-        space = CompatSpace(self.recipe.feature_dim, methods=("rotation", *same_start), seed=self.seed)
+        space = CompatSpace(self.recipe.feature_dim, methods=(*self.recipe.tasks, *same_start), seed=self.seed)
         source, head = self._new(space, SOURCE), TaskHead(space, self.domains.class_names)
         if warm:
             trained = self.adapted("source_only")

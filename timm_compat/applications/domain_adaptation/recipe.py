@@ -6,6 +6,7 @@ from typing import Any
 
 from timm_compat.data.shifts import SHIFTS
 from timm_compat.errors import ConfigError
+from timm_compat.methods.self_supervised import TASKS
 from timm_compat.recipes.checks import check_arguments, check_choice, check_names, check_switch, check_text, check_whole
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.recipes.trials import TrialsRecipe
@@ -15,8 +16,8 @@ from timm_compat.space import MAX_FEATURE_DIM
 MODES: Mapping[str, str] = {
     "source_only": "the source network as it is",
     "batchnorm": "the source network with BatchNorm statistics of target images",
-    "separate": "two extractors from identical initial weights, shared rotation head (the paper)",
-    "shared": "one extractor with own BatchNorm statistics of each domain, rotation on both",
+    "separate": "two extractors from identical initial weights, shared self-supervised heads (the paper)",
+    "shared": "one extractor with own BatchNorm statistics of each domain, self-supervised on both",
     "separate_warm": "as separate, from the trained source network",
     "shared_warm": "as shared, from the trained source network",
     "pseudo_labels": "the most informed of the above, then trained on its own surest predictions",
@@ -95,6 +96,8 @@ class AdaptRecipe(TrialsRecipe):
         img_size: side of the images as the backbone sees them; its own if None.
         arguments: timm's own keywords.
         feature_dim: number D of features.
+        tasks: self-supervised ones that both domains share, any of "rotation", "location" and "flip" (Sun et al. 2019,
+            https://arxiv.org/abs/1909.11825); at least one.
         modes: which of ``MODES``; all that the data allow if empty.
         select: chooses epochs, rounds and the final mode, on unlabelled target images: "information" (mutual
             information of image and predicted class), "confidence" (least mean entropy), or "last" (the last epoch,
@@ -112,6 +115,7 @@ class AdaptRecipe(TrialsRecipe):
     img_size: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     feature_dim: int = 64
+    tasks: tuple[str, ...] = ("rotation",)
     modes: tuple[str, ...] = ()
     select: str = "information"
     refinement: RefinementRecipe = field(default_factory=RefinementRecipe)
@@ -125,7 +129,15 @@ class AdaptRecipe(TrialsRecipe):
         object.__setattr__(self, "arguments", check_arguments(self.arguments))
         check_whole("feature_dim", self.feature_dim, least=1, most=MAX_FEATURE_DIM)
         check_choice("select", self.select, CRITERIA)
+        self._check_tasks()
         self._check_modes()
+
+    def _check_tasks(self) -> None:
+        object.__setattr__(self, "tasks", check_names("tasks", self.tasks))
+        for task in self.tasks:
+            check_choice("tasks", task, tuple(TASKS))
+        if not self.tasks:
+            raise ConfigError(f"tasks: expected at least one of {', '.join(TASKS)}, got none")
 
     def _check_modes(self) -> None:
         object.__setattr__(self, "modes", check_names("modes", self.modes))
