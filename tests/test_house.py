@@ -68,7 +68,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("applications.transfer_learning.target", "applications.transfer_learning.cost"),
     ),
     (
-        "applications.domain_adaptation.selection",
+        *("applications.domain_adaptation.selection", "applications.domain_adaptation.given"),
         *("applications.transfer_learning.networks", "applications.transfer_learning.learning"),
     ),
     ("applications.domain_adaptation.modes", "applications.transfer_learning.sections"),
