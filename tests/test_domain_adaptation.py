@@ -258,6 +258,96 @@ class TestParts:
         assert "target_supervised" not in recipe.chosen_modes
 
 
+def save_source(folder: Path, level: str = "pooled", classes: str = "0123456789") -> tuple[Path, Path]:
+    """A quickly trained network of another build than the recipe's, in a space that shares heads of its own."""
+    images = tc.load_digits("train").subset(torch.arange(300)).of_classes(list(classes))
+    space = tc.CompatSpace(24, images.class_names, ["common_classes", "rotation"], level=level, normalization="layer")
+    torch.manual_seed(0)
+    extractor = tc.create_extractor("test_efficientnet", space, in_chans=1, img_size=16)
+    head = tc.TaskHead(space, reversed(images.class_names), depth=2)
+    tc.fit(space, [tc.Member("a", extractor, head, images)], tc.TrainConfig(epochs=2, batch_size=50), progress=None)
+    return extractor.save_pretrained(folder / "extractor-a"), head.save_pretrained(folder / "head-a")
+
+
+def sources(extractor: object, head: object) -> list[str]:
+    return [f"source_extractor={extractor}", f"source_head={head}"]
+
+
+def accuracy_as_it_is(parts: tuple[Path, Path]) -> float:
+    extractor, head = tc.CompatExtractor.from_pretrained(parts[0]), tc.TaskHead.from_pretrained(parts[1])
+    test = read_domains(read_as(AdaptRecipe, DIGITS, QUICK), 0).target_test
+    return float(tc.recombination_matrix({"a": extractor}, {"a": head}, test).accuracy[0, 0])
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> tuple[Path, Path]:
+    return save_source(tmp_path_factory.mktemp("parts"))
+
+
+class TestGivenSource:
+    MODES = ("source_only", "batchnorm", "separate_warm", "shared_warm", "pseudo_labels")
+
+    def test_takes_the_place_of_the_trained_one(self, parts, tmp_path, capsys) -> None:
+        words = [*QUICK, *sources(*parts), f"modes=[{','.join(self.MODES)}]", "tasks=[location,flip]"]
+        code, out, err = adapt(capsys, DIGITS, *words, "--output", tmp_path / "run", "--json")
+        assert code == 0, err
+        summary = json.loads(out)
+        assert list(summary["figures"]) == [*self.MODES, "selected"]
+        assert not list((tmp_path / "run" / "trainings").glob("source_only*"))
+        assert summary["figures"]["source_only"][0]["target"] == accuracy_as_it_is(parts)
+        adapted = tmp_path / "run" / "adapted" / "seed0"
+        model = tc.compose(
+            tc.CompatExtractor.from_pretrained(adapted / "extractor-target"),
+            tc.TaskHead.from_pretrained(adapted / "head-target"),
+        )
+        assert model.extractor.architecture == "test_efficientnet"
+        warm = tc.CompatSpace.from_pretrained(tmp_path / "run" / "trainings" / "shared_warm-seed0" / "space")
+        assert (warm.methods, warm.feature_dim, warm.normalization) == (("flip", "location"), 24, "layer")
+        (tmp_path / "run" / "results" / "shared_warm-seed0.json").unlink()
+        shutil.rmtree(tmp_path / "run" / "trainings" / "shared_warm-seed0")
+        assert adapt(capsys, DIGITS, *words, "--output", tmp_path / "run", "--json", "--resume")[:2] == (0, out)
+
+    def test_the_head_of_another_space(self, parts, tmp_path, capsys) -> None:
+        other = save_source(tmp_path, classes="01234")
+        code, _, err = adapt(capsys, DIGITS, *QUICK, *sources(parts[0], other[1]), "--output", tmp_path / "run")
+        assert code == 2
+        assert f"source_extractor {parts[0]} and source_head {other[1]} live in different spaces" in err
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("settings", "words", "expected"),
+        [
+            ({"level": "map"}, [], "expected a space of pooled features, got level 'map'"),
+            (
+                {"classes": "01234"},
+                ["modes=[shared_warm]"],
+                "source.train: expected the classes of source_head (4, 3, 2, 1, 0), which shared_warm trains further",
+            ),
+            (
+                {"classes": "01234"},
+                ["modes=[batchnorm]", "target.test.classes=['5', '6', '7']"],
+                "target.test: expected at least 2 classes that source_head has too (4, 3, 2, 1, 0), got 0 of 5, 6, 7",
+            ),
+            ({}, ["arguments={in_chans: 3}"], "source_extractor takes 1 channels, got in_chans 3"),
+            ({}, ["source_head=null"], "source_head: expected one beside source_extractor, got none"),
+            ({}, ["source_extractor=null"], "source_extractor: expected one beside source_head, got none"),
+        ],
+    )
+    def test_bad_input_says_what_to_do(self, settings, words, expected, parts, tmp_path, capsys) -> None:
+        given = save_source(tmp_path, **settings) if settings else parts
+        code, _, err = adapt(capsys, DIGITS, *QUICK, *sources(*given), *words, "--output", tmp_path / "run")
+        assert code == 2
+        assert expected in err
+        assert not (tmp_path / "run").exists()
+
+    def test_a_head_with_fewer_classes_is_measured_on_those(self, tmp_path, capsys) -> None:
+        few = save_source(tmp_path, classes="01234")
+        words = [*sources(*few), "modes=[source_only,batchnorm,pseudo_labels]"]
+        code, out, err = adapt(capsys, DIGITS, *QUICK, *words, "--output", tmp_path / "run", "--json")
+        assert code == 0, err
+        assert json.loads(out)["figures"]["source_only"][0]["target"] == accuracy_as_it_is(few)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_adaptation_gains_on_real_digits_over_three_seeds() -> None:

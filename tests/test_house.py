@@ -76,7 +76,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *within("applications.classifier_transfer", "pictures"),
-        *within("applications.domain_adaptation", "selection"),
+        *within("applications.domain_adaptation", "selection", "given"),
         *within("applications.transfer_learning", "networks", "learning"),
     ),
     (

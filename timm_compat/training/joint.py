@@ -213,9 +213,9 @@ class JointModule(nn.Module):
                     losses[method] = (config.vocabulary_weight, mean_over_step(each, counted, share))
             if name in self._old_heads:
                 losses |= self._old_head_losses(name, batch, passed, logits, aligned, share)
-        for task, asked in passed.asked.items():
-            each = answer_losses(self.auxiliary[task](asked.features), asked.answers)
-            losses[task] = (config.rotation_weight, mean_over_step(each, asked.count, share))
+        for method, asked in passed.asked.items():
+            each = answer_losses(self.auxiliary[method](asked.features), asked.answers)
+            losses[method] = (config.rotation_weight, mean_over_step(each, asked.count, share))
         return losses
 
     def _old_head_losses(

@@ -48,12 +48,13 @@ class Domains:
         return self.target.of_classes([name for name in self.class_names if name in self.target.class_names])
 
 
-def read_domains(recipe: AdaptRecipe, seed: int) -> Domains:
+def read_domains(recipe: AdaptRecipe, seed: int, in_chans: int | None = None) -> Domains:
     """Read the images of a seed.
 
     Args:
         recipe: names them.
         seed: of parts and limits, where the recipe leaves it open.
+        in_chans: channels that all images get; if None, what the recipe says, else the most that any have.
 
     Raises:
         CompatError: as the data sets raise it, with the domain's name before it.
@@ -65,7 +66,8 @@ def read_domains(recipe: AdaptRecipe, seed: int) -> Domains:
         for use, data in (("train", domain.train), ("test", domain.test))
     }
     found = [dataset for dataset in read.values() if dataset is not None]
-    in_chans = recipe.arguments.get("in_chans", COLOUR if recipe.pretrained else max(map(channels_of, found)))
+    if in_chans is None:
+        in_chans = recipe.arguments.get("in_chans", COLOUR if recipe.pretrained else max(map(channels_of, found)))
     ready = {
         key: None if dataset is None else _prepared(dataset, getattr(recipe, key[0]), in_chans, seed, key)
         for key, dataset in read.items()
@@ -100,14 +102,25 @@ def _check(domains: Domains, target: DataRecipe) -> None:
     tested |= {"target.test": domains.target_test, "source.test": domains.source_test}
     for name, dataset in tested.items():
         if dataset is not None:
-            _check_common(name, dataset.class_names, domains.class_names)
+            check_common(name, dataset.class_names, domains.class_names, "source.train")
 
 
-def _check_common(name: str, theirs: tuple[str, ...], known: tuple[str, ...]) -> None:
+def check_common(name: str, theirs: tuple[str, ...], known: tuple[str, ...], whose: str) -> None:
+    """Refuse images without at least two classes that are known; warn of others.
+
+    Args:
+        name: of the images in the recipe.
+        theirs: their classes.
+        known: classes of the source.
+        whose: key of the recipe that these come from.
+
+    Raises:
+        DataError: see above.
+    """
     common = [label for label in theirs if label in known]
     if len(common) < LEAST_COMMON:
         raise DataError(
-            f"{name}: expected at least {LEAST_COMMON} classes that source.train has too ({_listed(known)}), got "
+            f"{name}: expected at least {LEAST_COMMON} classes that {whose} has too ({_listed(known)}), got "
             f"{len(common)} of {_listed(theirs)}; match the names with rename: {{theirs: ours}}"
             + ("; images without labels are 'images'" if name == "target.train" else "")
         )

@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from timm_compat.applications.domain_adaptation.domains import Domains
-from timm_compat.applications.domain_adaptation.networks import new_extractor, opinion, tied_copy, with_statistics_of
+from timm_compat.applications.domain_adaptation.given import Given
+from timm_compat.applications.domain_adaptation.networks import (
+    extractor_in,
+    head_in,
+    new_extractor,
+    opinion,
+    tied_copy,
+    with_statistics_of,
+)
 from timm_compat.applications.domain_adaptation.recipe import LEARNT, AdaptRecipe
 from timm_compat.applications.domain_adaptation.selection import (
     LAST,
@@ -52,9 +60,13 @@ class SeedRun:
         domains: the seed's images.
         trials: keeps results and trainings.
         seed: of everything random.
+        given: the source network, if it is not to be trained.
     """
 
-    def __init__(self, recipe: AdaptRecipe, domains: Domains, trials: Trials, seed: int) -> None:
+    def __init__(
+        self, recipe: AdaptRecipe, domains: Domains, trials: Trials, seed: int, given: Given | None = None
+    ) -> None:
+        self.given = given
         self.recipe, self.domains, self.trials, self.seed = recipe, domains, trials, seed
         self._adapted: dict[str, Adapted] = {}
 
@@ -85,6 +97,9 @@ class SeedRun:
         return regret(made.candidates, self.recipe.select) if made.candidates else None
 
     def _make(self, mode: str) -> Adapted:
+        if mode == "source_only" and self.given is not None:
+            extractor, head = self.given.copies()
+            return Adapted(extractor, head, extractor)
         if mode == "source_only":
             return self._alone(mode, self.domains.source)
         if mode == "target_supervised":
@@ -108,13 +123,7 @@ class SeedRun:
     def _together(self, mode: str) -> Adapted:
         """Source labels, and the self-supervised tasks on the images of both domains."""
         kind, _, warm = mode.partition("_")
-        same_start = ("initial_weights",) if kind == "separate" and not warm else ()
-        space = CompatSpace(self.recipe.feature_dim, methods=(*self.recipe.tasks, *same_start), seed=self.seed)
-        source, head = self._new(space, SOURCE), TaskHead(space, self.domains.class_names)
-        if warm:
-            trained = self.adapted("source_only")
-            source.load_state_dict(trained.extractor.state_dict())
-            head.load_state_dict(trained.head.state_dict())
+        source, head = self._trained_pair() if warm else self._new_pair(kind == "separate")
         target = tied_copy(source) if kind == "shared" else copy.deepcopy(source)
         members = [
             Member(SOURCE, source, head, self.domains.source),
@@ -124,8 +133,22 @@ class SeedRun:
         changes = {"epochs": refinement.epochs, "learning_rate": refinement.learning_rate} if warm else {}
         watch = Watch(target, head, self.domains.target, self.domains.target_test)
         metric = None if self.recipe.select == LAST else self.recipe.select
-        history = self._train(mode, space, members, self._config(best_metric=metric, **changes), validate=watch)
+        history = self._train(mode, head.space, members, self._config(best_metric=metric, **changes), validate=watch)
         return Adapted(target, head, source, history)
+
+    def _new_pair(self, same_start: bool) -> tuple[CompatExtractor, TaskHead]:
+        methods = (*self.recipe.tasks, *(("initial_weights",) if same_start else ()))
+        space = CompatSpace(self.recipe.feature_dim, methods=methods, seed=self.seed)
+        return self._new(space, SOURCE), TaskHead(space, self.domains.class_names)
+
+    def _trained_pair(self) -> tuple[CompatExtractor, TaskHead]:
+        """Copies of the source network's parts, in a space that shares the self-supervised tasks."""
+        trained = self.adapted("source_only")
+        form = trained.extractor.space
+        space = CompatSpace(
+            form.feature_dim, methods=self.recipe.tasks, normalization=form.normalization, seed=self.seed
+        )
+        return extractor_in(space, trained.extractor), head_in(space, trained.head)
 
     def _pseudo_labels(self, mode: str) -> Adapted:
         """Train the target extractor under the frozen source head on what it is surest of, round after round."""

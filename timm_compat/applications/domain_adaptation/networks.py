@@ -31,6 +31,22 @@ def new_extractor(recipe: AdaptRecipe, space: CompatSpace, in_chans: int, seed: 
         )
 
 
+def extractor_in(space: CompatSpace, extractor: CompatExtractor) -> CompatExtractor:
+    """A copy that lives in another space of the same form."""
+    made = CompatExtractor(copy.deepcopy(extractor.backbone), space)
+    made.interface.load_state_dict(extractor.interface.state_dict())
+    made.facts = extractor.facts
+    return made.to(extractor.preprocess.mean.device)
+
+
+def head_in(space: CompatSpace, head: TaskHead) -> TaskHead:
+    """A copy that lives in another space of the same form."""
+    made = TaskHead.from_settings(head.settings(), space)
+    made.load_state_dict(head.state_dict())
+    made.facts = head.facts
+    return made.to(head.classifier.weight.device)
+
+
 def tied_copy(extractor: CompatExtractor) -> CompatExtractor:
     """A second extractor with the same weights, not copies of them, but BatchNorm statistics of its own.
 

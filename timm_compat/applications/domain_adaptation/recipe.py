@@ -24,6 +24,7 @@ MODES: Mapping[str, str] = {
     "target_supervised": "trained on the target's labels: the upper bound",
 }
 TOGETHER = ("separate", "shared", "separate_warm", "shared_warm")  # source and target are trained jointly
+WARM = ("separate_warm", "shared_warm")
 LEARNT = ("batchnorm", *TOGETHER)  # what pseudo-labels can start from
 CRITERIA = ("information", "confidence", "last")
 UNLABELLED = "images"
@@ -103,9 +104,14 @@ class AdaptRecipe(TrialsRecipe):
             information of image and predicted class), "confidence" (least mean entropy), or "last" (the last epoch,
             the last round, the last mode).
         refinement: of the modes that start from a trained network.
+        source_extractor: folder or Hub id of a trained extractor: the source network of the modes that start from one
+            ("source_only", "batchnorm", "separate_warm", "shared_warm", "pseudo_labels"), which then is not trained.
+            The other modes train new networks of ``backbone``. What comes out lives in a space of its own.
+        source_head: folder or Hub id of its head; both or none.
 
     Raises:
-        ConfigError: a value out of range, an unknown mode, or one that the recipe's data do not allow.
+        ConfigError: a value out of range, an unknown mode or task, one of ``source_extractor`` and ``source_head``
+            without the other, or a mode that the recipe's data do not allow.
     """
 
     source: DomainRecipe
@@ -119,6 +125,8 @@ class AdaptRecipe(TrialsRecipe):
     modes: tuple[str, ...] = ()
     select: str = "information"
     refinement: RefinementRecipe = field(default_factory=RefinementRecipe)
+    source_extractor: str | None = None
+    source_head: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,8 +137,15 @@ class AdaptRecipe(TrialsRecipe):
         object.__setattr__(self, "arguments", check_arguments(self.arguments))
         check_whole("feature_dim", self.feature_dim, least=1, most=MAX_FEATURE_DIM)
         check_choice("select", self.select, CRITERIA)
+        self._check_source()
         self._check_tasks()
         self._check_modes()
+
+    def _check_source(self) -> None:
+        for key, other in (("source_extractor", "source_head"), ("source_head", "source_extractor")):
+            check_text(key, getattr(self, key), optional=True)
+            if getattr(self, key) is None and getattr(self, other) is not None:
+                raise ConfigError(f"{key}: expected one beside {other}, got none; give it, or drop {other}")
 
     def _check_tasks(self) -> None:
         object.__setattr__(self, "tasks", check_names("tasks", self.tasks))

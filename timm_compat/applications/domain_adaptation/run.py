@@ -8,6 +8,7 @@ from typing import Any
 
 from timm_compat._extras import require
 from timm_compat.applications.domain_adaptation.domains import read_domains
+from timm_compat.applications.domain_adaptation.given import check_given, read_given
 from timm_compat.applications.domain_adaptation.modes import TARGET, SeedRun
 from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
 from timm_compat.applications.domain_adaptation.selection import choose, regret
@@ -97,13 +98,18 @@ def run_adaptation(recipe: AdaptRecipe, *, resume: bool = False, progress: bool 
     Raises:
         CompatError: any of ours.
     """
-    first = read_domains(recipe, recipe.seeds[0])  # before a folder is made that a mended recipe could not use
+    # Read and checked before a folder is made that a mended recipe could not use.
+    given = read_given(recipe)
+    in_chans = None if given is None else given.in_chans
+    first = read_domains(recipe, recipe.seeds[0], in_chans)
+    if given is not None:
+        check_given(given, first, recipe)
     trials = Trials(recipe, resume=resume, progress=progress)
     records: dict[str, list[Figures]] = {mode: [] for mode in recipe.chosen_modes}
     chosen: list[Figures] = []
     for seed in recipe.seeds:
-        domains = first if seed == recipe.seeds[0] else read_domains(recipe, seed)
-        run = SeedRun(recipe, domains, trials, seed)
+        domains = first if seed == recipe.seeds[0] else read_domains(recipe, seed, in_chans)
+        run = SeedRun(recipe, domains, trials, seed, given)
         found = {mode: run.result(mode) for mode in recipe.chosen_modes}
         for mode, record in found.items():
             records[mode].append(record)
