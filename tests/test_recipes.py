@@ -199,7 +199,11 @@ def test_the_commented_reference_of_digits_add_reads_too() -> None:
         ("feature_dim: 64", "feature_dim:", "2: space.feature_dim: expected a whole number, got nothing"),
         ("feature_dim: 64", "feature_dim: 0", "2: space.feature_dim: expected a whole number from 1 to 65536, got 0"),
         ("feature_dim: 64", "methods: rotation", "2: space.methods: expected a list of texts, got 'rotation'; write a"),
-        ("feature_dim: 64", "methods: [rotatio]", "2: space.methods: expected one of common_classes, flip, initial_weights"),
+        (
+            "feature_dim: 64",
+            "methods: [rotatio]",
+            "2: space.methods: expected one of common_classes, flip, initial_weights",
+        ),
         ("feature_dim: 64", "class_names: [a, a]", "2: space.class_names: expected every name once, got 'a' twice"),
         ("feature_dim: 64", "class_names: [a,\n    null]", "3: space.class_names.1: expected a text, got nothing"),
         ("feature_dim: 64", "class_names: [a, '']", "2: space.class_names: expected a text, got ''"),
