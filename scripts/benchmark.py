@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from benchmarks import gpu, inference, loading, page, scale, training
-from checkout import commit
+from origin import command, commit
 
 from timm_compat.storage.files import library_versions, replace_text
 
@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace, table: str, name: str, work: Any) -> di
             return kept
     print(f"{table}: {name}", file=sys.stderr, flush=True)
     made = {
-        "command": " ".join(["scripts/benchmark.py", *sys.argv[1:]]),
+        "command": command("benchmark.py", sys.argv[1:]),
         "commit": commit(),
         "machine": machine(),
         "threads": torch.get_num_threads(),

@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from checkout import commit
+from origin import command, commit
 from studies.cells import TABLES, measure
 from studies.pages import write_pages
 from studies.rows import read_cells
@@ -54,6 +54,12 @@ def run(folder: Path, table: str, row: str, seed: int, scale: Scale) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps({**facts, **cost, **machine(), "result": found}) + "\n")
     print(f"{table} / {row} / seed {seed}: {cost['wall_seconds']:.0f} s", flush=True)
+
+
+def without_pages(words: list[str]) -> list[str]:
+    """What is measured, without how it is shown."""
+    pairs = zip(["", *words], words, strict=False)
+    return [word for before, word in pairs if "--pages" not in (before, word) and word != "--show"]
 
 
 def machine() -> dict:
@@ -96,7 +102,7 @@ def main() -> None:
                 if arguments.rows is None or row in arguments.rows:
                     run(arguments.output, table, row, seed, scale)
     cells = read_cells(arguments.output / "cells", TABLES)
-    write_pages(cells, arguments.pages or arguments.output, sys.argv[1:])
+    write_pages(cells, arguments.pages or arguments.output, command("study.py", without_pages(sys.argv[1:])))
 
 
 if __name__ == "__main__":

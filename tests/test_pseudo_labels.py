@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import timm_compat as tc
-from timm_compat.methods.batch_statistics import measure_statistics
 from timm_compat.methods.pseudo_labels import centre_labels, information, mean_entropy, surest
+from timm_compat.models.batch_statistics import measure_statistics
 
 
 def test_centres_agree_with_a_slow_computation() -> None:

@@ -31,9 +31,8 @@ ARCHITECTURES = ("resnet50", "vit_small_patch16_224")
 SMALL = ("test_resnet", "test_vit")
 # FLOP/s of dense bf16 and bytes/s, NVIDIA's data sheets of the SXM boards.
 PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12)}
-ADAMW_BYTES = (
-    36  # weight, gradient and two moments of 4 bytes: written and read, the gradient once more by the backward
-)
+# Weight, gradient and two moments of 4 bytes: written and read, the gradient once more by the backward pass.
+ADAMW_BYTES = 36
 
 
 def cells(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from timm_compat.evaluation.table import markdown_table
+
 REDUCED = "CPU, reduced"
 INTRODUCTION = """# Speed
 
@@ -32,12 +34,7 @@ def _mark(name: str, results: Mapping[str, Any]) -> str:
 def _table(table: ModuleType, results: Mapping[str, Any]) -> str:
     measured = list(results.values())
     rows = table.rows(measured) if hasattr(table, "rows") else [table.row(result) for result in measured]
-    lines = [
-        table.HEADER,
-        ["---", *["---:"] * (len(table.HEADER) - 1)],
-        *[[_text(cell) for cell in row] for row in rows],
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table([table.HEADER, *([_text(cell) for cell in row] for row in rows)])
 
 
 def _text(cell: Any) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +29,24 @@ PAIRS = ("methods", "same_classes", "overlap", "interface", "feature_dim", "spli
 ALL = "all"
 
 
-def write_pages(cells: Cells, folder: Path, words: Sequence[str]) -> None:
+def write_pages(cells: Cells, folder: Path, command: str) -> None:
     """Write ``study.md``, ``study.json`` and pictures.
 
     Args:
         cells: what was measured.
         folder: where to.
-        words: of the command line.
+        command: that measured it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = ["# Tables of the study", _facts(cells, words)]
+    parts = ["# Tables of the study", _facts(cells, command)]
     for table, rows in cells.items():
         parts += [f"## {TITLES[table]}", _table(table, rows)]
     replace_text(folder / "study.md", "\n\n".join(parts) + "\n")
-    replace_text(folder / "study.json", json.dumps(_document(cells, words), separators=(",", ":")) + "\n")
+    replace_text(folder / "study.json", json.dumps(_document(cells, command), separators=(",", ":")) + "\n")
     _draw(cells, folder)
 
 
-def _facts(cells: Cells, words: Sequence[str]) -> str:
+def _facts(cells: Cells, command: str) -> str:
     every = [cell for rows in cells.values() for found in rows.values() for cell in found]
     one, seeds = every[0], sorted({cell["seed"] for cell in every})
     scale = one["scale"]
@@ -60,20 +60,13 @@ def _facts(cells: Cells, words: Sequence[str]) -> str:
         f"{', '.join(map(str, seeds))}, as many as a row names; otherwise one seed. {one['device']}, {hours:.1f} "
         f"hours of processor time, commits {', '.join(sorted({cell['commit'] for cell in every}))}, {versions}, "
         f"{max(cell['date'] for cell in every)}.\n\n"
-        f"    scripts/study.py {_shown(words)}\n\n"
+        f"    {command}\n\n"
         "Native: extractors under their own heads; recombined: under each other's; both over all classes of the head, "
         "then over the classes in common and over the head's private ones, where there are both. Mended by a map: "
         "recombined after a least-squares map between the two extractors, fitted on unlabelled images. Head retrained: "
         "a new head with all labels of the other's images, on the foreign extractor. Rows 'nothing' are members that "
         "were trained independently."
     )
-
-
-def _shown(words: Sequence[str]) -> str:
-    hidden = {"--cifar10": "ROOT", "--digits": "ROOT", "--output": "DIR"}
-    pairs = zip(["", *words], words, strict=False)
-    kept = [(before, word) for before, word in pairs if "--pages" not in (before, word) and word != "--show"]
-    return " ".join(hidden.get(before, word) for before, word in kept)
 
 
 def _table(table: str, found: Mapping[str, list[dict[str, Any]]]) -> str:
@@ -108,11 +101,11 @@ def _joins(rows: Mapping[str, list[dict[str, Any]]]) -> str:
     return markdown_table([heading, *body])
 
 
-def _document(cells: Cells, words: Sequence[str]) -> dict[str, Any]:
+def _document(cells: Cells, command: str) -> dict[str, Any]:
     every = [cell for rows in cells.values() for found in rows.values() for cell in found]
     shared = ("scale", "device", "python", "versions")
     kept = [{key: value for key, value in cell.items() if key not in shared} for cell in every]
-    return {"schema": 1, "command": _shown(words), **{key: every[0][key] for key in shared}, "cells": _rounded(kept)}
+    return {"schema": 1, "command": command, **{key: every[0][key] for key in shared}, "cells": _rounded(kept)}
 
 
 def _rounded(value: Any) -> Any:

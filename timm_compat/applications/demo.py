@@ -17,6 +17,7 @@ from timm_compat.data.digits import load_digits
 from timm_compat.errors import ConfigError, MissingExtraError
 from timm_compat.evaluation.baselines import retrained_head_accuracy
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.evaluation.pair import pair_accuracy
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.seeding import generator, seeded
@@ -213,7 +214,6 @@ def _matrix(parts: Parts, config: DemoConfig, test: ArrayDataset) -> Recombinati
 def _joined_matrix(independent: RecombinationMatrix, joined: Parts, test: ArrayDataset) -> RecombinationMatrix:
     # A backbone has one interface for each space: its own one serves its own head, the joined one the other's.
     accuracy = independent.accuracy.copy()
-    for row, (name, (extractor, head)) in enumerate(joined.items()):
-        cell = recombination_matrix({name: extractor}, {name: head}, test)
-        accuracy[row, len(NAMES) - 1 - row] = cell.accuracy[0, 0]
+    for row, (extractor, head) in enumerate(joined.values()):
+        accuracy[row, len(NAMES) - 1 - row] = pair_accuracy(extractor, head, test)
     return replace(independent, accuracy=accuracy, cross_space=None, predictions=None)

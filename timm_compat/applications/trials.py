@@ -22,7 +22,7 @@ RESULTS, TRAININGS, COMPONENTS = "results", "trainings", "components"
 
 class Trials:
     """The folder of an application: ``recipe.yaml``, ``results/NAME.json``, ``trainings/NAME/`` and
-    ``components/NAME/``.
+    ``components/NAME/``. It is made for the first of these: what is refused before leaves nothing behind.
 
     Args:
         recipe: what is run; its ``output_dir`` is the folder. Without one nothing is kept.
@@ -41,14 +41,11 @@ class Trials:
             if resume:
                 raise ConfigError("resume: expected output_dir with earlier results, got none")
             return
-        text, file = recipe_to_text(replace(recipe, output_dir=None)), self.folder / RECIPE_FILE
-        if resume and file.is_file():
-            if file.read_text(encoding="utf-8") != text:
-                raise ConfigError(f"resume: expected the recipe of {file}, got another; name a new folder")
-            return
-        _check_new(self.folder, file)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(file, text)
+        self._text, file = recipe_to_text(replace(recipe, output_dir=None)), self.folder / RECIPE_FILE
+        if not resume or not file.is_file():
+            _check_new(self.folder, file)
+        elif file.read_text(encoding="utf-8") != self._text:
+            raise ConfigError(f"resume: expected the recipe of {file}, got another; name a new folder")
 
     def result(self, name: str, measure: Callable[[], Any]) -> Any:
         """What was measured under a name: JSON values, from the folder if they are there.
@@ -57,9 +54,10 @@ class Trials:
             name: a file's name.
             measure: called where there is no result yet.
         """
-        if self.folder is None:
+        folder = self._open()
+        if folder is None:
             return measure()
-        file = self.folder / RESULTS / f"{name}.json"
+        file = folder / RESULTS / f"{name}.json"
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         found = measure()
@@ -82,10 +80,11 @@ class Trials:
         Raises:
             CompatError: as ``fit`` does.
         """
-        if self.folder is not None:
-            config = replace(config, output_dir=str(self.folder / TRAININGS / name), keep_checkpoints=1)
+        folder = self._open()
+        if folder is not None:
+            config = replace(config, output_dir=str(folder / TRAININGS / name), keep_checkpoints=1)
         label = name if self.progress else None
-        return fit(space, members, config, resume=self.folder is not None, progress=label, **options)
+        return fit(space, members, config, resume=folder is not None, progress=label, **options)
 
     def keep(self, name: str, part: Component) -> None:
         """Write a component to ``components/NAME``, unless it is there; nowhere without a folder.
@@ -97,8 +96,16 @@ class Trials:
         Raises:
             DraftSpaceError: its space is a draft.
         """
-        if self.folder is not None and not (folder := self.folder / COMPONENTS / name).exists():
-            part.save_pretrained(folder)
+        folder = self._open()
+        if folder is not None and not (place := folder / COMPONENTS / name).exists():
+            part.save_pretrained(place)
+
+    def _open(self) -> Path | None:
+        """The folder, with its recipe."""
+        if self.folder is not None and not (file := self.folder / RECIPE_FILE).is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_text(file, self._text)
+        return self.folder
 
 
 def _check_new(folder: Path, file: Path) -> None:

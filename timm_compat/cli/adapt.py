@@ -1,13 +1,11 @@
 """``timm-compat adapt``: from labelled source images to unlabelled target images."""
 
-import argparse
-import json
 from collections import Counter
 from typing import Any
 
 from timm_compat.applications.domain_adaptation.recipe import MODES, AdaptRecipe
 from timm_compat.applications.domain_adaptation.run import COMPONENTS, SELECTED, AdaptResult, run_adaptation
-from timm_compat.cli.run_options import add_run_command, chosen_recipe
+from timm_compat.cli.run_options import add_run_command
 
 
 def add_parser(commands: Any) -> None:
@@ -15,22 +13,13 @@ def add_parser(commands: Any) -> None:
     add_run_command(
         commands,
         "adapt",
-        run,
+        AdaptRecipe,
+        run_adaptation,
+        _report,
         help="adapt a classifier to images of another domain, without their labels",
         description="Adapt a classifier from labelled source images to unlabelled target images, in every mode that "
         "the recipe (YAML) names, and measure each over seeds. Unlabelled images choose the mode to use.",
     )
-
-
-def run(options: argparse.Namespace) -> None:
-    """Run the command.
-
-    Raises:
-        CompatError: any of ours.
-    """
-    recipe = chosen_recipe(AdaptRecipe, options)
-    result = run_adaptation(recipe, resume=options.resume)
-    print(json.dumps(result.summary()) if options.json else _report(result))
 
 
 def _report(result: AdaptResult) -> str:

@@ -1,14 +1,12 @@
 """``timm-compat finetune``: does a compatible start, a cheap head or an adapter save training on a target task?"""
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
 from timm_compat.applications.transfer_learning.run import PICTURE_FILE, FinetuneResult, run_finetune
 from timm_compat.applications.transfer_learning.sections import ADAPTERS, CHEAP_HEAD, START
-from timm_compat.cli.run_options import add_run_command, chosen_recipe
+from timm_compat.cli.run_options import add_run_command
 
 TITLES = {
     START: "Where the training of a whole network starts",
@@ -22,22 +20,14 @@ def add_parser(commands: Any) -> None:
     add_run_command(
         commands,
         "finetune",
-        run,
+        FinetuneRecipe,
+        run_finetune,
+        _report,
         help="learn a target task with compatible parts, beside the usual way",
         description="Learn a target task from a compatible head and extractor, with a head trained on a cheap "
         "extractor, or with adapters on frozen backbones (sections of the recipe), and measure accuracy against "
         "steps, seconds, floating-point operations and memory beside the usual way.",
     )
-
-
-def run(options: argparse.Namespace) -> None:
-    """Run the command.
-
-    Raises:
-        CompatError: any of ours.
-    """
-    result = run_finetune(chosen_recipe(FinetuneRecipe, options), resume=options.resume)
-    print(json.dumps(result.summary()) if options.json else _report(result))
 
 
 def _report(result: FinetuneResult) -> str:

@@ -1,10 +1,10 @@
 """``timm-compat transfer``: heads on other architectures, and on the extractor that replaces an old one."""
 
-import argparse
-import json
 from typing import Any
 
-from timm_compat.cli.run_options import add_run_command, chosen_recipe
+from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
+from timm_compat.applications.classifier_transfer.run import ClassifierTransferResult, run_classifier_transfer
+from timm_compat.cli.run_options import add_run_command
 
 
 def add_parser(commands: Any) -> None:
@@ -12,26 +12,16 @@ def add_parser(commands: Any) -> None:
     add_run_command(
         commands,
         "transfer",
-        run,
+        ClassifierTransferRecipe,
+        run_classifier_transfer,
+        _report,
         help="put heads on other architectures, or on a new extractor that replaces an old one",
         description="Measure how heads do on extractors that they were not trained with, over seeds: exchanged among "
         "architectures (transfer in the recipe), or kept while a new extractor replaces an old one (upgrade).",
     )
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run the command.
-
-    Raises:
-        CompatError: any of ours.
-    """
-    from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
-    from timm_compat.applications.classifier_transfer.run import run_classifier_transfer
-
-    recipe = chosen_recipe(ClassifierTransferRecipe, options)
-    result = run_classifier_transfer(recipe, resume=options.resume)
-    if options.json:
-        print(json.dumps(result.summary()))
-        return
-    kept = "Nothing was kept: give --output DIR" if recipe.output_dir is None else f"Everything: {recipe.output_dir}"
-    print(f"{result.to_markdown()}\n\n{kept}")
+def _report(result: ClassifierTransferResult) -> str:
+    folder = result.recipe.output_dir
+    kept = "Nothing was kept: give --output DIR" if folder is None else f"Everything: {folder}"
+    return f"{result.to_markdown()}\n\n{kept}"

@@ -1,7 +1,7 @@
 """What both parts of the application do with networks: read their images, train them alone, train a head on one."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from timm_compat.applications.build import build_member
+from timm_compat.applications.copies import own_space
 from timm_compat.applications.datasets import read_images
 from timm_compat.applications.trials import Trials
 from timm_compat.config import TrainConfig
@@ -108,7 +109,7 @@ def train_alone(
     Raises:
         CompatError: as ``fit`` does.
     """
-    own = CompatSpace(like.feature_dim, normalization=like.normalization)
+    own = own_space(like)
     member = build_member(network.given, own, network.data, training.seed)
     seconds = trials.train(name, own, [member], replace(training, **ALONE)).seconds
     own.finalize(reference=member.extractor.digest())
@@ -139,6 +140,14 @@ def trained_head(extractor: CompatExtractor, data: Images) -> TaskHead:
     return head.eval().to(extractor.preprocess.mean.device)
 
 
+def same_images(
+    heads: Mapping[str, TaskHead], tests: Mapping[str, Images]
+) -> Iterator[tuple[Images, dict[str, TaskHead]]]:
+    """Test images, each once, with the heads that they measure."""
+    for test in {id(tests[name]): tests[name] for name in heads}.values():
+        yield test, {name: head for name, head in heads.items() if tests[name] is test}
+
+
 def measured(
     extractors: Mapping[str, CompatExtractor],
     heads: Mapping[str, TaskHead],
@@ -151,14 +160,9 @@ def measured(
     Raises:
         CompatError: as ``recombination_matrix`` does.
     """
-    groups: dict[int, list[str]] = {}
-    for name in heads:
-        groups.setdefault(id(tests[name]), []).append(name)
     columns = [
-        recombination_matrix(
-            extractors, {name: heads[name] for name in group}, tests[group[0]], cross_space=cross_space
-        )
-        for group in groups.values()
+        recombination_matrix(extractors, group, test, cross_space=cross_space)
+        for test, group in same_images(heads, tests)
     ]
     return columns[0] if len(columns) == 1 else side_by_side(columns)
 
@@ -182,8 +186,3 @@ def joined(
             reference.space, member.extractor.backbone.model, images,
             reference=reference, heads=heads, seed=seed, img_size=given.img_size,
         )  # fmt: skip
-
-
-def accuracy_of(extractor: CompatExtractor, head: TaskHead, test: Images) -> float:
-    """Accuracy of one pair in [0, 1]."""
-    return float(recombination_matrix({"": extractor}, {"": head}, test).accuracy[0, 0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm_compat.applications.classifier_transfer.networks import reader
+from timm_compat.applications.classifier_transfer.networks import Read, reader
 from timm_compat.applications.classifier_transfer.pictures import draw_transfer, draw_upgrade
 from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
 from timm_compat.applications.classifier_transfer.tables import TransferTable, UpgradeTable
@@ -73,12 +73,16 @@ def run_classifier_transfer(
     Raises:
         CompatError: any of ours; what is wrong with the data is said before anything is trained.
     """
-    read = reader(recipe.seeds[0])
+    first = reader(recipe.seeds[0])
     for part in _parts(recipe):
-        READERS[part](recipe, read)
+        READERS[part](recipe, first)
     trials = Trials(recipe, resume=resume, progress=progress)
     found: dict[str, tuple[Any, ...]] = {
-        part: tuple(_trial(part, recipe, seed, trials) for seed in recipe.seeds) for part in _parts(recipe)
+        part: tuple(
+            _trial(part, recipe, seed, first if seed == recipe.seeds[0] else reader(seed), trials)
+            for seed in recipe.seeds
+        )
+        for part in _parts(recipe)
     }
     result = ClassifierTransferResult(
         recipe,
@@ -94,8 +98,8 @@ def _parts(recipe: ClassifierTransferRecipe) -> list[str]:
     return [part for part in READERS if getattr(recipe, part) is not None]
 
 
-def _trial(part: str, recipe: ClassifierTransferRecipe, seed: int, trials: Trials) -> Any:
+def _trial(part: str, recipe: ClassifierTransferRecipe, seed: int, read: Read, trials: Trials) -> Any:
     def measure() -> Any:
-        return MEASURES[part](recipe, seed, READERS[part](recipe, reader(seed)), trials)
+        return MEASURES[part](recipe, seed, READERS[part](recipe, read), trials)
 
     return trials.result(f"{part}-seed{seed}", measure)

@@ -9,7 +9,6 @@ from timm_compat.applications.build import build_member, build_space, with_commo
 from timm_compat.applications.classifier_transfer.networks import (
     Network,
     Read,
-    accuracy_of,
     joined,
     measured,
     read_network,
@@ -19,6 +18,7 @@ from timm_compat.applications.classifier_transfer.networks import (
 from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
 from timm_compat.applications.trials import Trials
 from timm_compat.evaluation.matrix import RecombinationMatrix
+from timm_compat.evaluation.pair import pair_accuracy
 from timm_compat.models.heads import TaskHead
 from timm_compat.training.members import Member
 
@@ -98,11 +98,11 @@ def _apart(
         # Images like those that the head learned from serve it best; their labels are not looked at.
         reference, head, network = members[column].extractor, _head(members[column]), networks[column]
         extractor = joined(members[row], networks[row].given, network.data, reference, [head], seed)
-        return accuracy_of(extractor, head, network.test)
+        return pair_accuracy(extractor, head, network.test)
 
     def retrain_pair(row: str, column: str) -> float:
         extractor, network = members[row].extractor, networks[column]
-        return accuracy_of(extractor, trained_head(extractor, network.data), network.test)
+        return pair_accuracy(extractor, trained_head(extractor, network.data), network.test)
 
     for way, cell in (("joined", join_pair), ("retrained", retrain_pair)):
         if way in recipe.transfer.ways:

@@ -16,6 +16,7 @@ from timm_compat.applications.classifier_transfer.networks import (
     check_test,
     joined,
     read_network,
+    same_images,
     train_alone,
     trained_head,
 )
@@ -31,9 +32,8 @@ from timm_compat.models.heads import TaskHead
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images, Member, Reference
 
-Right = NDArray[
-    np.int64
-]  # by image 1 where the answer is right, 0 where it is wrong, -1 where the head knows no answer
+# By image 1 where the answer is right, 0 where it is wrong, -1 where the head knows no answer.
+Right = NDArray[np.int64]
 TRAINED_IN_OLD_SPACE = ("distilled", "bct", "compatible")
 
 
@@ -261,8 +261,7 @@ def _uses_old(training: TrainConfig) -> bool:
 def _right(extractor: CompatExtractor, heads: Mapping[str, TaskHead], tests: Mapping[str, Images]) -> dict[str, Right]:
     """By head, over its test images; heads of the same images share a pass."""
     found: dict[str, Right] = {}
-    for test in {id(tests[name]): tests[name] for name in heads}.values():
-        group = {name: head for name, head in heads.items() if tests[name] is test}
+    for test, group in same_images(heads, tests):
         answers = recombination_matrix({"": extractor}, group, test, cross_space=True).predictions
         assert answers is not None
         for name, predicted, expected in zip(group, answers.predicted[0], answers.expected, strict=True):

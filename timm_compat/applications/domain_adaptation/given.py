@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from timm_compat.applications.copies import own_space
 from timm_compat.applications.domain_adaptation.domains import Domains, check_common
-from timm_compat.applications.domain_adaptation.networks import extractor_in, head_in
+from timm_compat.applications.domain_adaptation.networks import pair_in
 from timm_compat.applications.domain_adaptation.recipe import WARM, AdaptRecipe
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.space import CompatSpace
 from timm_compat.vocabulary import listed
 
 
@@ -26,9 +26,8 @@ class Given:
 
     def copies(self) -> tuple[CompatExtractor, TaskHead]:
         """Copies in a space of their own, which the extractor's features define: the modes change what they get."""
-        form = self.extractor.space
-        space = CompatSpace(form.feature_dim, normalization=form.normalization)
-        extractor, head = extractor_in(space, self.extractor), head_in(space, self.head)
+        space = own_space(self.extractor.space)
+        extractor, head = pair_in(space, self.extractor, self.head)
         space.finalize(reference=extractor.digest())
         return extractor, head
 

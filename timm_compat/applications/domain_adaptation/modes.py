@@ -8,10 +8,9 @@ from typing import Any
 from timm_compat.applications.domain_adaptation.domains import Domains
 from timm_compat.applications.domain_adaptation.given import Given
 from timm_compat.applications.domain_adaptation.networks import (
-    extractor_in,
-    head_in,
     new_extractor,
     opinion,
+    pair_in,
     tied_copy,
     with_statistics_of,
 )
@@ -19,13 +18,13 @@ from timm_compat.applications.domain_adaptation.recipe import LEARNT, AdaptRecip
 from timm_compat.applications.domain_adaptation.selection import (
     LAST,
     Watch,
-    accuracy,
     choose,
     regret,
     unlabelled_scores,
 )
 from timm_compat.applications.trials import Trials
 from timm_compat.config import TrainConfig
+from timm_compat.evaluation.pair import pair_accuracy
 from timm_compat.methods.pseudo_labels import centre_labels, surest
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -87,11 +86,16 @@ class SeedRun:
 
     def _measure(self, mode: str) -> dict[str, Any]:
         made, domains = self.adapted(mode), self.domains
-        own = made.source_extractor
-        scores = unlabelled_scores(made.extractor, made.head, domains.target)
-        target = None if domains.target_test is None else accuracy(made.extractor, made.head, domains.target_test)
-        source = None if own is None or domains.source_test is None else accuracy(own, made.head, domains.source_test)
-        return {"target": target, "source": source, **scores, "regret": self._regret(made)}
+
+        def score(extractor: CompatExtractor | None, test: Images | None) -> float | None:
+            return None if extractor is None or test is None else pair_accuracy(extractor, made.head, test)
+
+        return {
+            "target": score(made.extractor, domains.target_test),
+            "source": score(made.source_extractor, domains.source_test),
+            **unlabelled_scores(made.extractor, made.head, domains.target),
+            "regret": self._regret(made),
+        }
 
     def _regret(self, made: Adapted) -> float | None:
         return regret(made.candidates, self.recipe.select) if made.candidates else None
@@ -148,7 +152,7 @@ class SeedRun:
         space = CompatSpace(
             form.feature_dim, methods=self.recipe.tasks, normalization=form.normalization, seed=self.seed
         )
-        return extractor_in(space, trained.extractor), head_in(space, trained.head)
+        return pair_in(space, trained.extractor, trained.head)
 
     def _pseudo_labels(self, mode: str) -> Adapted:
         """Train the target extractor under the frozen source head on what it is surest of, round after round."""

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timm_compat.applications.copies import extractor_in
 from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
 from timm_compat.data.arrays import image_batches
-from timm_compat.methods.batch_statistics import measure_statistics
+from timm_compat.models.batch_statistics import measure_statistics
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.features import evaluating, extract_features, prepare
 from timm_compat.models.heads import TaskHead
@@ -31,20 +32,12 @@ def new_extractor(recipe: AdaptRecipe, space: CompatSpace, in_chans: int, seed: 
         )
 
 
-def extractor_in(space: CompatSpace, extractor: CompatExtractor) -> CompatExtractor:
-    """A copy that lives in another space of the same form."""
-    made = CompatExtractor(copy.deepcopy(extractor.backbone), space)
-    made.interface.load_state_dict(extractor.interface.state_dict())
-    made.facts = extractor.facts
-    return made.to(extractor.preprocess.mean.device)
-
-
-def head_in(space: CompatSpace, head: TaskHead) -> TaskHead:
-    """A copy that lives in another space of the same form."""
-    made = TaskHead.from_settings(head.settings(), space)
+def pair_in(space: CompatSpace, extractor: CompatExtractor, head: TaskHead) -> tuple[CompatExtractor, TaskHead]:
+    """Copies that live in another space of the same form, with what is known of the given ones."""
+    copied, made = extractor_in(space, extractor), TaskHead.from_settings(head.settings(), space)
     made.load_state_dict(head.state_dict())
-    made.facts = head.facts
-    return made.to(head.classifier.weight.device)
+    copied.facts, made.facts = extractor.facts, head.facts
+    return copied, made.to(head.classifier.weight.device)
 
 
 def tied_copy(extractor: CompatExtractor) -> CompatExtractor:

@@ -98,17 +98,13 @@ def run_adaptation(recipe: AdaptRecipe, *, resume: bool = False, progress: bool 
     Raises:
         CompatError: any of ours.
     """
-    # Read and checked before a folder is made that a mended recipe could not use.
-    given = read_given(recipe)
-    in_chans = None if given is None else given.in_chans
-    first = read_domains(recipe, recipe.seeds[0], in_chans)
-    if given is not None:
-        check_given(given, first, recipe)
-    trials = Trials(recipe, resume=resume, progress=progress)
+    trials, given = Trials(recipe, resume=resume, progress=progress), read_given(recipe)
     records: dict[str, list[Figures]] = {mode: [] for mode in recipe.chosen_modes}
     chosen: list[Figures] = []
     for seed in recipe.seeds:
-        domains = first if seed == recipe.seeds[0] else read_domains(recipe, seed, in_chans)
+        domains = read_domains(recipe, seed, None if given is None else given.in_chans)
+        if given is not None:
+            check_given(given, domains, recipe)
         run = SeedRun(recipe, domains, trials, seed, given)
         found = {mode: run.result(mode) for mode in recipe.chosen_modes}
         for mode, record in found.items():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from timm_compat.applications.domain_adaptation.networks import opinion
-from timm_compat.evaluation.matrix import recombination_matrix
+from timm_compat.evaluation.pair import pair_accuracy
 from timm_compat.methods.pseudo_labels import information, mean_entropy
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -22,11 +22,6 @@ def unlabelled_scores(extractor: CompatExtractor, head: TaskHead, images: Images
     """What unlabelled images tell, more is better: "information" and "confidence" (minus the mean entropy), in nats."""
     _, probabilities = opinion(extractor, head, images)
     return {"information": information(probabilities), "confidence": -mean_entropy(probabilities)}
-
-
-def accuracy(extractor: CompatExtractor, head: TaskHead, images: Images) -> float:
-    """In [0, 1], on the images of classes that the head knows."""
-    return float(recombination_matrix({"it": extractor}, {"it": head}, images).accuracy[0, 0])
 
 
 class Watch:
@@ -48,7 +43,7 @@ class Watch:
         """The unlabelled scores, and "target", the accuracy, where there are test images."""
         found = unlabelled_scores(self.extractor, self.head, self.images)
         if self.test is not None:
-            found[TARGET] = accuracy(self.extractor, self.head, self.test)
+            found[TARGET] = pair_accuracy(self.extractor, self.head, self.test)
         return found
 
 

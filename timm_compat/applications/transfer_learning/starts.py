@@ -1,12 +1,12 @@
 """Copies from which a training starts: they leave the space behind, and the given parts untouched."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from typing_extensions import Self
 
+from timm_compat.applications.copies import extractor_in, own_space
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.space import CompatSpace
@@ -28,11 +28,6 @@ class FrozenExtractor(CompatExtractor):
         return self
 
 
-def own_space(space: CompatSpace) -> CompatSpace:
-    """A space of the same form that shares nothing: all starts then learn from the target's labels alone."""
-    return CompatSpace(space.feature_dim, level=space.level, normalization=space.normalization)
-
-
 def copied(extractor: CompatExtractor, trainable: str) -> CompatExtractor:
     """A copy in a space of its own.
 
@@ -40,14 +35,10 @@ def copied(extractor: CompatExtractor, trainable: str) -> CompatExtractor:
         extractor: stays as it is.
         trainable: "full", "adapter", or "frozen".
     """
-    frozen = trainable == FROZEN
-    kind = FrozenExtractor if frozen else CompatExtractor
-    backbone = copy.deepcopy(extractor.backbone)
-    if trainable == "full" and not any(parameter.requires_grad for parameter in backbone.parameters()):
-        backbone.requires_grad_()  # it was an adapter's
-    made = kind(backbone, own_space(extractor.space), "adapter" if frozen else trainable)
-    made.interface.load_state_dict(extractor.interface.state_dict())
-    return made.to(extractor.preprocess.mean.device)
+    space = own_space(extractor.space)
+    if trainable == FROZEN:
+        return extractor_in(space, extractor, "adapter", FrozenExtractor)
+    return extractor_in(space, extractor, trainable)
 
 
 def untrained(extractor: CompatExtractor) -> CompatExtractor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_compat.errors import ConfigError
+from timm_compat.models.features import evaluating
 
 
 @torch.no_grad()
@@ -29,18 +30,15 @@ def measure_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
         raise ConfigError(
             "batch statistics: expected a network with BatchNorm, got one without; leave out what re-estimates them"
         )
-    modes = [(part, part.training) for part in network.modules()]
     momenta = [layer.momentum for layer in layers]
-    network.eval()  # dropout and the like must not disturb what is measured
-    try:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # a plain mean over batches
-            layer.train()
-        for batch in batches:
-            network(batch)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for part, mode in modes:
-            part.training = mode
+    with evaluating(network):  # dropout and the like must not disturb what is measured
+        try:
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # a plain mean over batches
+                layer.train()
+            for batch in batches:
+                network(batch)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
