@@ -29,6 +29,13 @@ def test_a_kept_result_is_not_measured_again(tmp_path: Path) -> None:
         Trials(replace(recipe, seeds=(0,)), resume=True)
 
 
+def test_what_is_refused_before_anything_ran_leaves_no_folder(tmp_path: Path) -> None:
+    trials = Trials(TrialsRecipe(output_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    trials.result("cell", lambda: 1)
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("mine")
     for resume in (False, True):
