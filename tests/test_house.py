@@ -20,7 +20,7 @@ def within(package: str, *names: str) -> tuple[str, ...]:
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
     (
-        *("_extras", "seeding", "vocabulary"),
+        *("_extras", "imagenet", "seeding", "vocabulary"),
         *("storage.files", "storage.facts", "storage.hub_calls", "storage.card_merge", "storage.source"),
     ),
     ("storage.cards", "storage.reading"),
@@ -42,8 +42,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models.extractor", "models.heads", "data.*"),
     ("data.sources",),
     ("models.features", "models.fusion"),
-    ("models.composed", "models.batch_statistics"),
-    ("models.registry",),
+    ("models.composed", "models.batch_statistics", "models.classifier"),
+    ("models.registry", "models.split"),
     ("evaluation.scores", "evaluation.predictions", "evaluation.intervals", "evaluation.retrieval"),
     ("evaluation.plots", "evaluation.table", "evaluation.processes", "evaluation.cells"),
     ("evaluation.passes", "evaluation.document", "evaluation.post_hoc", "evaluation.feature_plot"),
@@ -152,6 +152,7 @@ PUBLIC_NAMES = [
     "recombination_matrix",
     "retrieve",
     "search",
+    "split",
 ]
 
 

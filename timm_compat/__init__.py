@@ -36,6 +36,7 @@ from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.features import extract_features
 from timm_compat.models.heads import CommonClassesHead, FlipHead, LocationHead, RotationHead, SimplexHead, TaskHead
+from timm_compat.models.split import split
 from timm_compat.space import CompatSpace
 from timm_compat.storage.facts import Facts, Result
 from timm_compat.training.fit import FitResult, fit
@@ -98,4 +99,5 @@ __all__ = [
     "recombination_matrix",
     "retrieve",
     "search",
+    "split",
 ]

@@ -199,8 +199,8 @@ class CompatExtractor(Component, nn.Module):
         )
 
 
-def _origin(hub_id: str | None) -> Facts:
-    # timm has just fetched these weights; the cache tells their commit.
+def origin_facts(hub_id: str | None) -> Facts:
+    """Where weights that timm has just fetched come from: the Hub's cache tells their commit."""
     if not hub_id:
         return Facts()
     repo_id, _, revision = hub_id.partition("@")
@@ -256,7 +256,7 @@ def create_extractor(
         )
         extractor = CompatExtractor(backbone, space, trainable)
         if pretrained:
-            extractor.facts = _origin(backbone.model.pretrained_cfg.get("hf_hub_id"))
+            extractor.facts = origin_facts(backbone.model.pretrained_cfg.get("hf_hub_id"))
         return extractor
 
     if "initial_weights" not in space.methods:
