@@ -28,7 +28,7 @@ def count_images(module, inputs, output):
 for extractor in extractors.values():
     extractor.register_forward_hook(count_images)
 from accelerate import PartialState
-from timm_compat.evaluation.passes import extracted
+from timm_compat.evaluation.answers import extracted
 found = []
 for count in COUNTS:
     seen, part = 0, test.subset(range(count))

@@ -34,8 +34,8 @@ from timm_compat.hub.search import Found, SearchResult, search
 from timm_compat.models import registry as _registry  # noqa: F401  (registers timm's entry points)
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
-from timm_compat.models.features import extract_features
 from timm_compat.models.heads import CommonClassesHead, FlipHead, LocationHead, RotationHead, SimplexHead, TaskHead
+from timm_compat.models.passes import extract_features
 from timm_compat.models.split import split
 from timm_compat.space import CompatSpace
 from timm_compat.storage.facts import Facts, Result

@@ -8,13 +8,14 @@ from typing import Any
 
 from timm_compat.applications.evaluate import EvaluateConfig, evaluate
 from timm_compat.applications.parts import load_parts
+from timm_compat.cli.run_options import add_run_options, run_options
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import ConfigError
+from timm_compat.evaluation.answers import Images
 from timm_compat.evaluation.baselines import BASELINES
-from timm_compat.evaluation.passes import Images
-from timm_compat.evaluation.processes import current_process
 from timm_compat.evaluation.report import EvaluationReport
 from timm_compat.evaluation.report_text import HTML_FILE, save_report, summary_text
+from timm_compat.processes import current_process
 from timm_compat.storage.files import check_new_folder
 
 
@@ -56,7 +57,7 @@ def add_parser(commands: Any) -> None:
         help="report.json of the same networks trained without regard to compatibility, for update gain and cost",
     )
     parser.add_argument("--seed", type=int, default=0, help="of limits and baselines (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode image files")
+    add_run_options(parser)
     parser.add_argument("--report", metavar="DIR", help="a new folder for report.html, report.md and report.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(run=run)
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
         retrieval=options.retrieval,
         pictures=folder is not None,
         seed=options.seed,
-        workers=options.workers,
+        options=run_options(options),
     )
     if names:
         _check_fresh(options)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.errors import ConfigError
+from timm_compat.evaluation.answers import Images, extracted, sampled
 from timm_compat.evaluation.cells import Targets, check_parts, find_targets
 from timm_compat.evaluation.matrix import json_numbers
-from timm_compat.evaluation.passes import Images, extracted
 from timm_compat.evaluation.post_hoc import (
     fitted_classes,
     least_squares,
@@ -23,8 +23,9 @@ from timm_compat.evaluation.post_hoc import (
 )
 from timm_compat.evaluation.scores import Array, accuracy, recombined_accuracy
 from timm_compat.models.extractor import CompatExtractor
-from timm_compat.models.features import evaluating, extract_features
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import DEFAULTS, evaluating, extract_features
+from timm_compat.models.run_options import RunOptions
 from timm_compat.seeding import generator
 
 PAIRED = "the same unlabelled images through both extractors"
@@ -120,12 +121,12 @@ def measure_baselines(
     config: BaselineConfig | None = None,
     cross_space: bool = False,
     test_features: Mapping[str, Tensor] | None = None,
-    workers: int = 0,
+    options: RunOptions = DEFAULTS,
 ) -> list[Baseline]:
     """Every baseline on every pair of a recombination matrix, fitted on ``train``, measured on ``test``.
 
     An extractor and a head of one name belong together; a head without an extractor of its name has no features to
-    map to, so the first two leave its column out.
+    map to, so the first two leave its column out. Of larger sets 20,000 images are taken, evenly spread.
 
     Args:
         extractors: by name, of level "pooled".
@@ -135,8 +136,8 @@ def measure_baselines(
         names: which of ``BASELINES``.
         config: settings; the defaults if None.
         cross_space: allow parts of different spaces.
-        test_features: of ``test`` by extractor's name, if they are at hand already.
-        workers: processes that decode image files.
+        test_features: of ``sampled(test)`` by extractor's name, if they are at hand already.
+        options: device, batch size, precision, workers, progress.
 
     Raises:
         ConfigError: an unknown name, or features of level "map".
@@ -152,11 +153,12 @@ def measure_baselines(
     for space in spaces:
         if space.level != "pooled":
             raise ConfigError('baselines: expected parts of level "pooled", got level "map"; leave the baselines out')
+    train, test = sampled(train), sampled(test)
     sides = _Sides(
         extractors=tuple(extractors),
         heads=dict(heads),
-        train=extracted(extractors, train, workers=workers),
-        test=dict(test_features) if test_features else extracted(extractors, test, workers=workers),
+        train=extracted(extractors, train, options=options, description="fitting baselines"),
+        test=dict(test_features) if test_features else extracted(extractors, test, options=options),
         train_targets=find_targets(heads, train),
         test_targets=find_targets(heads, test),
         config=config,

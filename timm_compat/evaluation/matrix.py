@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.evaluation import plots, scores
+from timm_compat.evaluation.answers import Images, Outputs, run_once, spread
 from timm_compat.evaluation.cells import Targets, check_classes, check_parts, find_targets, why_not
 from timm_compat.evaluation.intervals import CONFIDENCE, wilson_interval
-from timm_compat.evaluation.passes import Images, Outputs, run_once
 from timm_compat.evaluation.predictions import (
     calibration_error,
     negative_flip_rate,
@@ -23,6 +24,8 @@ from timm_compat.evaluation.predictions import (
 from timm_compat.evaluation.table import markdown_table
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import DEFAULTS
+from timm_compat.models.run_options import RunKeywords, RunOptions
 from timm_compat.storage.facts import Facts, Result
 
 CROSS_SPACE_SIGN = "†"
@@ -230,7 +233,7 @@ def recombination_matrix(
     dataset: Images,
     *,
     cross_space: bool = False,
-    workers: int = 0,
+    **run: Unpack[RunKeywords],
 ) -> RecombinationMatrix:
     """Measure every extractor under every head; an extractor and a head of one name are native to each other.
 
@@ -243,14 +246,14 @@ def recombination_matrix(
         heads: by name.
         dataset: labelled images.
         cross_space: allow parts of different spaces, as a baseline; such cells are marked.
-        workers: processes that decode image files.
+        **run: ``device``, ``batch_size``, ``amp``, ``workers``, ``progress`` (see ``RunOptions``).
 
     Raises:
-        ConfigError: no extractor or no head.
+        ConfigError: no extractor or no head, or a setting out of range.
         DataError: no image, images of one class only, or no head knows two of the classes.
         SpaceMismatchError: parts of different spaces, and ``cross_space`` is false.
     """
-    return measure(extractors, heads, dataset, cross_space=cross_space, workers=workers)[0]
+    return measure(extractors, heads, dataset, cross_space=cross_space, options=RunOptions(**run))[0]
 
 
 def measure(
@@ -260,9 +263,9 @@ def measure(
     *,
     cross_space: bool = False,
     keep_features: bool = False,
-    workers: int = 0,
+    options: RunOptions = DEFAULTS,
 ) -> tuple[RecombinationMatrix, dict[str, torch.Tensor]]:
-    """``recombination_matrix``, and with ``keep_features`` the features of the same pass, by extractor's name."""
+    """``recombination_matrix``, and with ``keep_features`` the features of ``sampled(dataset)`` by extractor."""
     crossed = check_parts(extractors, heads, cross_space)
     check_classes(dataset)
     targets = find_targets(heads, dataset)
@@ -274,7 +277,8 @@ def measure(
         shown = ", ".join(dataset.class_names[:5])
         whys = "; ".join(f"{name}: {target.reason}" for name, target in targets.items())
         raise DataError(f"expected images of at least two classes that a head knows, got {shown} ...; {whys}")
-    outputs = run_once(extractors, heads, dataset, runs, keep_features=keep_features, workers=workers)
+    kept = spread(len(dataset)) if keep_features else None
+    outputs = run_once(extractors, heads, dataset, runs, keep=kept, options=options)
     return _matrix(extractors, heads, targets, outputs, crossed, reasons), outputs.features
 
 

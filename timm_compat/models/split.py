@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_compat.data.arrays import ArrayDataset, image_batches
-from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data.raw_batches import RawImages
 from timm_compat.errors import ConfigError
 from timm_compat.models.classifier import open_classifier
 from timm_compat.models.extractor import CompatExtractor, origin_facts
-from timm_compat.models.features import prepare
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import passes
+from timm_compat.models.run_options import RunOptions
+from timm_compat.processes import summed
 from timm_compat.space import CompatSpace
 from timm_compat.storage.facts import Facts
 
-BATCH_SIZE = 32
 # A feature that hardly varies is standardised by this share of the mean variance: elsewhere it may vary.
 LEAST_VARIANCE = 1e-4
 
@@ -30,10 +30,13 @@ def split(
     pretrained: bool = False,
     weights: str | Path | None = None,
     class_names: Iterable[str] | None = None,
-    images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor] | None = None,
+    images: RawImages | None = None,
     img_size: int | tuple[int, int] | None = None,
-    batch_size: int = BATCH_SIZE,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    amp: str | None = None,
     workers: int = 0,
+    progress: bool | None = None,
     **timm_kwargs: Any,
 ) -> tuple[CompatExtractor, TaskHead]:
     """Take a trained timm classifier apart: ``compose(extractor, head)`` gives its logits.
@@ -47,11 +50,14 @@ def split(
         weights: a safetensors file of the plain timm model with its classifier (by name only).
         class_names: K names in the order of the logits. Where None, those that come with the model, or ImageNet's
             WordNet ids where it was trained on ImageNet.
-        images: raw images, such as (N, C, h, w) of uint8: features are then standardised to mean 0 and variance 1 over
+        images: raw images (see ``extract_features``): features are then standardised to mean 0 and variance 1 over
             them, which the head takes back; a join can then tell how far its images are from these.
         img_size: H = W, or (H, W), of the images; the model's own if None.
-        batch_size: images at a time, where a tensor or data set came.
-        workers: processes that decode an ``ImageDataset``.
+        device: of the pass over the images, as the following (see ``RunOptions``).
+        batch_size: images at a time.
+        amp: precision.
+        workers: processes that decode image files.
+        progress: whether to show a bar.
         **timm_kwargs: timm's own keywords, such as ``in_chans`` (by name only).
 
     Returns:
@@ -63,6 +69,7 @@ def split(
         ConfigError: class names that nobody knows, or of another number; arguments that do not fit together.
         DataError: no image, or one that cannot be decoded.
     """
+    options = RunOptions(device, batch_size, amp, workers, progress)
     parts = open_classifier(
         model, pretrained=pretrained, weights=weights, class_names=class_names, img_size=img_size, **timm_kwargs
     )
@@ -78,7 +85,7 @@ def split(
     extractor = CompatExtractor(backbone, space, trainable="adapter").to(parts.bias.device).eval()
     extractor.interface.set_linear(torch.eye(space.feature_dim), torch.zeros(space.feature_dim))
     if images is not None:
-        _standardize(extractor, image_batches(images, batch_size, extractor.data_config, workers=workers))
+        _standardize(extractor, images, options)
     weight, bias = _on_features(extractor, parts.weight, parts.bias)
     head = TaskHead(space, space.class_names).to(bias.device)
     head.classifier.weight.copy_(weight)
@@ -91,21 +98,20 @@ def split(
     return extractor, head.eval()
 
 
-def _standardize(extractor: CompatExtractor, batches: Iterable[Tensor]) -> None:
-    # Sums about the first batch's mean, so that a mean that is large beside the spread costs no digits.
-    count, around, norm = 0, None, extractor.interface.normalization
-    for batch in batches:
-        features = extractor.backbone(prepare(extractor, batch)).double()
-        if around is None:
-            around = features.mean(dim=0)
-            sums, squares = torch.zeros_like(around), torch.zeros_like(around)
-        count += len(features)
-        sums += (features - around).sum(dim=0)
-        squares += (features - around).square().sum(dim=0)
-    assert around is not None
-    mean, variance = sums / count, (squares / count - (sums / count).square()).clamp(min=0)
+def _standardize(extractor: CompatExtractor, images: RawImages, options: RunOptions) -> None:
+    size, norm = extractor.backbone.num_features, extractor.interface.normalization
+    # Count, sums and sums of squares in one, so that processes that share the images add them up at once.
+    sums = torch.zeros(2 * size + 1, dtype=torch.float64)
+    for passed in passes([extractor], images, pooled=[0], options=options, description="split"):
+        features = passed.outputs[0].cpu().double()
+        sums[0] += len(features)
+        sums[1 : size + 1] += features.sum(dim=0)
+        sums[size + 1 :] += features.square().sum(dim=0)
+    sums = summed(sums)
+    mean, square = (sums[1:] / sums[0]).split(size)
+    variance = (square - mean.square()).clamp(min=0)
     least = max(LEAST_VARIANCE * float(variance.mean()), norm.eps)
-    norm.running_mean.copy_(around + mean)
+    norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance.clamp(min=least) - norm.eps)
 
 

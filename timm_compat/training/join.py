@@ -18,8 +18,8 @@ from timm_compat.methods.ridge import fit_ridge
 from timm_compat.methods.self_training import Head, self_trained
 from timm_compat.methods.shifted_images import mirrored, shifted
 from timm_compat.models.extractor import CompatExtractor, create_extractor
-from timm_compat.models.features import BATCH_SIZE, evaluating, prepare
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import evaluating, prepare
 from timm_compat.seeding import generator
 from timm_compat.space import CompatSpace
 from timm_compat.training.join_pool import Pool
@@ -28,6 +28,7 @@ from timm_compat.training.join_report import JoinReport, agreement, explained, w
 # Self-training is kept while held-out agreement with the reference falls by less: a backbone that is better than the
 # reference must disagree with it now and then. CIFAR-10: 0.02 less at most, where accuracy rose by 0.3 to 1.9 points.
 AGREEMENT_GIVEN_UP = 0.03
+BATCH_SIZE = 256
 SHIFTED_IMAGES = 2_000  # beyond these a pool needs no shifted copies
 
 

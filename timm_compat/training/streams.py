@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from timm_compat.config import TrainConfig
@@ -14,11 +13,9 @@ from timm_compat.data.transforms import training_transform
 from timm_compat.methods.self_supervised import shared_tasks
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.space import CompatSpace
-from timm_compat.training.feature_cache import FeatureStream, Wanted, compute_features
+from timm_compat.training.feature_cache import FeatureStream, Wanted, compute_features, home_for
 from timm_compat.training.members import Images, Member, Reference
 from timm_compat.training.views import POOL, REFERENCE
-
-MOST_OF_GPU = 0.25  # of its free memory, for the images of one source
 
 
 class Stream(Protocol):
@@ -70,7 +67,9 @@ class Sources:
         for dataset in self.datasets.values():
             if id(dataset) not in features:
                 asked = [wanted[source] for source, other in self.datasets.items() if other is dataset]
-                features[id(dataset)] = compute_features(dataset, _merged(asked), self.config.cache_dir)
+                features[id(dataset)] = compute_features(
+                    dataset, _merged(asked), self.config.cache_dir, workers=self.config.workers
+                )
         return {
             source: FeatureStream(
                 {name: features[id(dataset)][name] for name in wanted[source]},
@@ -102,7 +101,7 @@ class Sources:
                 random_crop=config.random_crop,
                 random_flip=config.random_flip,
                 process=self.process,
-                device=_home(dataset, self.device),
+                device=home_for(dataset.images.nbytes, self.device),
             )
         transform = training_transform(extractor.data_config)
         return ImageStream(
@@ -118,13 +117,6 @@ class Sources:
         if reference is not None and (aligned or (self.config.distillation_weight and source != POOL)):
             wanted[REFERENCE] = Wanted(reference.extractor, whole=True)
         return wanted
-
-
-def _home(dataset: ArrayDataset, device: torch.device) -> torch.device:
-    """Where the images are kept: on a GPU that has room to spare for them."""
-    if device.type == "cuda" and dataset.images.nbytes > MOST_OF_GPU * torch.cuda.mem_get_info(device)[0]:
-        return torch.device("cpu")
-    return device
 
 
 def _merged(asked: Sequence[Mapping[str, Wanted]]) -> dict[str, Wanted]:

@@ -18,8 +18,8 @@ from timm_compat.evaluation.cells import LEAST_CLASSES
 from timm_compat.evaluation.columns import side_by_side
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.models.extractor import CompatExtractor
-from timm_compat.models.features import extract_features
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import extract_features
 from timm_compat.recipes.schema import DataRecipe, MemberRecipe, SpaceRecipe
 from timm_compat.space import CompatSpace
 from timm_compat.training.join import join

@@ -12,8 +12,8 @@ from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
 from timm_compat.data.arrays import image_batches
 from timm_compat.models.batch_statistics import measure_statistics
 from timm_compat.models.extractor import CompatExtractor, create_extractor
-from timm_compat.models.features import evaluating, extract_features, prepare
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import evaluating, extract_features, prepare
 from timm_compat.seeding import generator, seeded
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images
