@@ -56,10 +56,9 @@ def run(options: argparse.Namespace) -> None:
         assert reference is not None
         space = reference.space
     heads = [TaskHead.from_pretrained(head) for head in options.head]
-    if reference is not None and not (options.in_chans or options.pretrained or options.weights):
-        settings["in_chans"] = reference.data_config["input_size"][0]
-    channels = options.in_chans or (None if reference is None else reference.data_config["input_size"][0])
-    images = given_images(options, channels)
+    if reference is not None:
+        settings.setdefault("in_chans", reference.data_config["input_size"][0])
+    images = given_images(options, settings.get("in_chans"))
     with said_on_stderr():
         extractor = join(space, options.backbone, images, reference=reference, heads=heads, **settings, **running)
     extractor.save_pretrained(folder)

@@ -19,13 +19,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from timm_compat.methods.ridge import LEAST_SPREAD, Moments
 
 # Real ImageNet weights of three networks, heads over 101 objects, 7 objects in four styles and ImageNet, pools of 30 to
 # 1,500 photos of either kind: these never cost a head more than three points against the best for that pool.
 ROTATION = 1.0  # lambda
-ROTATION_ALONE = 3.0  # without classes in common, times F / n
+# lambda without classes in common, in units of F / n; held-out images choose. Large where the networks are alike up to a
+# rotation, as pretrained ones of one kind are; small where the space is a projection that no rotation gives.
+ALONE = (3.0, 0.3, 0.03, 0.003, 0.0003)
 CLASSES = 10.0  # mu
 ALONG_IMAGES = 0.5  # alpha
 CLASSES_ALONE = 1 / 0.3  # mu / lambda without images
@@ -72,37 +75,56 @@ class Strengths:
     along_images: float
 
 
-def strengths(num_images: int, num_features: int, *, has_classes: bool) -> Strengths:
+def strengths(num_images: int, num_features: int, *, has_classes: bool, rotation_alone: float = ALONE[0]) -> Strengths:
     """The evidence's weights for a number of images n and of features F.
 
     What images say is blurred less the more they are, what classes say is off by a fixed amount: from F / 4 images on
     the classes count less, from F images on the rotation does.
+
+    Args:
+        num_images: n; 0 without images.
+        num_features: F.
+        has_classes: whether there are classes in common.
+        rotation_alone: lambda in units of F / n, where there are images only.
     """
     if not num_images:
         return Strengths(1 / CLASSES_ALONE, 1.0, 0.0)
     if not has_classes:
-        return Strengths(ROTATION_ALONE * num_features / num_images, 0.0, 0.0)
+        return Strengths(rotation_alone * num_features / num_images, 0.0, 0.0)
     few = min(1.0, num_features / (4 * num_images))
     return Strengths(ROTATION * min(1.0, num_features / num_images), CLASSES * few, ALONG_IMAGES * few)
 
 
-def fit_map(images: Moments | None, classes: ClassRows | None, centre: Centre | None = None) -> tuple[Tensor, Tensor]:
-    """Weight (D, F) and bias (D,), float64.
+class ClosedForm:
+    """The evidence with its eigenvectors; every choice of strengths then costs a few matrix products.
 
     Args:
         images: sums over the features of images in both networks; None without images.
         classes: rows of the classes in common; None where there are none.
         centre: the features' means without images, where they are known; taken as 0 where there are no images either.
     """
-    pairs = None if images is None else _pairs(images, centre)
-    if pairs is None:
-        assert classes is not None
-        weight = LOUDER * _without_images(classes)
-        if centre is None:
-            return weight, torch.zeros_like(weight[:, 0])
-        return weight, centre.space.to(weight) - weight @ centre.new.to(weight)
-    weight = _with_images(pairs, classes)
-    return weight, pairs.mean_y - weight @ pairs.mean_x
+
+    def __init__(self, images: Moments | None, classes: ClassRows | None, centre: Centre | None = None) -> None:
+        assert images is not None or classes is not None
+        self._pairs = None if images is None else _pairs(images, centre)
+        self._classes, self._centre = classes, centre
+        if self._pairs is not None:
+            self._system = _System.of(self._pairs, classes)
+
+    def map(self, rotation_alone: float = ALONE[0]) -> tuple[Tensor, Tensor]:
+        """Weight (D, F) and bias (D,), float64; ``rotation_alone`` as in ``strengths``."""
+        if self._pairs is None:
+            assert self._classes is not None
+            weight = LOUDER * _without_images(self._classes)
+            if self._centre is None:
+                return weight, torch.zeros_like(weight[:, 0])
+            return weight, self._centre.space.to(weight) - weight @ self._centre.new.to(weight)
+        pairs = self._pairs
+        given = strengths(
+            pairs.count, len(pairs.scale_x), has_classes=self._classes is not None, rotation_alone=rotation_alone
+        )
+        weight = self._system.solve(given) * pairs.scale_y[:, None] / pairs.scale_x
+        return weight, pairs.mean_y - weight @ pairs.mean_x
 
 
 @dataclass(frozen=True)
@@ -143,27 +165,41 @@ def _scale(variance: Tensor, count: int) -> Tensor:
     return (pulled / (count + VARIANCE_IMAGES)).sqrt()
 
 
-def _with_images(pairs: _Pairs, rows: ClassRows | None) -> Tensor:
-    unit = pairs.xx.diagonal().mean().clamp(min=LEAST_SPREAD)
-    xx, xy = pairs.xx / unit, pairs.xy / unit
-    weights = strengths(pairs.count, len(pairs.scale_x), has_classes=rows is not None)
-    belief = xy.T / xy.norm().clamp(min=LEAST_SPREAD)
-    values_x, vectors_x = torch.linalg.eigh(xx)
-    if rows is not None:
-        rows = ClassRows(rows.new.to(xx) * pairs.scale_x, rows.space.to(xx) * pairs.scale_y)
-        gram, cross = _class_moments(rows)
-        belief = belief + cross.T / cross.norm().clamp(min=LEAST_SPREAD)
-        along = (1 - weights.along_images) + weights.along_images * values_x
+@dataclass(frozen=True)
+class _System:
+    """The equation in the eigenvectors of both sides."""
+
+    values_x: Tensor
+    vectors_x: Tensor
+    values_y: Tensor
+    vectors_y: Tensor
+    images: Tensor  # X'Y / n, U'V and Q', all between the eigenvectors
+    classes: Tensor
+    rotation: Tensor
+
+    @classmethod
+    def of(cls, pairs: _Pairs, rows: ClassRows | None) -> Self:
+        """From scaled moments and the classifiers' rows."""
+        unit = pairs.xx.diagonal().mean().clamp(min=LEAST_SPREAD)
+        xx, xy = pairs.xx / unit, pairs.xy / unit
+        gram, cross = torch.zeros_like(xy.T @ xy), torch.zeros_like(xy)
+        belief = xy.T / xy.norm().clamp(min=LEAST_SPREAD)
+        if rows is not None:
+            scaled = ClassRows(rows.new.to(xx) * pairs.scale_x, rows.space.to(xx) * pairs.scale_y)
+            gram, cross = _class_moments(scaled)
+            belief = belief + cross.T / cross.norm().clamp(min=LEAST_SPREAD)
+        values_x, vectors_x = torch.linalg.eigh(xx)
         values_y, vectors_y = torch.linalg.eigh(gram)
-        pull = weights.classes * along[:, None]
-    rotation = pairs.spread * partial_isometry(belief)
-    right = vectors_x.T @ (xy + weights.rotation * rotation.T)
-    if rows is None:
-        solved = right / (values_x[:, None] + weights.rotation)
-    else:
-        right = right @ vectors_y + pull * (vectors_x.T @ cross @ vectors_y)
-        solved = right / (values_x[:, None] + pull * values_y + weights.rotation) @ vectors_y.T
-    return (vectors_x @ solved).T * pairs.scale_y[:, None] / pairs.scale_x
+        rotation = pairs.spread * partial_isometry(belief)
+        parts = (vectors_x.T @ part @ vectors_y for part in (xy, cross, rotation.T))
+        return cls(values_x, vectors_x, values_y, vectors_y, *parts)
+
+    def solve(self, given: Strengths) -> Tensor:
+        """W (D, F)."""
+        along = (1 - given.along_images) + given.along_images * self.values_x[:, None]
+        right = self.images + given.classes * along * self.classes + given.rotation * self.rotation
+        left = self.values_x[:, None] + given.classes * along * self.values_y + given.rotation
+        return (self.vectors_x @ (right / left) @ self.vectors_y.T).T
 
 
 def _without_images(rows: ClassRows) -> Tensor:

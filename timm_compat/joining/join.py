@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from timm_compat.data.raw_batches import RawImages
 from timm_compat.errors import BackboneError, ConfigError, DataError
 from timm_compat.joining.classes import class_rows, has_own_classes
-from timm_compat.joining.closed_form import Centre, fit_map
+from timm_compat.joining.closed_form import ALONE, Centre, ClosedForm
 from timm_compat.joining.evidence import HELD_OUT_EVERY, HeldOut, ImageEvidence
-from timm_compat.joining.report import Agreement, JoinReport, agreement, explained, name_of, warn_where_poor
+from timm_compat.joining.report import Agreement, JoinReport, agreement, divergence, explained, name_of, warn_where_poor
 from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.methods.ridge import Moments
 from timm_compat.models.classifier import Classifier, open_classifier
 from timm_compat.models.extractor import CompatExtractor, create_extractor, origin_facts
 from timm_compat.models.heads import CommonClassesHead, TaskHead
+from timm_compat.models.interface import Interface
 from timm_compat.models.passes import passes
 from timm_compat.models.run_options import RunOptions, home_of
 from timm_compat.models.typical import typical_mean
@@ -95,18 +96,20 @@ def join(
     if images is None and rows is None:
         raise _nothing_to_rest_on(extractor.architecture, space, classifier)
     centre = _centre(extractor)
+    interface = extractor.interface
     if images is None:
-        _set_map(extractor, *fit_map(None, rows, centre))
+        interface.set_linear(*ClosedForm(None, rows, centre).map())
         report = JoinReport(num_classes, 0, {}, None, None, None, time.perf_counter() - start)
     else:
         assert reference is not None
         if home_of(extractor).type == "cpu":
             extractor.to(home_of(reference))
         fitted, held_out, features = _seen(extractor, reference, images, options)
-        _set_map(extractor, *fit_map(fitted, rows, centre))
-        measured = _measured(extractor, features, heads)
+        judges, trial = _judges(space, heads), ClosedForm(fitted, rows, centre)
+        strength = ALONE[0] if rows is not None else _chosen(interface, trial, features, judges)
+        measured = _measured(_with_map(interface, trial.map(strength)), features, judges)
         everything = fitted.merged(held_out)
-        _set_map(extractor, *fit_map(everything, rows, centre))
+        interface.set_linear(*ClosedForm(everything, rows, centre).map(strength))
         shift = _shift(everything) if space.normalization == "batch" else None
         report = JoinReport(num_classes, everything.count, *measured, shift, time.perf_counter() - start)
     extractor.fit_report = report
@@ -202,21 +205,41 @@ def _seen(
     return fitted, held_out, features
 
 
-def _set_map(extractor: CompatExtractor, weight: Tensor, bias: Tensor) -> None:
-    extractor.interface.set_linear(weight, bias)
+def _judges(space: CompatSpace, heads: Sequence[TaskHead]) -> dict[str, nn.Module]:
+    """Frozen copies on the CPU of the heads whose answers are compared, by what the report calls them."""
+    judges: dict[str, nn.Module] = {}
+    if has_own_classes(space) and all(head.class_names != space.class_names for head in heads):
+        judges[OWN_CLASSES] = CommonClassesHead(space)
+    for head in heads:
+        judges[name_of(head, list(judges))] = copy.deepcopy(head).cpu().eval()
+    return judges
+
+
+def _with_map(interface: Interface, linear: tuple[Tensor, Tensor]) -> Interface:
+    """A copy on the CPU with this map."""
+    copied = copy.deepcopy(interface).cpu().eval()
+    copied.set_linear(*linear)
+    return copied
+
+
+def _chosen(interface: Interface, trial: ClosedForm, held_out: HeldOut, judges: Mapping[str, nn.Module]) -> float:
+    """How strongly to believe in a rotation: what serves the heads best on held-out images, else what explains most."""
+
+    def loss(strength: float) -> float:
+        joined = _with_map(interface, trial.map(strength))(held_out.new)
+        if not judges:
+            return -explained(joined, held_out.space)
+        return sum(divergence(joined, held_out.space, head) for head in judges.values())
+
+    return min(ALONE, key=loss)
 
 
 def _measured(
-    extractor: CompatExtractor, held_out: HeldOut, heads: Sequence[TaskHead]
+    interface: Interface, held_out: HeldOut, judges: Mapping[str, nn.Module]
 ) -> tuple[dict[str, Agreement], float, float]:
     """Agreement under every head, R^2 and CKA on held-out images, of the map that was fitted without them."""
-    interface = copy.deepcopy(extractor.interface).cpu().eval()
     joined, targets = interface(held_out.new), held_out.space
-    agreements: dict[str, Agreement] = {}
-    if has_own_classes(extractor.space):
-        agreements[OWN_CLASSES] = agreement(joined, targets, CommonClassesHead(extractor.space))
-    for head in heads:
-        agreements[name_of(head, list(agreements))] = agreement(joined, targets, copy.deepcopy(head).cpu().eval())
+    agreements = {name: agreement(joined, targets, head) for name, head in judges.items()}
     return agreements, explained(joined, targets), linear_cka(joined, targets)
 
 

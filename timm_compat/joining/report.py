@@ -120,6 +120,12 @@ def agreement(features: Tensor, targets: Tensor, head: torch.nn.Module) -> Agree
     return Agreement(share, *wilson_interval(share, count), count)
 
 
+def divergence(features: Tensor, targets: Tensor, head: torch.nn.Module) -> float:
+    """Mean Kullback-Leibler divergence of a head's answers on features (n, D) from those on targets (n, D), in nats."""
+    said, wanted = head(features).log_softmax(dim=1), head(targets).log_softmax(dim=1)
+    return float((wanted.exp() * (wanted - said)).sum(dim=1).mean())
+
+
 def explained(features: Tensor, targets: Tensor) -> float:
     """R^2 of features (n, D) against targets (n, D), over all dimensions together."""
     spread = (targets - targets.mean(dim=0)).square().sum().clamp(min=LEAST_SPREAD)
