@@ -26,8 +26,8 @@ from timm_compat.methods.ridge import LEAST_SPREAD, Moments
 # Real ImageNet weights of three networks, heads over 101 objects, 7 objects in four styles and ImageNet, pools of 30 to
 # 1,500 photos of either kind: these never cost a head more than three points against the best for that pool.
 ROTATION = 1.0  # lambda
-# lambda without classes in common, in units of F / n; held-out images choose. Large where the networks are alike up to a
-# rotation, as pretrained ones of one kind are; small where the space is a projection that no rotation gives.
+# lambda without classes in common, in units of F / n; held-out images choose. Large where the networks are alike up to
+# a rotation, as pretrained ones of one kind are; small where the space is a projection that no rotation gives.
 ALONE = (3.0, 0.3, 0.03, 0.003, 0.0003)
 CLASSES = 10.0  # mu
 ALONG_IMAGES = 0.5  # alpha
