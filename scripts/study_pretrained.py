@@ -5,9 +5,9 @@
 
 WEIGHTS holds safetensors of timm's models over ImageNet, ``tf_efficientnet_lite0.safetensors`` ... PHOTOS holds photos:
 the folder ``imagenet_sample`` with one photo a class, in the order of their names, and any number of others, such as
-``caltech101`` with ``train/CLASS/`` and ``test/CLASS/``, or ``pacs`` with ``DOMAIN/train/CLASS/`` and so on. Features are
-computed once (about 50 ms a photo and network on one CPU thread) and kept in the output folder, so that a run that was
-stopped goes on. The table is printed, and written to ``pretrained.md`` there.
+``caltech101`` with ``train/CLASS/`` and ``test/CLASS/``, or ``pacs`` with ``DOMAIN/train/CLASS/`` and so on. Features
+are computed once (about 50 ms a photo and network on one CPU thread) and kept in the output folder, so that a run that
+was stopped goes on. The table is printed, and written to ``pretrained.md`` there.
 """
 
 import argparse
