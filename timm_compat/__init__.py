@@ -26,6 +26,7 @@ from timm_compat.errors import (
     TrainingError,
 )
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.evaluation.probe import linear_probe
 from timm_compat.evaluation.retrieval import RetrievalScores, retrieve
 from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
 from timm_compat.hub import push as _push  # noqa: F401  (lets components publish themselves)
@@ -91,6 +92,7 @@ __all__ = [
     "extract_features",
     "fit",
     "join",
+    "linear_probe",
     "load",
     "load_dataset",
     "load_digits",
