@@ -10,6 +10,7 @@ from torch import Tensor
 
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.decoding import Place, decoded
+from timm_compat.data.framing import same_framing
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import ConfigError
@@ -103,9 +104,10 @@ def _run_group(
         (name, column): [] for name in group for column in np.flatnonzero(runs[name]).tolist()
     }
     kept: dict[str, list[Tensor]] = {name: [] for name in group}
+    framed = isinstance(dataset, ImageDataset)
     for images in _own_images(dataset, next(iter(group.values())), workers):
         for name, extractor in group.items():
-            features = extractor(prepare(extractor, images))
+            features = extractor(prepare(extractor, images, framed))
             if keep:
                 kept[name].append(features.cpu())
             for column, head in enumerate(heads.values()):
@@ -120,8 +122,7 @@ def _alike(extractors: Mapping[str, CompatExtractor], dataset: Images) -> list[d
         return [dict(extractors)]
     groups: dict[str, dict[str, CompatExtractor]] = {}
     for name, extractor in extractors.items():
-        seen = {key: value for key, value in sorted(extractor.data_config.items()) if key not in ("mean", "std")}
-        groups.setdefault(repr(seen), {})[name] = extractor
+        groups.setdefault(same_framing(extractor.data_config), {})[name] = extractor
     return list(groups.values())
 
 

@@ -36,14 +36,15 @@ def extract_features(
         DataError: no image, or one that cannot be decoded.
         ImageError: another rank, number of channels or dtype.
     """
+    framed = isinstance(images, ImageDataset)
     with evaluating(extractor):
         batches = image_batches(images, batch_size, extractor.data_config, workers=workers)
-        return torch.cat([extractor(prepare(extractor, batch)) for batch in batches])
+        return torch.cat([extractor(prepare(extractor, batch, framed)) for batch in batches])
 
 
-def prepare(extractor: CompatExtractor, images: Tensor) -> Tensor:
-    """Raw images on the extractor's device, normalised."""
-    return extractor.preprocess(images.to(extractor.preprocess.mean.device))
+def prepare(extractor: CompatExtractor, images: Tensor, framed: bool = False) -> Tensor:
+    """Raw images on the extractor's device, framed and normalised; decoded files are ``framed`` already."""
+    return extractor.preprocess(images.to(extractor.preprocess.mean.device), framed)
 
 
 @contextmanager

@@ -115,10 +115,11 @@ def _one_pass(dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted]
     parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
     extractors = [want.extractor for want in wanted.values()]
     data_config = shared_data_config(*(extractor.data_config for extractor in extractors))
+    framed = isinstance(dataset, ImageDataset)
     with evaluating(*extractors):
         for images in image_batches(dataset, BATCH_SIZE, data_config):
             for name, want in wanted.items():
-                parts[name].append(_views(want, prepare(want.extractor, images)).cpu())
+                parts[name].append(_views(want, prepare(want.extractor, images, framed)).cpu())
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
 
 
