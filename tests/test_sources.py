@@ -123,6 +123,11 @@ class TestNpz:
         with pytest.raises(tc.DataError, match="val_images and val_labels, got train_"):
             load_dataset("npz", tmp_path / "both.npz", "val")
 
+    def test_without_splits_is_no_other_split(self, npz: Path) -> None:
+        assert len(load_dataset("npz", npz, "all")) == 20
+        with pytest.raises(tc.DataError, match="expected nosuchsplit_images and nosuchsplit_labels, got images"):
+            load_dataset("npz", npz, "nosuchsplit")
+
     @pytest.mark.parametrize(
         ("arrays", "message"),
         [
