@@ -52,7 +52,7 @@ def _read(arrays: Any, path: Path, split: str) -> ArrayDataset:
         raise DataError(f"{path}: {images_key}: expected at least one image, got none")
     labels = whole_labels(arrays[labels_key], len(images), f"{path}: {labels_key}")
     given = arrays[CLASS_NAMES_KEY] if CLASS_NAMES_KEY in arrays.files else numbered(labels)
-    return ArrayDataset.from_arrays(images, labels, [str(name) for name in given])
+    return ArrayDataset.from_arrays(images, labels, np.atleast_1d(given))
 
 
 def _find_keys(present: list[str], path: Path, split: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
-from timm_compat.data.labelled import LabelledSet, check_labels
+from timm_compat.data.labelled import LabelledSet, check_labels, checked_names
 from timm_compat.errors import ConfigError, DataError, ImageError
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's name for images of so many channels
@@ -66,7 +66,7 @@ class ImageDataset(LabelledSet):
 
     Raises:
         ConfigError: another mode.
-        DataError: indices or labels that do not fit.
+        DataError: indices, labels or class names that do not fit.
     """
 
     source: ImageSource
@@ -85,6 +85,7 @@ class ImageDataset(LabelledSet):
         outside = (self.indices < 0) | (self.indices >= len(self.source))
         if outside.any():
             raise DataError(f"indices: expected 0 to {len(self.source) - 1}, got {int(self.indices[outside][0])}")
+        object.__setattr__(self, "class_names", checked_names(self.class_names))
         check_labels(self.labels, len(self.indices), self.class_names)
 
     @classmethod

@@ -169,13 +169,13 @@ def _walk(folder: Path, left_out: LeftOut, above: tuple[tuple[int, int], ...]) -
         path = Path(entry.path)
         if entry.is_dir():
             identity = _identity(path)
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 left_out.counts["hidden or system folders"] += 1
             elif identity in above:
                 left_out.counts["links to a folder that they lie in"] += 1
             else:
                 yield from _walk(path, left_out, (*above, identity))
-        elif _is_hidden(entry.name):
+        elif is_hidden(entry.name):
             left_out.counts["hidden files"] += 1
         elif not entry.is_file():
             left_out.counts["links that lead nowhere, or no files"] += 1
@@ -197,7 +197,7 @@ def _folders(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     found = []
     for entry in _entries(folder):
         if entry.is_dir():
-            if not _is_hidden(entry.name):
+            if not is_hidden(entry.name):
                 found.append(Path(entry.path))
             elif left_out is not None:
                 left_out.counts["hidden or system folders"] += 1
@@ -217,12 +217,13 @@ def _splits(place: Path, labelled: bool) -> list[Path]:
     return named if len(named) == len(folders) else []
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none that a person put there."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file() and not _is_hidden(entry.name) and Path(entry.name).suffix.lower() in readable_extensions()
+    return entry.is_file() and not is_hidden(entry.name) and Path(entry.name).suffix.lower() in readable_extensions()
 
 
 def _identity(folder: Path) -> tuple[int, int]:
