@@ -7,11 +7,12 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image
 from torch import nn
 from typing_extensions import Unpack
 
-from timm_compat.data.image_dataset import MODES, UNREADABLE
+from timm_compat.data.image_dataset import MODES, UNREADABLE, read_image
+from timm_compat.data.listing import list_images
+from timm_compat.data.transforms import inference_transform
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.hub.loading import load
 from timm_compat.models.composed import CompatModel, compose
@@ -19,7 +20,6 @@ from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.storage.source import Where
 
-IMAGE_ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 BATCH_SIZE = 32
 
 
@@ -31,13 +31,11 @@ class Classifier:
         model: normalised images (B, C, H, W) to logits (B, K), in evaluation mode.
         class_names: K names.
         transform: from a PIL image to (C, H, W), normalised.
-        mode: of the PIL images, "RGB" or "L".
     """
 
     model: nn.Module
     class_names: tuple[str, ...]
     transform: Any
-    mode: str
 
 
 @dataclass(frozen=True)
@@ -107,15 +105,13 @@ def predict(classifier: Classifier, files: Sequence[Path], top: int = 5) -> Iter
 
 
 def image_files(path: str | Path) -> list[Path]:
-    """The file itself, or every image below a folder, sorted.
+    """The file itself, or every image below a folder as in ``list_images``.
 
     Raises:
         DataError: there is none.
     """
     root = Path(path)
-    found = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS) if root.is_dir() else []
-    if root.is_file():
-        found = [root]
+    found = list_images(root) if root.is_dir() else [root] if root.is_file() else []
     if not found:
         raise DataError(f"expected an image or a folder with images at {str(path)!r}, found none")
     return found
@@ -125,13 +121,12 @@ def _classifier(model: nn.Module, class_names: tuple[str, ...], data_config: dic
     channels = data_config["input_size"][0]
     if channels not in MODES:
         raise ConfigError(f"expected a model for images of 1 or 3 channels, got {channels}; call it from Python")
-    return Classifier(model, class_names, timm.data.create_transform(**data_config), MODES[channels])
+    return Classifier(model, class_names, inference_transform(data_config))
 
 
 def _read(classifier: Classifier, file: Path) -> torch.Tensor:
     try:
-        with Image.open(file) as image:
-            pixels: torch.Tensor = classifier.transform(image.convert(classifier.mode))
+        pixels: torch.Tensor = classifier.transform(read_image(str(file)))
     except UNREADABLE as error:
         raise DataError(f"{file}: expected an image, got something that cannot be decoded ({error})") from error
     return pixels
