@@ -146,7 +146,6 @@ def run_networks(
     size = options.batch_size or default_batch_size([network.data_config for network in networks], modules, device)
     size = size if process else agreed(size)
     transforms, views = _seen_alike(networks, images)
-    _logger.info("%s, batch size %d, %s", device, size, options.amp or "float32")
     layout = best_layout(modules, device, options.amp)
     batches = raw_batches(
         images, size, transforms, process=process or current_process(), workers=options.workers,
@@ -155,6 +154,7 @@ def run_networks(
     compute = _Computer(networks, views, isinstance(images, ImageDataset), device, options.amp, layout, size)
     with _bar(options, count_images(images), description) as bar, evaluating(*modules), placed(modules, device, layout):
         for batch, outputs in _one_ahead(batches, compute):
+            _logger.info("%s, batch size %d, %s", device, compute.size, options.amp or "float32")
             yield Passed(batch.positions, outputs, batch.labels)
             bar.update(len(batch.positions))
         compute.check_finite()
