@@ -36,6 +36,7 @@ from timm_compat.models import registry as _registry  # noqa: F401  (registers t
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import CommonClassesHead, FlipHead, LocationHead, RotationHead, SimplexHead, TaskHead
+from timm_compat.models.multi_head import MultiHeadModel
 from timm_compat.models.passes import extract_features
 from timm_compat.models.split import split
 from timm_compat.space import CompatSpace
@@ -74,6 +75,7 @@ __all__ = [
     "MatrixOverSeeds",
     "Member",
     "MissingExtraError",
+    "MultiHeadModel",
     "OutputExistsError",
     "RecombinationMatrix",
     "Reference",

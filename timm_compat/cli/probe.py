@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_compat.cli.places import add_place_options, place
-from timm_compat.cli.run_options import add_run_options, run_keywords, said_on_stderr
+from timm_compat.cli.run_options import add_run_options, run_keywords
 from timm_compat.data.sources import load_dataset
 from timm_compat.evaluation.probe import linear_probe
 from timm_compat.models.extractor import CompatExtractor
@@ -52,8 +52,7 @@ def run(options: argparse.Namespace) -> None:
     settings: dict[str, Any] = {"in_chans": extractor.data_config["input_size"][0]}
     images = load_dataset(name, root, options.split, limit=options.limit, **settings)
     test = None if options.test_split is None else load_dataset(name, root, options.test_split, **settings)
-    with said_on_stderr():
-        head = linear_probe(extractor, images, test_images=test, **running)
+    head = linear_probe(extractor, images, test_images=test, **running)
     head.save_pretrained(folder)
     report = asdict(head.fit_report)
     facts = {"output": str(folder), "space": head.space.fingerprint, "class_names": list(head.class_names), **report}

@@ -95,9 +95,9 @@ def join(
     with evaluating(reference):
         for batch in image_batches(images, batch_size, size, workers=workers):
             first = pool.num_images
-            pool.add(*_features(extractor, reference, batch))
+            pool.add(*_features(extractor, reference, batch, decoded))
             for altered, numbers in _altered(batch, shifts[first : first + len(batch)]) if augment else ():
-                pool.add_altered(*_features(extractor, reference, altered), first + numbers)
+                pool.add_altered(*_features(extractor, reference, altered, decoded), first + numbers)
     report = _fit(extractor, pool, heads, self_training, start)
     extractor.fit_report = report
     made = {"method": "joined in closed form", "images": report.num_images, "seed": seed, "r2": round(report.r2, 4)}
@@ -106,8 +106,10 @@ def join(
     return extractor
 
 
-def _features(extractor: CompatExtractor, reference: CompatExtractor, images: Tensor) -> tuple[Tensor, Tensor]:
-    return extractor.backbone(prepare(extractor, images)), reference(prepare(reference, images))
+def _features(
+    extractor: CompatExtractor, reference: CompatExtractor, images: Tensor, framed: bool
+) -> tuple[Tensor, Tensor]:
+    return extractor.backbone(prepare(extractor, images, framed)), reference(prepare(reference, images, framed))
 
 
 def _altered(images: Tensor, shifts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
