@@ -32,6 +32,8 @@ from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
 from timm_compat.hub import push as _push  # noqa: F401  (lets components publish themselves)
 from timm_compat.hub.loading import load, pull
 from timm_compat.hub.search import Found, SearchResult, search
+from timm_compat.joining.join import join
+from timm_compat.joining.report import JoinReport
 from timm_compat.models import registry as _registry  # noqa: F401  (registers timm's entry points)
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
@@ -42,8 +44,6 @@ from timm_compat.models.split import split
 from timm_compat.space import CompatSpace
 from timm_compat.storage.facts import Facts, Result
 from timm_compat.training.fit import FitResult, fit
-from timm_compat.training.join import join
-from timm_compat.training.join_report import JoinReport
 from timm_compat.training.members import Member, Reference
 
 __all__ = [

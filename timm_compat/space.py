@@ -131,6 +131,11 @@ class CompatSpace(Component):
         return MappingProxyType(self._shared)
 
     @property
+    def has_tensors(self) -> bool:
+        """Whether the auxiliary heads' tensors are at hand, not the definition only."""
+        return self._has_tensors
+
+    @property
     def reference(self) -> str | None:
         """SHA-256 of the reference extractor, where one defines the coordinates."""
         return self._reference

@@ -15,6 +15,7 @@ from timm_compat.models.extractor import CompatExtractor, origin_facts
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.passes import passes
 from timm_compat.models.run_options import RunOptions
+from timm_compat.models.typical import typical_mean
 from timm_compat.processes import summed
 from timm_compat.space import CompatSpace
 from timm_compat.storage.facts import Facts
@@ -80,12 +81,13 @@ def split(
             "the model nor timm tells; give class_names=[...] in the order of its logits (on the command line "
             "--class-names FILE: one name a line, or a JSON list)"
         )
-    normalization = "none" if images is None else "batch"
-    space = CompatSpace(backbone.num_features, parts.class_names, ["common_classes"], normalization=normalization)
+    space = CompatSpace(backbone.num_features, parts.class_names, ["common_classes"])
     extractor = CompatExtractor(backbone, space, trainable="adapter").to(parts.bias.device).eval()
     extractor.interface.set_linear(torch.eye(space.feature_dim), torch.zeros(space.feature_dim))
     if images is not None:
         _standardize(extractor, images, options)
+    elif (mean := typical_mean(backbone)) is not None:
+        extractor.interface.normalization.running_mean.copy_(mean)
     weight, bias = _on_features(extractor, parts.weight, parts.bias)
     head = TaskHead(space, space.class_names).to(bias.device)
     head.classifier.weight.copy_(weight)

@@ -97,7 +97,7 @@ def _apart(
     def join_pair(row: str, column: str) -> float:
         # Images like those that the head learned from serve it best; their labels are not looked at.
         reference, head, network = members[column].extractor, _head(members[column]), networks[column]
-        extractor = joined(members[row], networks[row].given, network.data, reference, [head], seed)
+        extractor = joined(members[row], networks[row].given, network.data, reference, [head])
         return pair_accuracy(extractor, head, network.test)
 
     def retrain_pair(row: str, column: str) -> float:
