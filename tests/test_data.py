@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import timm_compat as tc
-from timm_compat.data.batches import BatchStream, shift
+from timm_compat.data.augmentation import Augmentation, shift
+from timm_compat.data.batches import BatchStream
 
 
 def small_set(count: int = 10) -> tc.ArrayDataset:
@@ -72,8 +73,12 @@ class TestBatchStream:
         assert seen[:10] != seen[10:]
 
     def test_is_a_function_of_the_step(self) -> None:
-        first = BatchStream(small_set(), 4, seed=0, name="a", random_crop=1, random_flip=True)
-        later = BatchStream(small_set(), 4, seed=0, name="a", random_crop=1, random_flip=True)
+        first = BatchStream(
+            small_set(), 4, seed=0, name="a", augmentation=Augmentation(random_crop=1, random_flip=True)
+        )
+        later = BatchStream(
+            small_set(), 4, seed=0, name="a", augmentation=Augmentation(random_crop=1, random_flip=True)
+        )
         for step in range(9):
             step_of(first, step)
         assert all(torch.equal(x, y) for x, y in zip(step_of(first, 7), step_of(later, 7), strict=True))

@@ -8,8 +8,8 @@ from PIL import Image
 from sklearn.metrics import r2_score
 
 import timm_compat as tc
+from timm_compat.data.image_files import load_images
 from timm_compat.data.transforms import evaluation_transform
-from timm_compat.data.unlabelled import load_images
 from timm_compat.evaluation.intervals import wilson_interval
 from timm_compat.methods.linear_cka import linear_cka
 

@@ -23,7 +23,7 @@ KINDS = [
 # Their classifiers read features of their own, or not only pooled ones.
 NOT_LINEAR = {
     "efficientvim": "got 4, whose logits timm combines",
-    "volo": "timm computes more in between",
+    "volo": "got 2, whose logits timm combines",
 }
 
 

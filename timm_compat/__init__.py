@@ -26,6 +26,7 @@ from timm_compat.errors import (
     TrainingError,
 )
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.evaluation.probe import linear_probe
 from timm_compat.evaluation.retrieval import RetrievalScores, retrieve
 from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
 from timm_compat.hub import push as _push  # noqa: F401  (lets components publish themselves)
@@ -37,6 +38,7 @@ from timm_compat.models import registry as _registry  # noqa: F401  (registers t
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import CommonClassesHead, FlipHead, LocationHead, RotationHead, SimplexHead, TaskHead
+from timm_compat.models.multi_head import MultiHeadModel
 from timm_compat.models.passes import extract_features
 from timm_compat.models.split import split
 from timm_compat.space import CompatSpace
@@ -73,6 +75,7 @@ __all__ = [
     "MatrixOverSeeds",
     "Member",
     "MissingExtraError",
+    "MultiHeadModel",
     "OutputExistsError",
     "RecombinationMatrix",
     "Reference",
@@ -91,6 +94,7 @@ __all__ = [
     "extract_features",
     "fit",
     "join",
+    "linear_probe",
     "load",
     "load_dataset",
     "load_digits",

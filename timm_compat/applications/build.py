@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from timm.models import get_pretrained_cfg_value
+
 from timm_compat.applications.datasets import read_images
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
@@ -128,6 +130,8 @@ def build_member(given: MemberRecipe, space: CompatSpace, dataset: Images, seed:
     arguments: dict[str, Any] = dict(given.arguments)
     if isinstance(dataset, ArrayDataset):
         arguments.setdefault("in_chans", dataset.images.shape[1])
+    if given.weights is not None:  # learned elsewhere: they look at the part of an image that timm says
+        arguments.setdefault("crop_pct", get_pretrained_cfg_value(given.backbone, "crop_pct"))
     with seeded(seed, "member", given.name):
         extractor = create_extractor(
             given.backbone,

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from timm_compat.cli.model_options import add_model_options, model_arguments
-from timm_compat.cli.run_options import add_run_options, run_keywords, said_on_stderr
+from timm_compat.cli.run_options import add_run_options, run_keywords
 from timm_compat.data.sources import load_dataset
 from timm_compat.imagenet import class_words
 from timm_compat.models.split import split
@@ -43,8 +43,7 @@ def run(options: argparse.Namespace) -> None:
     settings, running = model_arguments(options), run_keywords(options)
     if options.images is not None:
         settings["images"] = load_dataset("images", options.images, limit=options.limit, in_chans=options.in_chans)
-    with said_on_stderr():
-        extractor, head = split(options.model, **settings, **running)
+    extractor, head = split(options.model, **settings, **running)
     with new_folder(folder) as partial:
         for name, part in (("space", extractor.space), ("extractor", extractor), ("head", head)):
             part.save_pretrained(partial / name)

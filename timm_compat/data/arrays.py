@@ -10,12 +10,13 @@ from typing_extensions import Self
 
 from timm_compat.data.decoding import Place, decoded
 from timm_compat.data.image_dataset import ImageDataset, mode_of
-from timm_compat.data.labelled import LabelledSet, check_labels
+from timm_compat.data.labelled import LabelledSet, check_labels, checked_names
 from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import DataError
 
 # Weights of red, green and blue in grey, of 65,536: ITU-R BT.601, as Pillow rounds them.
 LUMA = (19595, 38470, 7471)
+MOST_COLOURS = 4  # red, green, blue and opacity
 _AT_ONCE = 4096  # images
 
 
@@ -29,7 +30,7 @@ class ArrayDataset(LabelledSet):
         class_names: K names.
 
     Raises:
-        DataError: shapes, dtypes or labels that do not fit together.
+        DataError: shapes, dtypes, labels or class names that do not fit together.
     """
 
     images: Tensor
@@ -40,6 +41,7 @@ class ArrayDataset(LabelledSet):
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             found = f"{tuple(self.images.shape)}, {self.images.dtype}"
             raise DataError(f"images: expected (N, C, H, W) of uint8, got {found}")
+        object.__setattr__(self, "class_names", checked_names(self.class_names))
         check_labels(self.labels, len(self.images), self.class_names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
@@ -66,13 +68,40 @@ class ArrayDataset(LabelledSet):
 
     @classmethod
     def from_arrays(cls, images: Any, labels: Any, class_names: Iterable[str]) -> "ArrayDataset":
-        """From anything that ``torch.as_tensor`` takes; images (N, H, W) or (N, H, W, C) with C of 1 or 3 as well."""
-        pictures = torch.as_tensor(images)
-        if pictures.ndim == 3:
-            pictures = pictures[:, None]
-        elif pictures.ndim == 4 and pictures.shape[1] not in (1, 3) and pictures.shape[3] in (1, 3):
-            pictures = pictures.permute(0, 3, 1, 2).contiguous()
-        return cls(pictures, torch.as_tensor(labels).to(torch.int64), tuple(class_names))
+        """From anything that ``torch.as_tensor`` takes, in one of these forms; class names may be bytes in UTF-8.
+
+        Images are (N, H, W), grey; (N, C, H, W); or (N, H, W, C) with C of 1, 3, 2 (grey and opacity) or 4 (RGBA),
+        whose opacity is dropped, as it is of image files. What could be both is taken for (N, C, H, W).
+
+        Raises:
+            DataError: images, labels or class names that do not fit.
+        """
+        pictures = channels_first(torch.as_tensor(images))
+        return cls(pictures, torch.as_tensor(labels).to(torch.int64), tuple(map(name_text, class_names)))
+
+
+def channels_first(pictures: Tensor) -> Tensor:
+    """Images (N, H, W), (N, C, H, W) or (N, H, W, C) as (N, C, H, W), without opacity; see ``from_arrays``."""
+    if pictures.ndim == 3:
+        return pictures[:, None]
+    if pictures.ndim == 4 and pictures.shape[3] <= MOST_COLOURS < pictures.shape[1]:
+        opaque = MOST_COLOURS - 1 if pictures.shape[3] >= MOST_COLOURS - 1 else 1
+        return pictures[..., :opaque].permute(0, 3, 1, 2).contiguous()
+    return pictures
+
+
+def name_text(name: Any) -> str:
+    """A class name as text; NumPy keeps text in bytes as well.
+
+    Raises:
+        DataError: bytes that are not UTF-8.
+    """
+    if not isinstance(name, bytes):
+        return str(name)
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"class_names: expected text in UTF-8, got {name!r}; decode it first") from error
 
 
 def _luma(images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import Self
 
-from timm_compat.data.arrays import ArrayDataset
+from timm_compat.data.arrays import ArrayDataset, channels_first
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.transforms import Transform
 from timm_compat.errors import DataError, ImageError
@@ -101,14 +101,9 @@ def as_images(images: Any) -> Tensor:
     if not isinstance(images, np.ndarray):
         raise DataError(f"images: expected a tensor or an array (N, C, h, w), got {type(images).__name__}")
     try:
-        pixels = torch.as_tensor(images)
+        return channels_first(torch.as_tensor(images))
     except TypeError as error:
         raise ImageError(f"images: expected an array of uint8 or floating point, got {images.dtype}") from error
-    if pixels.ndim == 3:
-        return pixels[:, None]
-    if pixels.ndim == 4 and pixels.shape[1] not in (1, 3) and pixels.shape[3] in (1, 3):
-        return pixels.permute(0, 3, 1, 2)
-    return pixels
 
 
 def _own(count: int, size: int, process: tuple[int, int]) -> list[slice]:

@@ -8,19 +8,17 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from timm_compat.data.array_files import load_npz
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.digits import load_digits
-from timm_compat.data.image_dataset import ImageDataset, read_image
+from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data.image_files import load_folder, load_images
 from timm_compat.data.labelled import LabelledSet
-from timm_compat.data.map_style import adopt
 from timm_compat.data.tar_shards import load_shards
 from timm_compat.data.timm_sets import load_hugging_face, load_torch
 from timm_compat.data.torchvision_sets import NAMES as TORCHVISION_NAMES
-from timm_compat.data.torchvision_sets import TEST_WORDS, TRAIN_WORDS, load_torchvision
-from timm_compat.data.unlabelled import load_images
+from timm_compat.data.torchvision_sets import load_torchvision
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.seeding import generator
 
@@ -56,13 +54,14 @@ def load_dataset(
     except by ``datasets`` for "hfds/...".
 
     Args:
-        name: "digits" (8 x 8, carried along); "folder" (one folder a class in ``root`` or ``root``/``split``);
-            "images" (every image below ``root``, without labels); "npz" (``root`` is a file of ``images``, ``labels``
-            and perhaps ``class_names``); a torchvision set such as "CIFAR10" or "Flowers102", in any case; or timm's
-            form with a prefix: "hfds/owner/name" (Hugging Face), "torch/..." (timm's choice of torchvision), "wds/..."
-            (tar shards in ``root``).
+        name: "digits" (8 x 8, carried along); "folder" (one folder a class in ``root``, or in the folder of the split);
+            "images" (every image below, without labels); "npz" (``root`` is a file of ``images``, ``labels`` and
+            perhaps ``class_names``); a torchvision set such as "CIFAR10" or "Flowers102", in any case; or timm's form
+            with a prefix: "hfds/owner/name" (Hugging Face), "torch/..." (timm's choice of torchvision), "wds/..." (tar
+            shards in ``root``).
         root: folder or file where the images are; for "hfds/..." the cache, if any.
-        split: "train", "test" or what else the set has.
+        split: "train", "test" or what else the set has; of a folder or file without splits, "train" and "all" are the
+            whole. Folders of splits are found in any case and by usual synonyms (``Training_set``, ``data/val``).
         rename: new names of classes by old ones, where another set calls them otherwise.
         classes: names of the classes to keep; labels then count in this order.
         part: "2/5" for the second of five disjoint random parts of the set, all of which ``seed`` decides. Which
@@ -104,7 +103,7 @@ def _load(name: str, root: Path | None, split: str, skip: bool) -> ArrayDataset 
     if plain == "folder":
         return load_folder(_folder(name, root), split, skip_corrupt=skip)
     if plain == "images":
-        return load_images(_folder(name, root), skip_corrupt=skip)
+        return load_images(_folder(name, root), split, skip_corrupt=skip)
     if plain == "npz":
         return load_npz(_given(name, root), split)
     if plain in _TORCHVISION:
@@ -112,30 +111,6 @@ def _load(name: str, root: Path | None, split: str, skip: bool) -> ArrayDataset 
     choices = {own: own for own in OWN} | _TORCHVISION | {f"{known}/": f"{known}/..." for known in PREFIXES}
     close = difflib.get_close_matches(plain, choices, n=3) or list(choices)
     raise ConfigError(f"data set: expected {' or '.join(choices[choice] for choice in close)}, got {name!r}")
-
-
-def load_folder(root: Path, split: str, *, skip_corrupt: bool = False) -> ImageDataset:
-    """One folder a class, in ``root``/``split`` if there is such a folder, else in ``root`` itself.
-
-    Raises:
-        DataError: no class folders, or one that holds no image.
-    """
-    folder = root
-    if (folder / split).is_dir():
-        folder = folder / split
-    else:
-        found = sorted(child.name for child in folder.iterdir() if child.is_dir())
-        if splits := [name for name in found if name in TRAIN_WORDS + TEST_WORDS]:
-            raise DataError(f"{folder}: expected a folder {split}, got {', '.join(splits)}")
-        if not found:
-            raise DataError(f"{folder}: expected one folder of images a class, got no folder in it")
-    try:
-        source = ImageFolder(str(folder), loader=read_image)
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: expected images in every class folder, got: {error} Remove empty ones") from error
-    adopted = adopt(source, skip_corrupt=skip_corrupt)
-    assert isinstance(adopted, ImageDataset)
-    return adopted
 
 
 def _given(name: str, root: Path | None) -> Path:

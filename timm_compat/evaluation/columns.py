@@ -27,6 +27,7 @@ def side_by_side(matrices: Sequence[RecombinationMatrix]) -> RecombinationMatrix
         native=np.concatenate([matrix.native for matrix in matrices], axis=1),
         chance=np.concatenate([matrix.chance for matrix in matrices]),
         counts=tuple(count for matrix in matrices for count in matrix.counts),
+        left_out=tuple(count for matrix in matrices for count in matrix.left_out or (0,) * len(matrix.columns)),
         cross_space=np.concatenate(crossed, axis=1),
         reasons={
             (row, column + int(start)): reason

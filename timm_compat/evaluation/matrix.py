@@ -30,6 +30,7 @@ from timm_compat.storage.facts import Facts, Result
 
 CROSS_SPACE_SIGN = "†"
 NOT_MEASURED = "n/a"
+LEFT_OUT = "images left out"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class RecombinationMatrix:
         native: (rows, columns), where extractor and head bear one name.
         chance: of guessing one of each head's classes: (columns,).
         counts: images that each column was measured on: (columns,).
+        left_out: images of the data set that each column was not measured on, as its head does not know their class:
+            (columns,); empty if not known.
         cross_space: (rows, columns), where extractor and head live in different spaces; nowhere if None.
         reasons: why a cell was not measured, by (row, column).
         predictions: of every image, for flips and calibration.
@@ -72,6 +75,7 @@ class RecombinationMatrix:
     cross_space: scores.Mask | None = None
     reasons: Mapping[tuple[int, int], str] = field(default_factory=dict)
     predictions: Predictions | None = field(default=None, repr=False, compare=False)
+    left_out: tuple[int, ...] = ()
 
     @property
     def native_accuracy(self) -> float:
@@ -138,12 +142,18 @@ class RecombinationMatrix:
         return result
 
     def to_markdown(self) -> str:
-        """A table, native cells in bold; below it what the signs mean, where any stand."""
+        """A table, native cells in bold; below it what the signs mean, where any stand.
+
+        Where a head does not know the classes of all images, the last line says how many it was not measured on.
+        """
         lines = [["extractor \\ head", *self.columns]]
         lines += [
             [name, *(self._cell(row, column) for column in range(len(self.columns)))]
             for row, name in enumerate(self.rows)
         ]
+        if any(self.left_out):
+            pairs = zip(self.left_out, self.counts, strict=True)
+            lines.append([LEFT_OUT, *(f"{missing} of {missing + count}" for missing, count in pairs)])
         return "\n".join([markdown_table(lines), *self._notes()])
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,6 +175,7 @@ class RecombinationMatrix:
             "chance": self.chance.tolist(),
             "counts": list(self.counts),
             "cell_counts": self.cell_counts.tolist(),
+            "left_out": list(self.left_out),
             "not_measured": [
                 {"row": self.rows[row], "column": self.columns[column], "reason": reason}
                 for (row, column), reason in self.reasons.items()
@@ -311,4 +322,5 @@ def _matrix(
         cross_space=crossed,
         reasons=reasons,
         predictions=Predictions(outputs.predicted, outputs.confidence, expected),
+        left_out=tuple(int((positions < 0).sum()) for positions in expected),
     )

@@ -15,7 +15,7 @@ from timm_compat.models.backbone import MAX_IMAGE_SIDE, Backbone
 from timm_compat.models.backbone_build import MAX_CHANNELS, RESERVED_ARGUMENTS, build_backbone
 from timm_compat.storage.files import ROOT_KEY
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "nearest-exact")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # what timm's transforms know
 CROP_MODES = ("center", "squash", "border")
 # Keys of a pretrained_cfg that say where weights once came from, or hold them.
 ARCHITECTURE = re.compile(r"\w+", re.ASCII)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
+from timm_compat.data.framing import same_framing
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.raw_batches import LeftOut, RawBatch, RawImages, count_images, raw_batches
 from timm_compat.data.transforms import evaluation_transform
@@ -145,15 +146,15 @@ def run_networks(
     size = options.batch_size or default_batch_size([network.data_config for network in networks], modules, device)
     size = size if process else agreed(size)
     transforms, views = _seen_alike(networks, images)
-    _logger.info("%s, batch size %d, %s", device, size, options.amp or "float32")
     layout = best_layout(modules, device, options.amp)
     batches = raw_batches(
         images, size, transforms, process=process or current_process(), workers=options.workers,
         pin_memory=device.type == "cuda", left_out=left_out,
     )  # fmt: skip
-    compute = _Computer(networks, views, device, options.amp, layout, size)
+    compute = _Computer(networks, views, isinstance(images, ImageDataset), device, options.amp, layout, size)
     with _bar(options, count_images(images), description) as bar, evaluating(*modules), placed(modules, device, layout):
         for batch, outputs in _one_ahead(batches, compute):
+            _logger.info("%s, batch size %d, %s", device, compute.size, options.amp or "float32")
             yield Passed(batch.positions, outputs, batch.labels)
             bar.update(len(batch.positions))
         compute.check_finite()
@@ -166,14 +167,14 @@ class _Computer:
         self,
         networks: Sequence[Network],
         views: Sequence[int],
+        framed: bool,
         device: torch.device,
         amp: str | None,
         layout: torch.memory_format,
         size: int,
     ) -> None:
-        self.networks, self.views, self.device, self.amp, self.layout, self.size = (
-            networks, views, device, amp, layout, size,
-        )  # fmt: skip
+        self.networks, self.views, self.framed = networks, views, framed
+        self.device, self.amp, self.layout, self.size = device, amp, layout, size
         self._finite: Tensor | None = None
 
     def moved(self, batch: RawBatch) -> RawBatch:
@@ -227,7 +228,7 @@ class _Computer:
             ]
 
     def _prepared(self, network: Network, images: Tensor) -> Tensor:
-        prepared: Tensor = network.preprocess(images)
+        prepared: Tensor = network.preprocess(images, self.framed)
         dtype = next((p.dtype for p in network.module.parameters() if p.is_floating_point()), prepared.dtype)
         return prepared.to(dtype).contiguous(memory_format=self.layout)
 
@@ -267,10 +268,7 @@ def _seen_alike(networks: Sequence[Network], images: RawImages) -> tuple[list[An
     """A transform for every group of networks that see image files alike, and each network's group."""
     if not isinstance(images, ImageDataset):
         return [], [0] * len(networks)
-    keys = [
-        repr(sorted((key, value) for key, value in network.data_config.items() if key not in ("mean", "std")))
-        for network in networks
-    ]
+    keys = [same_framing(network.data_config) for network in networks]
     groups = list(dict.fromkeys(keys))
     transforms = [evaluation_transform(networks[keys.index(group)].data_config) for group in groups]
     return transforms, [groups.index(key) for key in keys]
@@ -322,9 +320,9 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def prepare(extractor: CompatExtractor, images: Tensor) -> Tensor:
-    """Raw images on the extractor's device, normalised."""
-    return extractor.preprocess(images.to(extractor.preprocess.mean.device))
+def prepare(extractor: CompatExtractor, images: Tensor, framed: bool = False) -> Tensor:
+    """Raw images on the extractor's device, framed and normalised; decoded files are ``framed`` already."""
+    return extractor.preprocess(images.to(extractor.preprocess.mean.device), framed)
 
 
 def _bar(options: RunOptions, count: int | None, description: str) -> Any:

@@ -104,8 +104,8 @@ def fit(
         schedule = Schedule(optimizer, config, steps)
         model, prepared = accelerator.prepare(joint, optimizer)
         joint.prepare_old_heads(accelerator.device)
-        sources = Sources(members, pool, config, accelerator)
-        streams = sources.features(space, reference) if cached else sources.images()
+        sources = Sources(members, pool, config, accelerator, reference)
+        streams = sources.features(space) if cached else sources.images()
         checkpoints = None if output is None else Checkpoints(output, config.keep_checkpoints)
         loop = Loop(joint, model, prepared, schedule, streams, accelerator, config, steps, checkpoints)
         found = checkpoints.load() if checkpoints is not None and resume else None

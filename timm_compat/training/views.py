@@ -33,14 +33,14 @@ class View(Protocol):
 
 
 class ImageView:
-    """Batches are raw images (b, C, h, w) of uint8."""
+    """Batches are framed images (b, C, h, w) of uint8."""
 
     def __init__(self, channels_last: bool = False) -> None:
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
 
     def upright(self, name: str, extractor: CompatExtractor, batch: Tensor) -> Tensor:
         """Preprocessed images."""
-        images: Tensor = extractor.preprocess(batch)
+        images: Tensor = extractor.preprocess(batch, framed=True)
         return images.to(memory_format=self.memory_format)
 
     def changed(self, task: str, name: str, upright: Tensor, batch: Tensor, places: Tensor, answers: Tensor) -> Tensor:

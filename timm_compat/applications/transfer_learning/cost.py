@@ -65,7 +65,7 @@ def measure_cost(member: Member, config: TrainConfig) -> Cost:
     optimizer = create_optimizer(joint, config)
     held = LiveBytes(chain(joint.parameters(), joint.buffers()))
     with _uncollected(), seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as setup:
-        stream: Any = (sources.features(space, None) if cached else sources.images())[member.name]
+        stream: Any = (sources.features(space) if cached else sources.images())[member.name]
     joint.train()
     with _uncollected(), seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as steps:
         for step, (images, labels) in enumerate(stream.batches(0, STEPS)):
