@@ -13,6 +13,7 @@ from timm_compat.errors import (
     ConfigError,
     DataError,
     DraftSpaceError,
+    ExportError,
     FuseError,
     HubAccessError,
     HubConnectionError,
@@ -34,6 +35,7 @@ from timm_compat.hub.loading import load, pull
 from timm_compat.hub.search import Found, SearchResult, search
 from timm_compat.joining.join import join
 from timm_compat.joining.report import JoinReport
+from timm_compat.joining.swap import swap
 from timm_compat.models import registry as _registry  # noqa: F401  (registers timm's entry points)
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
@@ -58,6 +60,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DraftSpaceError",
+    "ExportError",
     "Facts",
     "FitResult",
     "FlipHead",
@@ -104,4 +107,5 @@ __all__ = [
     "retrieve",
     "search",
     "split",
+    "swap",
 ]

@@ -47,6 +47,7 @@ class CompatModel(Component, nn.Module):
         self.num_classes = head.num_classes
         self.num_features = self.head_hidden_size = extractor.num_features
         self.class_names = head.class_names
+        self.swap_report: Any = None
         self.train(extractor.training and head.training)
 
     @property
