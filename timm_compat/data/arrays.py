@@ -13,6 +13,7 @@ from timm_compat.data.image_dataset import ImageDataset, mode_of
 from timm_compat.data.labelled import LabelledSet, check_labels, checked_names
 from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import DataError
+from timm_compat.storage.files import tensor_sha256
 
 # Weights of red, green and blue in grey, of 65,536: ITU-R BT.601, as Pillow rounds them.
 LUMA = (19595, 38470, 7471)
@@ -49,6 +50,10 @@ class ArrayDataset(LabelledSet):
 
     def _pick(self, chosen: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Self:
         return replace(self, images=self.images[chosen], labels=labels, class_names=class_names)
+
+    def digest(self) -> str:
+        """SHA-256 of the pixels; tells this set's images, in their order, from others."""
+        return tensor_sha256(self.images)
 
     def with_channels(self, count: int) -> Self:
         """The same images in grey (1) or colour (3): grey is repeated, colours are weighed as Pillow does.

@@ -24,7 +24,7 @@ from timm_compat.data.transforms import shared_data_config
 from timm_compat.methods.self_supervised import every_view
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.features import BATCH_SIZE, evaluating, prepare
-from timm_compat.storage.files import replaced_file, tensor_sha256, tensors_sha256
+from timm_compat.storage.files import replaced_file, tensors_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -133,12 +133,8 @@ def _files(
 ) -> dict[str, Path]:
     if folder is None:
         return {}
-    images = _image_digest(dataset)
+    images = dataset.digest()
     return {name: Path(folder) / f"{_key(images, want)}.safetensors" for name, want in wanted.items()}
-
-
-def _image_digest(dataset: ArrayDataset | ImageDataset) -> str:
-    return tensor_sha256(dataset.images) if isinstance(dataset, ArrayDataset) else dataset.digest()
 
 
 def _key(images: str, want: Wanted) -> str:
