@@ -122,9 +122,7 @@ class DataRecipe:
         form = r"([0-9]{1,6})(?:-([0-9]{1,6}))?/([0-9]{1,6})"
         found = re.fullmatch(form, self.part) if isinstance(self.part, str) else None
         if found is None or not 1 <= int(found[1]) <= int(found[2] or found[1]) <= int(found[3]):
-            raise ConfigError(
-                f"part: expected one of n parts, such as '1/2', or some, such as '1-4/5', got {self.part!r}"
-            )
+            raise ConfigError(f"part: expected one of n parts, such as '1/2', got {self.part!r}; '1-4/5' are several")
 
 
 @dataclass(frozen=True)
