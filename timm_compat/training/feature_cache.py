@@ -17,10 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from timm_compat.data.arrays import ArrayDataset, image_batches
+from timm_compat.data.arrays import ArrayDataset, batches_for
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.order import PassOrder
-from timm_compat.data.transforms import shared_data_config
 from timm_compat.methods.self_supervised import every_view
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.features import BATCH_SIZE, evaluating, prepare
@@ -114,11 +113,10 @@ class FeatureStream:
 def _one_pass(dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted]) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
     extractors = [want.extractor for want in wanted.values()]
-    data_config = shared_data_config(*(extractor.data_config for extractor in extractors))
-    framed = isinstance(dataset, ImageDataset)
+    framed, data_configs = isinstance(dataset, ImageDataset), [extractor.data_config for extractor in extractors]
     with evaluating(*extractors):
-        for images in image_batches(dataset, BATCH_SIZE, data_config):
-            for name, want in wanted.items():
+        for batches in batches_for(data_configs, dataset, BATCH_SIZE):
+            for (name, want), images in zip(wanted.items(), batches, strict=True):
                 parts[name].append(_views(want, prepare(want.extractor, images, framed)).cpu())
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
 
