@@ -52,7 +52,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
     """Train and measure; ``output_dir`` gets components, checkpoints, log, the resolved recipe and the matrix.
 
     Args:
-        recipe: what to train. ``training.best_metric`` may be "native" or "recombined", measured on the test images.
+        recipe: what to train. ``training.best_metric`` may be "native" or "recombined", measured on the members'
+            validation images; test images choose nothing.
         resume: go on from the newest checkpoint.
         progress: label of the progress bar; no bar if None.
 
@@ -63,7 +64,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
     config = built.recipe.training
 
     def validate() -> dict[str, float]:
-        matrix = matrix_of(built.members, built.tests)
+        matrix = matrix_of(built.members, built.validations)
         if matrix is None:
             return {}
         return {"native": matrix.native_accuracy, "recombined": matrix.recombined_accuracy}
@@ -74,7 +75,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
         config,
         reference=built.reference,
         pool=built.pool,
-        validate=None if config.best_metric is None else validate,
+        validate=validate if built.validations else None,
         resume=resume,
         progress=progress,
     )

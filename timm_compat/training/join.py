@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_compat.data.arrays import ArrayDataset, image_batches
+from timm_compat.data.arrays import ArrayDataset, batches_for
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.transforms import shared_data_config
 from timm_compat.errors import ConfigError
@@ -88,16 +88,21 @@ def join(
         raise ConfigError('join: expected a space of level "pooled", got level "map"; train the member instead')
     extractor = create_extractor(model, space, trainable="adapter", **create_arguments)
     extractor.to(reference.preprocess.mean.device).eval()
-    decoded = isinstance(images, ImageDataset)
-    size = shared_data_config(extractor.data_config, reference.data_config) if decoded else None
+    decoded, data_configs = isinstance(images, ImageDataset), (extractor.data_config, reference.data_config)
+    if decoded:
+        shared_data_config(*data_configs)
     pool = Pool(extractor.backbone.num_features, space.feature_dim)
     shifts = 2 * torch.rand(SHIFTED_IMAGES, 2, 2, generator=generator(seed, "join")) - 1
     with evaluating(reference):
-        for batch in image_batches(images, batch_size, size, workers=workers):
+        for mine, theirs in batches_for(data_configs, images, batch_size, workers=workers):
             first = pool.num_images
-            pool.add(*_features(extractor, reference, batch, decoded))
-            for altered, numbers in _altered(batch, shifts[first : first + len(batch)]) if augment else ():
-                pool.add_altered(*_features(extractor, reference, altered, decoded), first + numbers)
+            pool.add(*_features(extractor, reference, mine, theirs, decoded))
+            some = shifts[first : first + len(mine)]
+            pairs = zip(_altered(mine, some), _altered(theirs, some), strict=True) if augment else ()
+            for (mine_altered, numbers), (theirs_altered, _) in pairs:
+                pool.add_altered(
+                    *_features(extractor, reference, mine_altered, theirs_altered, decoded), first + numbers
+                )
     report = _fit(extractor, pool, heads, self_training, start)
     extractor.fit_report = report
     made = {"method": "joined in closed form", "images": report.num_images, "seed": seed, "r2": round(report.r2, 4)}
@@ -107,9 +112,9 @@ def join(
 
 
 def _features(
-    extractor: CompatExtractor, reference: CompatExtractor, images: Tensor, framed: bool
+    extractor: CompatExtractor, reference: CompatExtractor, mine: Tensor, theirs: Tensor, framed: bool
 ) -> tuple[Tensor, Tensor]:
-    return extractor.backbone(prepare(extractor, images, framed)), reference(prepare(reference, images, framed))
+    return extractor.backbone(prepare(extractor, mine, framed)), reference(prepare(reference, theirs, framed))
 
 
 def _altered(images: Tensor, shifts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
