@@ -80,6 +80,7 @@ class TestWhatIsLeftOut:
             write(root / name / "0.png")
             write(root / "ant" / name / "0.png")
         write(root / "ant" / "._0.png")
+        (root / "bee" / ".DS_Store").write_bytes(b"")
         (root / "bee" / "notes.txt").write_text("no image")
         (root / "bee" / "raw.cr2").write_bytes(b"")
         return root
@@ -88,7 +89,7 @@ class TestWhatIsLeftOut:
         with caplog.at_level(logging.WARNING):
             dataset = load_dataset("folder", folder)
         assert (len(dataset), dataset.class_names) == (2, ("ant", "bee"))
-        said = "left out 1 hidden files, 8 hidden or system folders, 2 files of other extensions (.txt, .cr2)"
+        said = "left out 1 hidden images, 8 hidden or system folders, 2 files of other extensions (.txt, .cr2)"
         assert [record.getMessage() for record in caplog.records] == [f"{folder}: {said}"]
 
     def test_for_all_readers_alike(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,3 +159,13 @@ class TestNames:
         write(Path(os.fsdecode(odd)) / "0.png")
         with pytest.raises(tc.DataError, match=r"names in UTF-8, got b'caf\\xe9'; rename it"):
             load_dataset("folder", tmp_path)
+
+    def test_of_files_that_are_not_utf_8_do_no_harm(self, tmp_path: Path) -> None:
+        write_classes(tmp_path)
+        try:
+            os.rename(tmp_path / "ant" / "0.png", os.fsencode(tmp_path / "ant") + b"/caf\xe9.png")
+        except OSError:
+            pytest.skip("this file system takes UTF-8 only")
+        dataset = load_dataset("folder", tmp_path)
+        assert len(list(dataset)) == 2
+        assert dataset.digest() == load_dataset("folder", tmp_path).digest()

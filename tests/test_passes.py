@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_compat as tc
+from timm_compat.evaluation.columns import matrix_of_columns
+from timm_compat.evaluation.pair import pair_accuracy
 from timm_compat.models import passes as engine
 from timm_compat.models.batch_size import default_batch_size
 from timm_compat.models.passes import passes
@@ -241,3 +243,40 @@ def test_no_bar_in_a_log(extractors, pixels, capsys) -> None:
 def test_out_of_memory_is_known_by_its_words() -> None:
     assert engine.is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert not engine.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+class TestColumns:
+    """Heads with test images of their own, of which several are the same."""
+
+    def check(self, extractors, tests, once: int) -> None:
+        space, parts = extractors[0].space, {"a": extractors[0], "b": extractors[1]}
+        torch.manual_seed(0)
+        heads = {name: tc.TaskHead(space, test.class_names) for name, test in tests.items()}
+        for head in heads.values():
+            torch.nn.init.normal_(head.classifier.weight)
+        alone = {
+            name: [pair_accuracy(part, head, tests[name]) for part in parts.values()] for name, head in heads.items()
+        }
+        seen = []
+        hook = extractors[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+        matrix = matrix_of_columns(parts, heads, tests)
+        hook.remove()
+        assert sum(seen) == once
+        assert matrix.columns == tuple(heads)
+        assert matrix.accuracy.T.tolist() == list(alone.values())
+        assert matrix.counts == tuple(len(test) for test in tests.values())
+        assert not any(matrix.left_out)
+
+    def test_arrays(self, extractors, pixels) -> None:
+        whole = tc.ArrayDataset(pixels, torch.arange(11) % 3, ("cat", "dog", "eel"))
+        grown = tc.ArrayDataset(pixels.repeat_interleave(2, dim=3), torch.arange(11) % 2, ("ant", "bee"))
+        twice = tc.ArrayDataset(pixels[[0, 0, 1]], torch.tensor([0, 0, 1]), ("cat", "dog"))
+        tests = {
+            "first": whole.of_classes(["cat", "dog"]), "grown": grown, "last": whole.of_classes(["eel", "dog"]),
+            "twice": twice,
+        }  # fmt: skip
+        self.check(extractors, tests, once=11 + 11 + 1)
+
+    def test_files(self, extractors, folder) -> None:
+        sets = [tc.load_dataset("folder", folder, "train") for _ in range(2)]
+        self.check(extractors, {"a": sets[0], "b": sets[1].subset(range(9))}, once=11)

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import resolve_model_data_config
 from torch import Tensor
 
 import timm_compat as tc
 from timm_compat.applications.predict import open_classifier, predict
+from timm_compat.data.arrays import batches_for, image_batches
 from timm_compat.data.augmentation import Augmentation, Augmenter
 from timm_compat.data.batches import BatchStream
 from timm_compat.data.image_stream import ImageStream
 from timm_compat.data.sources import load_dataset
 from timm_compat.data.transforms import training_transform
+from timm_compat.training.feature_cache import Wanted, compute_features
 
 SIZE = 32
 
@@ -151,6 +154,11 @@ class TestFraming:
         raw = pixels(photograph(50, 60))
         assert torch.equal(loaded.preprocess(raw), extractor.preprocess(raw))
 
+    def test_is_known_to_a_fused_model(self) -> None:
+        extractor = make(crop_pct=0.9)
+        plain = tc.compose(extractor, tc.TaskHead(extractor.space, ("a", "b"))).fuse()
+        assert resolve_model_data_config(plain) == extractor.data_config
+
     def test_without_a_filter_of_torch_is_refused(self) -> None:
         extractor = configured(interpolation="lanczos")
         assert extractor.transform()(photograph(50, 50)).shape == (3, SIZE, SIZE)
@@ -247,3 +255,18 @@ class TestAugmentation:
             tc.TrainConfig(**setting)
         with pytest.raises(tc.ConfigError, match="color_jitter"):
             tc.TrainConfig(color_jitter=-1)
+
+
+def test_networks_that_share_a_pass_over_files_each_see_their_own_framing(tmp_path: Path) -> None:
+    images = [photograph(50, 70, seed) for seed in range(3)]
+    files = load_dataset("folder", write_classes(tmp_path, images))
+    configs = [make(crop_pct=share, img_size=size).data_config for share, size in ((1.0, 32), (0.8, 32), (1.0, 64))]
+    batches = list(batches_for(configs, files, 4))
+    assert [len(batch) for batch, _, _ in batches] == [4, 2]
+    for number, config in enumerate(configs):
+        alone = torch.cat(list(image_batches(files, 6, config)))
+        assert torch.equal(torch.cat([batch[number] for batch in batches]), alone)
+    extractors = [make(crop_pct=0.8), make(crop_pct=1.0, img_size=64)]
+    wanted = {str(number): Wanted(extractor, whole=True) for number, extractor in enumerate(extractors)}
+    for features, extractor in zip(compute_features(files, wanted).values(), extractors, strict=True):
+        torch.testing.assert_close(features[:, 0], tc.extract_features(extractor, files))

@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 
 from timm_compat.applications.parts import Parts
-from timm_compat.data.arrays import ArrayDataset
 from timm_compat.errors import ConfigError
 from timm_compat.evaluation.answers import Images, sampled
 from timm_compat.evaluation.baselines import BASELINES, Baseline, BaselineConfig, measure_baselines
@@ -22,7 +21,7 @@ from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.passes import DEFAULTS
 from timm_compat.models.run_options import RunOptions
-from timm_compat.storage.files import library_versions, tensor_sha256, tensors_sha256
+from timm_compat.storage.files import library_versions, tensors_sha256
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ def evaluate(
     is_pooled = all(extractor.space.level == "pooled" for extractor in parts.extractors.values())
     if config.retrieval and not is_pooled:
         raise ConfigError('retrieval: expected extractors of level "pooled", got level "map"')
-    digest = _digest(test)
-    if config.baselines and train is not None and _digest(train) == digest:
+    digest = test.digest()
+    if config.baselines and train is not None and train.digest() == digest:
         raise ConfigError("baselines: expected training images apart from the test images, got the same")
     own_alone = {} if alone is None else _own_accuracies(alone, digest, parts)
     matrix, features = measure(
@@ -116,7 +115,7 @@ def evaluate(
     if len(compared) < len(test):
         data |= {"compared_images": len(compared)}
     if baselines and train is not None:
-        data |= {"train_name": train_name, "train_images": len(train), "train_sha256": _digest(train)}
+        data |= {"train_name": train_name, "train_images": len(train), "train_sha256": train.digest()}
     return EvaluationReport(
         matrix=matrix,
         baselines=baselines,
@@ -154,10 +153,6 @@ def _own_accuracies(alone: Mapping[str, Any], digest: str, parts: Parts) -> dict
     if not own:
         raise ConfigError(f"alone: expected own accuracies of {', '.join(parts.extractors)}, got other names")
     return own
-
-
-def _digest(dataset: Images) -> str:
-    return tensor_sha256(dataset.images) if isinstance(dataset, ArrayDataset) else dataset.digest()
 
 
 def _components(parts: Parts) -> list[ComponentFacts]:

@@ -1,6 +1,6 @@
 """A labelled set of small images in memory, as uint8."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from timm_compat.data.decoding import Place, decoded
+from timm_compat.data.decoding import Place, decoded_for
+from timm_compat.data.framing import same_framing
 from timm_compat.data.image_dataset import ImageDataset, mode_of
 from timm_compat.data.labelled import LabelledSet, check_labels, checked_names
 from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import DataError
+from timm_compat.storage.files import tensor_sha256
 
 # Weights of red, green and blue in grey, of 65,536: ITU-R BT.601, as Pillow rounds them.
 LUMA = (19595, 38470, 7471)
@@ -49,6 +51,10 @@ class ArrayDataset(LabelledSet):
 
     def _pick(self, chosen: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Self:
         return replace(self, images=self.images[chosen], labels=labels, class_names=class_names)
+
+    def digest(self) -> str:
+        """SHA-256 of the pixels; tells this set's images, in their order, from others."""
+        return tensor_sha256(self.images)
 
     def with_channels(self, count: int) -> Self:
         """The same images in grey (1) or colour (3): grey is repeated, colours are weighed as Pillow does.
@@ -136,6 +142,37 @@ def image_batches(
         raise DataError("images: expected at least one image, got none")
 
 
+def batches_for(
+    data_configs: Sequence[Mapping[str, Any]],
+    images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor],
+    batch_size: int,
+    *,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Batches for several networks, each framed for its own: image files are decoded once.
+
+    Args:
+        data_configs: of the backbones that the images are for.
+        images: as for ``image_batches``; raw images are the same for all.
+        batch_size: likewise.
+        workers: likewise.
+
+    Raises:
+        DataError: as ``image_batches``.
+    """
+    if not isinstance(images, ImageDataset):
+        yield from ((batch,) * len(data_configs) for batch in image_batches(images, batch_size))
+        return
+    if not len(images):
+        raise DataError("images: expected at least one image, got none")
+    distinct = {same_framing(config): evaluation_transform(config) for config in data_configs}
+    places = list(distinct)
+    numbers = range(len(images))
+    parts = ([Place(i, i) for i in numbers[start : start + batch_size]] for start in numbers[::batch_size])
+    for framed, _ in decoded_for(images, list(distinct.values()), parts, workers=workers):
+        yield tuple(framed[places.index(same_framing(config))] for config in data_configs)
+
+
 def _batches(
     images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor],
     size: int,
@@ -145,10 +182,7 @@ def _batches(
     if isinstance(images, ImageDataset):
         if data_config is None:
             raise DataError("images: expected a data_config, which says the size, to decode image files with, got none")
-        numbers = range(len(images))
-        parts = ([Place(i, i) for i in numbers[start : start + size]] for start in numbers[::size])
-        transform = evaluation_transform(data_config)
-        return (batch for batch, _ in decoded(images, transform, parts, workers=workers))
+        return (batch for (batch,) in batches_for([data_config], images, size, workers=workers))
     if isinstance(images, ArrayDataset):
         images = images.images
     if isinstance(images, Tensor):

@@ -179,7 +179,8 @@ class ImageDataset(LabelledSet):
         labels = self.labels.tolist() if self.skip_corrupt else None
         digest = hashlib.sha256(f"{self.mode} {labels}".encode())
         for number in self.indices.tolist():
-            digest.update(f"\n{_facts(self.source, number)}".encode())
+            # A file's name may be bytes that are no text.
+            digest.update(f"\n{_facts(self.source, number)}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def report(self, skipped: Sequence[int]) -> None:

@@ -32,6 +32,10 @@ class LabelledSet(Dataset[tuple[Any, int]]):
     def _pick(self, chosen: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Self:
         """The images at the positions ``chosen`` (M,), with these labels (M,) and class names."""
 
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 that tells this set's images, in their order, from others."""
+
     def subset(self, indices: Tensor | Sequence[int]) -> Self:
         """The images at these positions, with the same class names."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)

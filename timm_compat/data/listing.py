@@ -176,7 +176,8 @@ def _walk(folder: Path, left_out: LeftOut, above: tuple[tuple[int, int], ...]) -
             else:
                 yield from _walk(path, left_out, (*above, identity))
         elif is_hidden(entry.name):
-            left_out.counts["hidden files"] += 1
+            # Not .DS_Store and the like, of which every folder of some systems has one.
+            left_out.counts.update(["hidden images"] if path.suffix.lower() in readable_extensions() else [])
         elif not entry.is_file():
             left_out.counts["links that lead nowhere, or no files"] += 1
         elif path.suffix.lower() in readable_extensions():

@@ -30,7 +30,7 @@ _STREAMED = {
     "hfids": "hfds/... reads the same set with random access",
     "tfds": "write the images into one folder a class and load 'folder', or find the set on the Hub for hfds/...",
 }
-_PART = re.compile(r"(\d+)/(\d+)")
+_PART = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?/([0-9]{1,6})")
 
 _TORCHVISION = {name.lower(): name for name in TORCHVISION_NAMES}
 
@@ -64,8 +64,8 @@ def load_dataset(
             whole. Folders of splits are found in any case and by usual synonyms (``Training_set``, ``data/val``).
         rename: new names of classes by old ones, where another set calls them otherwise.
         classes: names of the classes to keep; labels then count in this order.
-        part: "2/5" for the second of five disjoint random parts of the set, all of which ``seed`` decides. Which
-            images belong to a part does not depend on ``classes``.
+        part: "2/5" for the second of five disjoint random parts of the set, all of which ``seed`` decides; "1-4/5" for
+            the first four. Which images belong to a part does not depend on ``classes``.
         limit: keep at most so many images of what part and classes leave, drawn at random.
         seed: of parts and limit.
         in_chans: 1 or 3: grey images are repeated, colours turned grey; as the files are if None (decoded in colour).
@@ -76,7 +76,7 @@ def load_dataset(
         DataError: images are missing, damaged or without labels; an unknown class; nothing is left.
         MissingExtraError: "hfds/..." without the package ``datasets``.
     """
-    selected = _parse_part(part)
+    selected = parse_part(part)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: expected at least 1, got {limit}")
     dataset = _load(name, None if root is None else Path(root).expanduser(), split, skip_corrupt)
@@ -126,21 +126,28 @@ def _folder(name: str, root: Path | None) -> Path:
     return folder
 
 
-def _parse_part(part: str | None) -> tuple[int, int] | None:
+def parse_part(part: str | None) -> tuple[range, int] | None:
+    """Numbers of the parts that are taken, from 0, and how many there are: "2/5" is (1,) of 5, "1-4/5" the first four.
+
+    Raises:
+        ConfigError: something else.
+    """
     if part is None:
         return None
-    parted = _PART.fullmatch(part)
-    if not parted or not 1 <= int(parted[1]) <= int(parted[2]):
-        raise ConfigError(f'part: expected such as "2/5", the second of five, got {part!r}')
-    return int(parted[1]), int(parted[2])
+    parted = _PART.fullmatch(part) if isinstance(part, str) else None
+    first, last, count = (int(number or parted[1]) for number in parted.groups()) if parted else (0, 0, 0)
+    if not 1 <= first <= last <= count:
+        raise ConfigError(f'part: expected such as "2/5", the second of five, or "1-4/5", the first four, got {part!r}')
+    return range(first - 1, last), count
 
 
 def _select(
-    dataset: Images, part: tuple[int, int] | None, classes: Sequence[str] | None, limit: int | None, seed: int
+    dataset: Images, part: tuple[range, int] | None, classes: Sequence[str] | None, limit: int | None, seed: int
 ) -> Images:
     if part is not None:
-        number, count = part
-        dataset = dataset.subset(_shuffled(len(dataset), seed, "part")[number - 1 :: count].sort().values)
+        numbers, count = part
+        order = _shuffled(len(dataset), seed, "part")
+        dataset = dataset.subset(torch.cat([order[number::count] for number in numbers]).sort().values)
     if classes is not None:
         dataset = dataset.of_classes(classes)
     if limit is not None:

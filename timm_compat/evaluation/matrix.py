@@ -279,7 +279,22 @@ def measure(
     """``recombination_matrix``, and with ``keep_features`` the features of ``sampled(dataset)`` by extractor."""
     crossed = check_parts(extractors, heads, cross_space)
     check_classes(dataset)
-    targets = find_targets(heads, dataset)
+    return measure_targets(
+        extractors, heads, dataset, find_targets(heads, dataset), crossed, keep_features=keep_features, options=options
+    )
+
+
+def measure_targets(
+    extractors: Mapping[str, CompatExtractor],
+    heads: Mapping[str, TaskHead],
+    dataset: Images,
+    targets: Mapping[str, Targets],
+    crossed: scores.Mask,
+    *,
+    keep_features: bool = False,
+    options: RunOptions = DEFAULTS,
+) -> tuple[RecombinationMatrix, dict[str, torch.Tensor]]:
+    """``measure`` with what every head should say to every image."""
     reasons = why_not(extractors, heads, targets)
     runs = np.ones((len(extractors), len(heads)), dtype=bool)
     for cell in reasons:

@@ -26,6 +26,8 @@ def fuse(extractor: CompatExtractor, head: TaskHead) -> nn.Module:
         raise FuseError(f"{backbone.architecture} has no classifier in timm that could hold the head; keep it composed")
     plain: Any = copy.deepcopy(backbone.model)
     plain.reset_classifier(head.num_classes)
+    own = {**backbone.data_config, "num_classes": head.num_classes}  # images of the parts' size and crop
+    plain.pretrained_cfg = plain.default_cfg = {**plain.pretrained_cfg, **own}
     plain.eval()
     slots = _linear_slots(plain.get_classifier())
     parts = _parts(weight, [slot.weight.flatten(1).shape for slot in slots])

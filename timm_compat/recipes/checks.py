@@ -8,7 +8,7 @@ from timm_compat.errors import ConfigError
 from timm_compat.vocabulary import normal_name
 
 # Keywords of create_extractor that have a key of their own in a member, or that the recipe as a whole decides.
-OWN_KEYS = ("model", "space", "pretrained", "trainable", "out_index", "img_size")
+OWN_KEYS = ("model", "space", "pretrained", "trainable", "out_index", "img_size", "crop_pct")
 
 
 def check_text(key: str, value: object, *, optional: bool = False) -> None:

@@ -24,7 +24,7 @@ from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.passes import Network, run_networks
 from timm_compat.models.run_options import RunOptions
 from timm_compat.processes import current_process, gathered, is_main_on_its_machine, summed
-from timm_compat.storage.files import replaced_file, tensor_sha256, tensors_sha256
+from timm_compat.storage.files import replaced_file, tensors_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -168,12 +168,8 @@ def _files(
 ) -> dict[str, Path]:
     if folder is None:
         return {}
-    images = _image_digest(dataset)
+    images = dataset.digest()
     return {name: Path(folder) / f"{_key(images, want)}.safetensors" for name, want in wanted.items()}
-
-
-def _image_digest(dataset: ArrayDataset | ImageDataset) -> str:
-    return tensor_sha256(dataset.images) if isinstance(dataset, ArrayDataset) else dataset.digest()
 
 
 def _key(images: str, want: Wanted) -> str:

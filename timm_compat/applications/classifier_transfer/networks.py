@@ -15,8 +15,6 @@ from timm_compat.applications.trials import Trials
 from timm_compat.config import TrainConfig
 from timm_compat.errors import DataError
 from timm_compat.evaluation.cells import LEAST_CLASSES
-from timm_compat.evaluation.columns import side_by_side
-from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -146,25 +144,6 @@ def same_images(
     """Test images, each once, with the heads that they measure."""
     for test in {id(tests[name]): tests[name] for name in heads}.values():
         yield test, {name: head for name, head in heads.items() if tests[name] is test}
-
-
-def measured(
-    extractors: Mapping[str, CompatExtractor],
-    heads: Mapping[str, TaskHead],
-    tests: Mapping[str, Images],
-    *,
-    cross_space: bool = False,
-) -> RecombinationMatrix:
-    """Every extractor under every head, each head on its own test images; heads of the same images share a pass.
-
-    Raises:
-        CompatError: as ``recombination_matrix`` does.
-    """
-    columns = [
-        recombination_matrix(extractors, group, test, cross_space=cross_space)
-        for test, group in same_images(heads, tests)
-    ]
-    return columns[0] if len(columns) == 1 else side_by_side(columns)
 
 
 def joined(
