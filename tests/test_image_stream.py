@@ -60,9 +60,16 @@ def load(folder: Path, **options) -> ImageDataset:
     return dataset
 
 
+class PlainStream(ImageStream):
+    """A stream for one network."""
+
+    def batches(self, first: int, last: int):
+        return ((images["n"], labels) for images, labels in super().batches(first, last))
+
+
 def stream(dataset: ImageDataset, batch_size: int = 4, seed: int = 0, name: str = "m", **options) -> ImageStream:
-    options = {"transform": training_transform(CONFIG, AUGMENTED), **options}
-    return ImageStream(dataset, batch_size, seed, name, **options)
+    transform = options.pop("transform", None) or training_transform(CONFIG, AUGMENTED)
+    return PlainStream(dataset, batch_size, seed, name, transforms={"n": transform}, **options)
 
 
 def numbers(images: torch.Tensor) -> list[int]:

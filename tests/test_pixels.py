@@ -191,21 +191,22 @@ class TestAugmentation:
         arrays = tc.ArrayDataset(pixels(image).expand(2, -1, -1, -1), torch.tensor([0, 1]), ("a", "b"))
         config, augmentation = make().data_config, Augmentation(**setting)
         return [
-            BatchStream(arrays, 2, 0, "m", augmentation=augmentation, data_config=config),
-            ImageStream(files, 2, 0, "m", transform=training_transform(config, augmentation)),
+            BatchStream(arrays, 2, 0, "m", augmentation=augmentation, data_configs={"n": config}),
+            ImageStream(files, 2, 0, "m", transforms={"n": training_transform(config, augmentation)}),
         ]
 
     @pytest.mark.parametrize("setting", SETTINGS)
     def test_acts_on_arrays_and_files_alike(self, setting: dict[str, Any], tmp_path: Path) -> None:
         steps = [
-            [next(stream.batches(step, step + 1))[0] for step in range(8)] for stream in self.streams(tmp_path, setting)
+            [next(stream.batches(step, step + 1))[0]["n"] for step in range(8)]
+            for stream in self.streams(tmp_path, setting)
         ]
         counts = [len({image.numpy().tobytes() for batch in made for image in batch}) for made in steps]
         assert all(image.shape == (2, 3, SIZE, SIZE) for made in steps for image in made)
         assert counts == [2, 2] if setting == {"random_flip": True} else min(counts) > 5
 
     def test_is_off_by_default_for_both(self, tmp_path: Path) -> None:
-        arrays, files = (next(stream.batches(0, 1))[0] for stream in self.streams(tmp_path, {}))
+        arrays, files = (next(stream.batches(0, 1))[0]["n"] for stream in self.streams(tmp_path, {}))
         assert (arrays.int() - files.int()).abs().max() <= 1
         assert torch.equal(files[0], files[1])
 

@@ -21,7 +21,7 @@ class BatchStream:
         seed: of orders and augmentation.
         name: keeps the streams of several members apart.
         augmentation: how images are changed; not at all if None.
-        data_config: of the backbone that the images are framed for; they keep their size if None.
+        data_configs: by any key, of the backbones that the images are framed for.
         process: (rank, number of processes); each draws its share of every batch.
         device: where the images are kept and augmented.
     """
@@ -34,26 +34,30 @@ class BatchStream:
         name: str,
         *,
         augmentation: Augmentation | None = None,
-        data_config: Mapping[str, Any] | None = None,
+        data_configs: Mapping[str, Mapping[str, Any]] | None = None,
         process: tuple[int, int] = (0, 1),
         device: torch.device | str = "cpu",
     ) -> None:
         self.order = PassOrder(len(dataset), batch_size, seed, name)
         self.images, self.targets = dataset.images.to(device), dataset.labels
         self.augmentation = augmentation or Augmentation()
-        self.augmenter = Augmenter(self.augmentation, data_config)
+        self.augmenters = {key: Augmenter(self.augmentation, config) for key, config in (data_configs or {}).items()}
         self.rank, self.processes = process
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's images (b, C, H, W) of uint8 and labels (b,) of steps ``first`` to ``last`` - 1, from 0."""
+    def batches(self, first: int, last: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """This process's images and labels (b,) of steps ``first`` to ``last`` - 1, from 0.
+
+        Images are (b, C, H, W) of uint8, by the keys of the data configs, augmented alike.
+        """
         for step in range(first, last):
             mine = slice(self.rank, None, self.processes)
             indices = self.order.indices(step)[mine]
             # Drawn for the whole step, so that an image is augmented alike whichever process holds it.
             random = generator(self.order.seed, self.order.name, "augment", str(step))
             draws = self.augmentation.draw(self.order.batch_size, random).share(mine)
-            images = self.augmenter(self.images[indices.to(self.images.device)], draws)
-            yield images, self.targets[indices].to(images.device)
+            raw = self.images[indices.to(self.images.device)]
+            images = {key: augmenter(raw, draws) for key, augmenter in self.augmenters.items()}
+            yield images, self.targets[indices].to(raw.device)
 
     def labels(self, step: int) -> Tensor:
         """Labels (batch_size,) of a step over all processes."""

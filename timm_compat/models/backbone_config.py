@@ -17,6 +17,7 @@ from timm_compat.storage.files import ROOT_KEY
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # what timm's transforms know
 CROP_MODES = ("center", "squash", "border")
+CROP_LIMITS = (0.05, 4.0)  # images are resized to their size over this, which must neither be huge nor nothing
 # Keys of a pretrained_cfg that say where weights once came from, or hold them.
 ARCHITECTURE = re.compile(r"\w+", re.ASCII)
 MAX_NUMBER = 65_536  # of any width, size or rate among timm's arguments
@@ -144,7 +145,7 @@ def checked_preprocessing(value: object) -> dict[str, Any]:
         and len(mean) == len(std) == size[0]
         and all(math.isfinite(number) for number in (*mean, *std, crop_pct))
         and min(std) > 0
-        and crop_pct > 0
+        and CROP_LIMITS[0] <= crop_pct <= CROP_LIMITS[1]
         and interpolation in INTERPOLATIONS
         and crop_mode in CROP_MODES
     )

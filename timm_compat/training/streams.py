@@ -9,8 +9,9 @@ from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.augmentation import Augmentation
 from timm_compat.data.batches import BatchStream
+from timm_compat.data.framing import same_framing
 from timm_compat.data.image_stream import ImageStream
-from timm_compat.data.transforms import shared_data_config, training_transform
+from timm_compat.data.transforms import training_transform
 from timm_compat.methods.self_supervised import shared_tasks
 from timm_compat.space import CompatSpace
 from timm_compat.training.feature_cache import FeatureStream, Wanted, compute_features, home_for
@@ -68,7 +69,7 @@ class Sources:
             self.datasets[POOL] = pool
 
     def images(self) -> dict[str, Stream]:
-        """Streams of augmented images, framed."""
+        """Streams of augmented images, by ``same_framing`` of the networks that look on."""
         return {source: self._image_stream(source, dataset) for source, dataset in self.datasets.items()}
 
     def features(self, space: CompatSpace) -> dict[str, Stream]:
@@ -104,21 +105,20 @@ class Sources:
 
     def _image_stream(self, source: str, dataset: Images) -> Stream:
         config, augmentation = self.config, augmentation_of(self.config)
-        # Framed once, for the largest of the networks that look on; the others resize that.
-        seen_by = [want.extractor for want in self._wanted(source, ()).values()] or [self.members[0].extractor]
-        data_config = shared_data_config(*(extractor.data_config for extractor in seen_by))
+        seen_by = [want.extractor for want in self._wanted(source, ()).values()]
+        data_configs = {same_framing(extractor.data_config): extractor.data_config for extractor in seen_by}
         place: dict[str, Any] = {"seed": config.seed, "name": source, "process": self.process}
         if isinstance(dataset, ArrayDataset):
             return BatchStream(
                 dataset,
                 self._batch_size(source),
                 augmentation=augmentation,
-                data_config=data_config,
+                data_configs=data_configs,
                 device=home_for(dataset.images.nbytes, self.device),
                 **place,
             )
-        transform = training_transform(data_config, augmentation)
-        return ImageStream(dataset, self._batch_size(source), transform=transform, workers=config.workers, **place)
+        transforms = {key: training_transform(found, augmentation) for key, found in data_configs.items()}
+        return ImageStream(dataset, self._batch_size(source), transforms=transforms, workers=config.workers, **place)
 
     def _wanted(self, source: str, tasks: tuple[str, ...]) -> dict[str, Wanted]:
         reference = self.reference
