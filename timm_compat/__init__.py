@@ -22,6 +22,7 @@ from timm_compat.errors import (
     ImageError,
     MissingExtraError,
     OutputExistsError,
+    OutputWriteError,
     SpaceMismatchError,
     TrainingError,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "Member",
     "MissingExtraError",
     "OutputExistsError",
+    "OutputWriteError",
     "RecombinationMatrix",
     "Reference",
     "Result",

@@ -12,6 +12,7 @@
     ├── FuseError            (ValueError)       a composed model has no plain timm form
     ├── ComponentFileError   (ValueError)       a component's folder is missing, damaged or foreign
     ├── OutputExistsError    (FileExistsError)  the output folder holds something already
+    ├── OutputWriteError     (OSError)          the output cannot be written: no right, no room, no such place
     ├── HubError             (OSError)          the Hugging Face Hub refused or failed
     │   ├── HubAccessError      (PermissionError)    no valid token (401), or one without the right (403)
     │   ├── HubConnectionError  (ConnectionError)    no network, offline, or a server that fails
@@ -62,6 +63,10 @@ class ComponentFileError(CompatError, ValueError):
 
 class OutputExistsError(CompatError, FileExistsError):
     """The output folder already holds something that would be overwritten."""
+
+
+class OutputWriteError(CompatError, OSError):
+    """The output cannot be written: a read-only place, a full disk, or one that takes no files."""
 
 
 class HubError(CompatError, OSError):

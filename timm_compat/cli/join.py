@@ -75,10 +75,10 @@ def run(options: argparse.Namespace) -> None:
         load_weights(built.backbone, options.weights)
         model = built.backbone.model
     extractor = join(space, model, images, reference=reference, heads=heads, **settings)
-    extractor.save_pretrained(folder)
     report = asdict(extractor.fit_report)
     facts = {"output": str(folder), "space": space.fingerprint, "backbone": options.backbone, "fit": report}
-    print(json.dumps(facts) if options.json else _text(facts))
+    print(json.dumps(facts) if options.json else _text(facts), flush=True)  # also where it cannot be written
+    extractor.save_pretrained(folder)
 
 
 def _images(options: argparse.Namespace, channels: int) -> Images:
