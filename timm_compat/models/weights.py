@@ -1,13 +1,13 @@
 """A user's own weights for a backbone: a safetensors file of the plain timm model."""
 
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from timm_compat.errors import BackboneError
 from timm_compat.models.backbone import Backbone
+from timm_compat.models.rebuilding import classifier_names
 
 
 def load_weights(backbone: Backbone, file: str | Path) -> None:
@@ -24,7 +24,7 @@ def load_weights(backbone: Backbone, file: str | Path) -> None:
     except (SafetensorError, OSError) as error:
         raise BackboneError(f"weights: expected a safetensors file at {str(path)!r}, got {error}") from error
     missing = sorted(expected.keys() - shapes.keys())
-    extra = sorted(name for name in shapes.keys() - expected.keys() if not name.startswith(_classifiers(model)))
+    extra = sorted(shapes.keys() - expected.keys() - classifier_names(model, backbone.model_args))
     other = sorted(name for name in expected.keys() & shapes.keys() if shapes[name] != tuple(expected[name].shape))
     if missing or extra or other:
         raise BackboneError(
@@ -33,11 +33,6 @@ def load_weights(backbone: Backbone, file: str | Path) -> None:
         )
     tensors = load_file(path)
     model.load_state_dict({name: tensors[name] for name in expected})
-
-
-def _classifiers(model: Any) -> tuple[str, ...]:
-    names = model.pretrained_cfg.get("classifier") or ()
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -20,6 +20,7 @@ from timm_compat.methods.shifted_images import mirrored, shifted
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.features import BATCH_SIZE, evaluating, prepare
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.unwrapping import unwrapped
 from timm_compat.seeding import generator
 from timm_compat.space import CompatSpace
 from timm_compat.training.join_pool import Pool
@@ -80,6 +81,7 @@ def join(
         SpaceMismatchError: the reference or a head lives in another space.
     """
     start = time.perf_counter()
+    reference, heads = unwrapped(reference), [unwrapped(head) for head in heads]
     space.require_same(reference.space, "the space", "the reference extractor")
     for head in heads:
         space.require_same(head.space, "the space", f"the head over {', '.join(head.class_names[:3])}, ...")
@@ -106,7 +108,8 @@ def join(
 
 
 def _features(extractor: CompatExtractor, reference: CompatExtractor, images: Tensor) -> tuple[Tensor, Tensor]:
-    return extractor.backbone(prepare(extractor, images)), reference(prepare(reference, images))
+    inputs, targets = extractor.backbone(prepare(extractor, images)), reference(prepare(reference, images))
+    return inputs.float(), targets.float()
 
 
 def _altered(images: Tensor, shifts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
