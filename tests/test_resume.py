@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -157,6 +158,48 @@ def small_run(output: Path, **settings) -> tc.FitResult:
     return tc.fit(space, [member], config, resume=resume, progress=None)
 
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CONTROLS = 10  # of 14 runs on a CPU with avx512_bf16, plain timm was sound in one
+
+
+def check_precision_is_kept(folder: Path, precision: str) -> None:
+    """Resumed, a run in half precision equals the whole one; where it gives NaN, plain timm must as well."""
+    settings, failure = {"mixed_precision": precision, "epochs": 3}, None
+    try:
+        whole = small_run(folder / "whole", **settings)
+        shutil.copytree(folder / "whole", folder / "part")
+        for part in ("checkpoints/step-000000006", "extractor-a", "head-a", "space"):
+            shutil.rmtree(folder / "part" / part)
+        resumed = small_run(folder / "part", **settings, resume=True)
+    except tc.TrainingError as error:
+        failure = str(error)
+    if failure is not None:
+        sound = [plain_training_is_sound(PRECISIONS[precision], seed) for seed in range(CONTROLS)]
+        assert not all(sound), f"plain timm trains under torch.autocast, fit does not: {failure}"
+        assert "mixed_precision='no'" in failure
+        print(f"{precision}: plain timm under torch.autocast gives NaN here too ({sound.count(False)} of {CONTROLS})")
+        return
+    assert resumed.space.fingerprint == whole.space.fingerprint
+    assert [record["loss"] for record in resumed.history] == [record["loss"] for record in whole.history]
+
+
+def plain_training_is_sound(dtype: torch.dtype, seed: int) -> bool:
+    """Whether the weights stay numbers in as many steps of plain timm and PyTorch on the same images."""
+    torch.manual_seed(seed)
+    train = tc.load_digits("train").subset(range(64))
+    images = torch.nn.functional.interpolate(train.images / 255, size=16)
+    model = timm.create_model("test_resnet", in_chans=1, num_classes=10).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for step in range(6):
+        half = slice(32 * (step % 2), 32 * (step % 2) + 32)
+        with torch.autocast("cpu", dtype):
+            loss = torch.nn.functional.cross_entropy(model(images[half]), train.labels[half])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return all(bool(value.isfinite().all()) for value in model.state_dict().values())
+
+
 class TestOutputFolder:
     def test_holds_log_run_checkpoints_and_components(self, tmp_path) -> None:
         result = small_run(tmp_path / "run", epochs=3, keep_checkpoints=2)
@@ -175,15 +218,27 @@ class TestOutputFolder:
         assert again.space.fingerprint == first.space.fingerprint
         assert (tmp_path / "run" / "extractor-a" / "model.safetensors").read_bytes() == digest
 
-    @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+    @pytest.mark.parametrize("precision", PRECISIONS)
     def test_scaler_and_precision_are_kept(self, tmp_path, precision) -> None:
-        whole = small_run(tmp_path / "whole", mixed_precision=precision, epochs=3)
-        shutil.copytree(tmp_path / "whole", tmp_path / "part")
-        for part in ("checkpoints/step-000000006", "extractor-a", "head-a", "space"):
-            shutil.rmtree(tmp_path / "part" / part)
-        resumed = small_run(tmp_path / "part", mixed_precision=precision, epochs=3, resume=True)
-        assert resumed.space.fingerprint == whole.space.fingerprint
-        assert [record["loss"] for record in resumed.history] == [record["loss"] for record in whole.history]
+        check_precision_is_kept(tmp_path, precision)
+
+    def test_a_machine_whose_half_precision_gives_nan_is_told_from_a_fault_of_ours(
+        self, tmp_path, monkeypatch, capsys
+    ) -> None:
+        convolve = torch.nn.functional.conv2d
+
+        def broken(*arguments, **keywords):
+            result = convolve(*arguments, **keywords)
+            if result.requires_grad and torch.is_autocast_enabled("cpu"):
+                result.register_hook(lambda gradient: gradient * torch.nan)
+            return result
+
+        monkeypatch.setattr(torch.nn.functional, "conv2d", broken)
+        check_precision_is_kept(tmp_path / "broken", "bf16")
+        assert "plain timm under torch.autocast gives NaN here too" in capsys.readouterr().out
+        monkeypatch.setitem(globals(), "plain_training_is_sound", lambda dtype, seed: True)
+        with pytest.raises(AssertionError, match="fit does not: "):
+            check_precision_is_kept(tmp_path / "ours", "bf16")
 
     def test_resuming_nothing_starts(self, tmp_path) -> None:
         assert len(small_run(tmp_path / "run", resume=True).history) == 2

@@ -23,6 +23,7 @@ from timm_compat.errors import (
     ImageError,
     MissingExtraError,
     OutputExistsError,
+    OutputWriteError,
     SpaceMismatchError,
     TrainingError,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "MissingExtraError",
     "MultiHeadModel",
     "OutputExistsError",
+    "OutputWriteError",
     "RecombinationMatrix",
     "Reference",
     "Result",

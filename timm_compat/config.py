@@ -46,8 +46,9 @@ class TrainConfig:
         warmup_fraction: share of the steps in which the learning rate rises linearly.
         weight_decay: of extractors and auxiliary heads.
         head_weight_decay: of task heads' weights. Large on purpose: it removes what a private head learns from
-            directions that no shared part pins down.
-        clip_grad: largest norm of the gradient; no limit if None.
+            directions that no shared part pins down. It is meant as AdamW's, apart from the gradient; an optimiser
+            that adds the decay to the gradient ("sgd", "adam") gets a tenth of it, which is as strong.
+        clip_grad: largest norm of the gradient; no limit if None or 0.
         gradient_accumulation: parts in which a step's batch goes through the networks, to save memory.
         ema_decay: of an exponential moving average of all weights, which then are the result; none if None.
         vocabulary_weight: factor of the common-classes (or simplex) loss.
@@ -55,7 +56,9 @@ class TrainConfig:
         rotation_fraction: share of each batch that is also seen changed, drawn anew for each such task.
         all_rotations: whether these images are seen under all four rotations, as in the paper, or under a random one;
             likewise in all four locations and both flips.
-        alignment: "l2" or "contrastive" pulls features of one image in two networks together; "none".
+        alignment: "l2" or "contrastive" pulls features of one image in two networks together; "none". The negatives of
+            the contrastive one are the other aligned images of the same pass: they span neither processes nor the
+            parts of ``gradient_accumulation``, and fewer of them align less.
         alignment_weight: factor of the alignment loss. Large ones cost accuracy on the own task.
         alignment_fraction: share of each batch that is aligned.
         alignment_temperature: of the contrastive alignment.

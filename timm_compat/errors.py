@@ -13,6 +13,7 @@
     ├── ExportError          (ValueError)       a model cannot be written as ONNX or PyTorch's export format
     ├── ComponentFileError   (ValueError)       a component's folder is missing, damaged or foreign
     ├── OutputExistsError    (FileExistsError)  the output folder holds something already
+    ├── OutputWriteError     (OSError)          the output cannot be written: no right, no room, no such place
     ├── HubError             (OSError)          the Hugging Face Hub refused or failed
     │   ├── HubAccessError      (PermissionError)    no valid token (401), or one without the right (403)
     │   ├── HubConnectionError  (ConnectionError)    no network, offline, or a server that fails
@@ -67,6 +68,10 @@ class ComponentFileError(CompatError, ValueError):
 
 class OutputExistsError(CompatError, FileExistsError):
     """The output folder already holds something that would be overwritten."""
+
+
+class OutputWriteError(CompatError, OSError):
+    """The output cannot be written: a read-only place, a full disk, or one that takes no files."""
 
 
 class HubError(CompatError, OSError):

@@ -14,7 +14,7 @@ from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.recipes.schema import Recipe
 from timm_compat.recipes.writer import recipe_to_text
 from timm_compat.storage.files import replace_text
-from timm_compat.training.fit import FitResult, fit
+from timm_compat.training.fit import FitResult, check_output, fit
 from timm_compat.training.members import Images, Member
 
 RECIPE_FILE, MATRIX_FILE = "recipe.yaml", "matrix.json"
@@ -60,6 +60,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
     Raises:
         CompatError: any of ours.
     """
+    check_output(recipe.training, resume)  # before data and pretrained weights are fetched
     built = build(recipe)
     config = built.recipe.training
 

@@ -12,7 +12,7 @@ from timm_compat.recipes.trials import TrialsRecipe
 from timm_compat.recipes.writer import recipe_to_text
 from timm_compat.space import CompatSpace
 from timm_compat.storage.component import Component
-from timm_compat.storage.files import check_new_folder, replace_text
+from timm_compat.storage.files import check_new_folder, check_writable, replace_text
 from timm_compat.training.fit import FitResult, fit
 from timm_compat.training.members import Member
 
@@ -31,6 +31,7 @@ class Trials:
 
     Raises:
         OutputExistsError: the folder holds something, and ``resume`` is false.
+        OutputWriteError: the folder cannot be written.
         ConfigError: ``resume`` without a folder, or with one of another recipe.
     """
 
@@ -46,6 +47,8 @@ class Trials:
             _check_new(self.folder, file)
         elif file.read_text(encoding="utf-8") != self._text:
             raise ConfigError(f"resume: expected the recipe of {file}, got another; name a new folder")
+        else:
+            check_writable(self.folder)
 
     def result(self, name: str, measure: Callable[[], Any]) -> Any:
         """What was measured under a name: JSON values, from the folder if they are there.
@@ -61,7 +64,6 @@ class Trials:
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         found = measure()
-        file.parent.mkdir(exist_ok=True)
         replace_text(file, json.dumps(found, indent=2) + "\n")
         return found
 
@@ -103,7 +105,6 @@ class Trials:
     def _open(self) -> Path | None:
         """The folder, with its recipe."""
         if self.folder is not None and not (file := self.folder / RECIPE_FILE).is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
             replace_text(file, self._text)
         return self.folder
 

@@ -56,11 +56,15 @@ def run(options: argparse.Namespace) -> None:
     config = DemoConfig(tuple(options.backbones.split(",")), options.seed, options.epochs, options.img_size)
     folder = check_new_folder(_free_folder() if options.output is None else options.output)
     result = run_demo(config, say=lambda line: print(line, file=sys.stderr, flush=True))
-    saved = result.save(folder)
+    # Printed first: what was measured must not be lost with a disk that is full by now.
     if options.json:
-        print(json.dumps({**result.summary(), **_facts(config, saved), "matrices": result.matrices()}))
+        facts = _facts(config, folder)
+        print(json.dumps({**result.summary(), **facts, "matrices": result.matrices()}), flush=True)
     else:
-        print(_report(result, saved))
+        print(_report(result), flush=True)
+    saved = result.save(folder)
+    if not options.json:
+        print(_written(saved))
 
 
 def _free_folder() -> Path:
@@ -75,7 +79,7 @@ def _facts(config: DemoConfig, folder: Path) -> dict[str, Any]:
     return {"backbones": list(config.backbones), "seed": config.seed, "output": str(folder)}
 
 
-def _report(result: DemoResult, folder: Path) -> str:
+def _report(result: DemoResult) -> str:
     summary = result.summary()
     tables = (
         ("Trained in one space, with shared heads", result.compatible),
@@ -91,12 +95,18 @@ def _report(result: DemoResult, folder: Path) -> str:
         f"independent {summary['independent']:.3f}   chance {summary['chance']:.3f}",
         f"joined {summary['joined']:.3f}   ceiling (heads retrained with labels) {summary['ceiling']:.3f}   "
         f"{summary['seconds']:.0f} s",
-        "",
-        f"Picture: {folder / PICTURE_FILE}"
-        if (folder / PICTURE_FILE).exists()
-        else 'Picture: none; it needs pip install "timm-compat[plots]"',
-        f"Components: {folder}. Recombine them in five lines:",
-        "",
-        USAGE.format(folder=folder),
     ]
     return "\n".join(lines)
+
+
+def _written(folder: Path) -> str:
+    picture = folder / PICTURE_FILE
+    return "\n".join(
+        [
+            "",
+            f"Picture: {picture}" if picture.exists() else 'Picture: none; it needs pip install "timm-compat[plots]"',
+            f"Components: {folder}. Recombine them in five lines:",
+            "",
+            USAGE.format(folder=folder),
+        ]
+    )

@@ -97,9 +97,12 @@ def run(options: argparse.Namespace) -> None:
         alone=_alone(options.alone),
     )
     if current_process()[0] == 0:
+        # Printed first: what was measured must not be lost with a disk that is full by now.
+        print(json.dumps(report.to_dict()) if options.json else _text(report), flush=True)
         if folder is not None:
             save_report(report, folder)
-        print(json.dumps(report.to_dict()) if options.json else _text(report, folder))
+            if not options.json:
+                print(f"\nReport: {folder / HTML_FILE}")
 
 
 def _images(options: argparse.Namespace, split: str, limit: int | None, channels: int) -> Images:
@@ -150,6 +153,5 @@ def _alone(file: str | None) -> Any:
         raise ConfigError(f"alone: expected a report.json, got {error}") from error
 
 
-def _text(report: EvaluationReport, folder: Path | None) -> str:
-    ending = [] if folder is None else ["", f"Report: {folder / HTML_FILE}"]
-    return "\n".join([report.matrix.to_markdown(), "", summary_text(report), *ending])
+def _text(report: EvaluationReport) -> str:
+    return "\n".join([report.matrix.to_markdown(), "", summary_text(report)])

@@ -61,12 +61,12 @@ def run(options: argparse.Namespace) -> None:
     images = given_images(options, settings.get("in_chans"))
     with said_on_stderr():
         extractor = join(space, options.backbone, images, reference=reference, heads=heads, **settings, **running)
-    extractor.save_pretrained(folder)
     report: JoinReport = extractor.fit_report
     facts = {
         "output": str(folder), "space": space.fingerprint, "backbone": options.backbone, "fit": report.to_dict(),
     }  # fmt: skip
-    print(json.dumps(facts) if options.json else _text(facts, report))
+    print(json.dumps(facts) if options.json else _text(facts, report), flush=True)  # also where it cannot be written
+    extractor.save_pretrained(folder)
 
 
 def _text(facts: dict[str, Any], report: JoinReport) -> str:

@@ -25,6 +25,7 @@ from timm_compat.models.interface import Interface
 from timm_compat.models.passes import passes
 from timm_compat.models.run_options import RunOptions, home_of
 from timm_compat.models.typical import typical_mean
+from timm_compat.models.unwrapping import unwrapped
 from timm_compat.models.weights import load_weights
 from timm_compat.space import CompatSpace
 
@@ -88,6 +89,8 @@ def join(
         SpaceMismatchError: the reference or a head lives in another space.
     """
     start, options = time.perf_counter(), RunOptions(device, batch_size, amp, workers, progress)
+    reference = None if reference is None else unwrapped(reference)
+    heads = [unwrapped(head) for head in heads]
     _check_space(space, images, reference, heads)
     classifier, extractor = _opened(
         space, model, pretrained=pretrained, weights=weights, class_names=class_names, img_size=img_size, **timm_kwargs

@@ -13,6 +13,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from timm_compat.errors import BackboneError, ConfigError, ImageError
+from timm_compat.models.interface import as_weights
 
 # What timm raises for arguments that an architecture does not take, and for images that it cannot take.
 TIMM_ERRORS = (
@@ -71,8 +72,10 @@ class Backbone(nn.Module):
             raise ConfigError(f'out_index: expected none for a space of level "pooled", got {out_index!r}; drop it')
         else:
             self.num_features = int(self.model.head_hidden_size)
-        if self.model_args or image_size:
-            self.num_features = self._known() if as_registered else self._probe()
+        if not as_registered:
+            self.num_features = self._probe()
+        elif self.model_args or image_size:
+            self.num_features = self._known()
 
     def set_data_config(self, data_config: Mapping[str, Any]) -> None:
         """Set the preprocessing: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode."""
@@ -83,7 +86,7 @@ class Backbone(nn.Module):
         """Features of normalised images.
 
         Args:
-            images: (B, C, H, W), floating point.
+            images: (B, C, H, W), floating point; float32, or as the weights are.
 
         Returns:
             (B, F) at level "pooled", (B, F, H', W') at level "map".
@@ -92,6 +95,8 @@ class Backbone(nn.Module):
             ImageError: images of the wrong rank, channels, size or dtype.
         """
         self._check(images)
+        if images.dtype == torch.float32:  # as preprocess() gives them, whatever the weights' type
+            images = as_weights(images, next(self.model.parameters()))
         try:
             return self._features(images)
         except torch.OutOfMemoryError:
@@ -108,16 +113,7 @@ class Backbone(nn.Module):
             ) from error
 
     def _features(self, images: Tensor) -> Tensor:
-        if self.out_index is not None:
-            stages = self.model.forward_intermediates(
-                images, indices=[self.out_index], stop_early=True, output_fmt="NCHW", intermediates_only=True
-            )
-            return stages[-1]
-        features: Tensor = self.model(images)
-        # The encoders without classifier return their tokens (B, N, F) or their last map (B, F, H', W').
-        if features.ndim == 3:
-            return features.mean(dim=1)
-        return features.mean(dim=(2, 3)) if features.ndim == 4 else features
+        return features_of(self.model, images, self.out_index)
 
     def _known(self) -> int:
         key = repr((self.architecture, sorted(self.model_args.items()), self.input_size, self.out_index))
@@ -132,11 +128,15 @@ class Backbone(nn.Module):
         memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in weights}
         try:
             return self._count_features(copy.deepcopy(self, memo), torch.device("meta"))
+        except BackboneError:
+            raise
         except TIMM_ERRORS:
             if device.type == "meta":
                 return self.num_features
         try:  # some architectures look at values
             return self._count_features(copy.deepcopy(self), device)
+        except BackboneError:
+            raise
         except TIMM_ERRORS as error:
             raise BackboneError(
                 f"{self.architecture}: cannot take {size_text(self.input_size[1:])} pixels with "
@@ -144,8 +144,9 @@ class Backbone(nn.Module):
             ) from error
 
     @torch.no_grad()
-    def _count_features(self, backbone: nn.Module, device: torch.device) -> int:
-        features: Tensor = backbone.eval()(torch.zeros(2, *self.input_size, device=device))
+    def _count_features(self, backbone: "Backbone", device: torch.device) -> int:
+        dtype = next(backbone.parameters()).dtype
+        features = backbone.eval()._features(torch.zeros(2, *self.input_size, device=device, dtype=dtype))
         return features.shape[1]
 
     def _check(self, images: Tensor) -> None:
@@ -183,6 +184,48 @@ def preprocessing_of(model: Any, args: Mapping[str, Any], image_size: tuple[int,
         values = tuple(config[key])
         config[key] = values if len(values) == channels else (sum(values) / len(values),) * channels
     return {**config, "input_size": (channels, *size)}
+
+
+def features_of(model: Any, images: Tensor, out_index: int | None) -> Tensor:
+    """A model's pooled features (B, F), or the map (B, F, H', W') of one stage.
+
+    Raises:
+        BackboneError: see ``pooled``.
+    """
+    if out_index is None:
+        return pooled(model, model(images))
+    stages = model.forward_intermediates(
+        images, indices=[out_index], stop_early=True, output_fmt="NCHW", intermediates_only=True
+    )
+    return stages[-1]
+
+
+def pooled(model: Any, features: Any) -> Tensor:
+    """What a model without classifier returns, pooled where timm did not: ``global_pool=""``, or an encoder.
+
+    Args:
+        model: tells the layout of its features: ``output_fmt``, ``num_prefix_tokens``, ``head_hidden_size``.
+        features: (B, F), tokens (B, N, F), or a map (B, F, H', W') or (B, H', W', F).
+
+    Returns:
+        (B, F): the mean over positions as timm's "avg" takes it, without class and register tokens.
+
+    Raises:
+        BackboneError: features of another form.
+    """
+    dim = getattr(features, "ndim", None)
+    if dim == 2:
+        return features
+    is_last = dim == 3 or getattr(model, "output_fmt", "NCHW") == "NHWC"
+    if dim not in (3, 4) or features.shape[-1 if is_last else 1] != model.head_hidden_size:
+        form = tuple(features.shape) if dim is not None else type(features).__name__
+        raise BackboneError(
+            f"{model.pretrained_cfg['architecture']}: expected {model.head_hidden_size} features of each image or "
+            f"place, got {form}; leave global_pool to timm"
+        )
+    if dim == 3:
+        return features[:, getattr(model, "num_prefix_tokens", None) or 0 :].mean(dim=1)
+    return features.mean(dim=(1, 2) if is_last else (2, 3))
 
 
 def _stage(architecture: str, model: Any, out_index: int) -> int:

@@ -18,6 +18,7 @@ from timm_compat.models.backbone import (
     preprocessing_of,
     size_text,
 )
+from timm_compat.models.rebuilding import current_arguments
 
 # Arguments of timm.create_model that are set here, or that name files and places.
 RESERVED_ARGUMENTS = frozenset(
@@ -118,7 +119,7 @@ def adopt_backbone(
     body: Any = copy.deepcopy(model)
     if hasattr(body, "reset_classifier"):
         body.reset_classifier(0)
-    args, size = _arguments(body), parse_image_size(img_size)
+    args, size = current_arguments(body, _arguments(body)), parse_image_size(img_size)
     own_size = preprocessing_of(body, args, None)["input_size"][1:]
     if size is not None and size != own_size and has_fixed_size(body, args):
         _resize(body, size)

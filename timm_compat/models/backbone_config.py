@@ -4,15 +4,16 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import timm
-import torch
 from timm.models import filter_pretrained_cfg
 
 from timm_compat.errors import BackboneError, ComponentFileError, ConfigError
-from timm_compat.models.backbone import MAX_IMAGE_SIDE, Backbone
+from timm_compat.models.backbone import MAX_IMAGE_SIDE, Backbone, features_of
 from timm_compat.models.backbone_build import MAX_CHANNELS, RESERVED_ARGUMENTS, build_backbone
+from timm_compat.models.rebuilding import check_rebuilds
+from timm_compat.models.unwrapping import unwrapped
 from timm_compat.storage.files import ROOT_KEY
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # what timm's transforms know
@@ -38,8 +39,9 @@ def timm_config(backbone: Backbone) -> dict[str, Any]:
             f"{backbone.architecture}: expected JSON values as timm's arguments, got {backbone.model_args} ({error}); "
             "name layers by text, such as act_layer='relu'"
         ) from error
-    _check_rebuilds(backbone, model_args)
-    source = filter_pretrained_cfg(backbone.model.pretrained_cfg, remove_source=True, remove_null=True)
+    model = unwrapped(backbone.model)
+    check_rebuilds(model, model_args, backbone.input_size, partial(features_of, out_index=backbone.out_index))
+    source = filter_pretrained_cfg(model.pretrained_cfg, remove_source=True, remove_null=True)
     kept = {key: value for key, value in source.items() if key not in SOURCE_KEYS}
     return {
         "architecture": backbone.architecture,
@@ -107,21 +109,6 @@ def _numbers(value: Any) -> list[float]:
     if isinstance(value, list):
         return [number for item in value for number in _numbers(item)]
     return [value] if isinstance(value, (int, float)) else []
-
-
-def _check_rebuilds(backbone: Backbone, model_args: Mapping[str, Any]) -> None:
-    with torch.device("meta"):
-        rebuilt = timm.create_model(backbone.architecture, num_classes=0, **model_args).state_dict()
-    shapes, rebuilt_shapes = (
-        {(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        for tensors in (backbone.model.state_dict(), rebuilt)
-    )
-    other = sorted(name for name, _ in shapes ^ rebuilt_shapes)
-    if other:
-        raise ConfigError(
-            f"{backbone.architecture}: expected a model as timm builds it with {model_args or 'its defaults'}, got "
-            f"{len(other)} other weights, {other[0]} first; only architectures that timm can rebuild are saved"
-        )
 
 
 def checked_preprocessing(value: object) -> dict[str, Any]:

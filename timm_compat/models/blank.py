@@ -37,16 +37,19 @@ class Blank(TorchFunctionMode):
         return func(*args, **given)
 
 
-def with_tensors(shapes: M, build: Callable[[], M], tensors: Mapping[str, Tensor]) -> M:
-    """A network with all its tensors from a file.
+def with_tensors(shapes: M, build: Callable[[], M], tensors: Mapping[str, Tensor], *, copied: bool = True) -> M:
+    """A network with all its tensors from a file, or from another network.
 
     Args:
         shapes: built on the meta device; filled in place where a file can hold all that it consists of.
         build: builds the same with values, for where something is computed that no file holds.
-        tensors: the whole state; copied, because what safetensors reads changes with its file.
+        tensors: the whole state.
+        copied: whether the tensors are: what safetensors reads changes with its file.
     """
     if not _has_tied_parameters(shapes):
-        shapes.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+        shapes.load_state_dict(
+            {name: tensor.clone() if copied else tensor for name, tensor in tensors.items()}, assign=True
+        )
         if not any(_lacks_values(vars(module)) for module in shapes.modules()):
             return shapes
     with Blank():

@@ -13,9 +13,10 @@ from timm_compat.errors import ComponentFileError
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
 from timm_compat.models.blank import Blank, with_tensors
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
-from timm_compat.models.fusion import fuse
+from timm_compat.models.fusion import fuse, fused_arguments
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.multi_head import MultiHeadModel
+from timm_compat.models.unwrapping import plain_state, unwrapped
 from timm_compat.space import CompatSpace
 from timm_compat.storage.cards import render_card
 from timm_compat.storage.component import Component
@@ -41,6 +42,7 @@ class CompatModel(Component, nn.Module):
 
     def __init__(self, extractor: CompatExtractor, head: TaskHead) -> None:
         super().__init__()
+        extractor, head = unwrapped(extractor), unwrapped(head)
         extractor.space.require_same(head.space, "the extractor", "the head")
         self.extractor = extractor
         self.head = head
@@ -54,7 +56,7 @@ class CompatModel(Component, nn.Module):
     def pretrained_cfg(self) -> dict[str, Any]:
         """The backbone's preprocessing, and this model's classes, in timm's form."""
         own = {"num_classes": self.num_classes, "label_names": list(self.class_names)}
-        return {**self.extractor.pretrained_cfg, **self.extractor.data_config, **own}
+        return {**self._body.pretrained_cfg, **self._body.data_config, **own}
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Features of the space: (B, D) or (B, D, H', W')."""
@@ -80,8 +82,9 @@ class CompatModel(Component, nn.Module):
 
         Raises:
             FuseError: the head or the interface is not linear, or timm's classifier is not; the message says which.
+            ConfigError: timm would rebuild it as another network, because the backbone was changed.
         """
-        plain: Any = fuse(self.extractor, self.head)
+        plain: Any = fuse(self._body, self._top)
         # What names the source of the base model's weights would name other weights than these.
         plain.pretrained_cfg = plain.default_cfg = filter_pretrained_cfg(self.pretrained_cfg, remove_source=True)
         return plain
@@ -96,12 +99,13 @@ class CompatModel(Component, nn.Module):
         Raises:
             DraftSpaceError: the space is a draft.
             FuseError: it cannot be fused.
+            ConfigError: timm would rebuild the backbone as another network, because it was changed.
             OutputExistsError: the folder holds something already.
         """
-        backbone, space = self.extractor.backbone, self.extractor.space
+        backbone, space = unwrapped(self._body.backbone), self._body.space
         facts = {
             "space": space.to_config(),
-            **self.head.settings(),
+            **self._top.settings(),
             "parameters": self.num_parameters,
             "parts": {name: _part(part) for name, part in self.parts.items()},
             **self.facts.to_config(),
@@ -111,12 +115,14 @@ class CompatModel(Component, nn.Module):
         preprocessing = {**timm_keys["pretrained_cfg"], "num_classes": self.num_classes}
         unbounded = unbounded_buffers(self)
         if fused:
-            weights = {WEIGHTS_FILE: self.fuse().state_dict()}
-            root = {**timm_keys, **labels, "pretrained_cfg": preprocessing}
+            plain = self.fuse()
+            weights = {WEIGHTS_FILE: plain.state_dict()}
+            model_args = fused_arguments(backbone, plain)
+            root = {**timm_keys, **labels, "model_args": model_args, "pretrained_cfg": preprocessing}
             facts |= {"fused": True, "preprocessing": backbone_facts(backbone)["preprocessing"]}
             unbounded = unbounded_buffers(backbone.model)
         else:
-            weights = {WEIGHTS_FILE: self.state_dict()}
+            weights = {WEIGHTS_FILE: plain_state(self)}
             facts["extractor"] = {"timm": timm_keys, **backbone_facts(backbone)}
             root = {"architecture": TIMM_NAME, "num_features": self.num_features, **labels}
             root["pretrained_cfg"] = preprocessing
@@ -165,9 +171,20 @@ class CompatModel(Component, nn.Module):
                 part.remember(source)
 
     @property
+    def _body(self) -> CompatExtractor:
+        # A user may have compiled or wrapped a part in its place.
+        body: CompatExtractor = unwrapped(self.extractor)
+        return body
+
+    @property
+    def _top(self) -> TaskHead:
+        top: TaskHead = unwrapped(self.head)
+        return top
+
+    @property
     def parts(self) -> dict[str, CompatExtractor | TaskHead]:
         """Extractor and head by name."""
-        return {"extractor": self.extractor, "head": self.head}
+        return {"extractor": self._body, "head": self._top}
 
     @property
     def num_parameters(self) -> int:
@@ -176,7 +193,7 @@ class CompatModel(Component, nn.Module):
 
     def digest(self) -> str:
         """SHA-256 over all weights and statistics."""
-        return tensors_sha256(self.state_dict())
+        return tensors_sha256(plain_state(self))
 
     def card(self, repo_id: str | None = None, *, picture: bool = False, fused: bool = False) -> str:
         """The text of its card; that of the fused model if ``fused``.
@@ -184,10 +201,10 @@ class CompatModel(Component, nn.Module):
         Raises:
             DraftSpaceError: the space is a draft.
         """
-        space, size = self.extractor.space, self.extractor.backbone.input_size
+        space, size = self._body.space, unwrapped(self._body.backbone).input_size
         sources = {name: part.known_source() for name, part in self.parts.items()}
         values = {
-            "architecture": self.extractor.architecture,
+            "architecture": self._body.architecture,
             "channels": str(size[0]),
             "class_names": listed(self.class_names),
             "num_classes": str(self.num_classes),

@@ -16,6 +16,7 @@ from timm_compat.models.backbone_config import backbone_facts, backbone_from_con
 from timm_compat.models.blank import Blank, with_tensors
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
+from timm_compat.models.unwrapping import plain_name, plain_state, unwrapped
 from timm_compat.space import CompatSpace, check_space
 from timm_compat.storage.cards import render_card
 from timm_compat.storage.component import Component
@@ -77,7 +78,7 @@ class CompatExtractor(Component, nn.Module):
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """timm's description of the backbone's weights."""
-        return dict(self.backbone.model.pretrained_cfg)
+        return dict(unwrapped(self.backbone.model).pretrained_cfg)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of normalised images.
@@ -109,7 +110,7 @@ class CompatExtractor(Component, nn.Module):
 
     def digest(self) -> str:
         """SHA-256 over all weights and statistics; names this extractor as a reference."""
-        return tensors_sha256(self.state_dict())
+        return tensors_sha256(plain_state(self))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the extractor to a new folder; ``model.safetensors`` there is a checkpoint that plain timm loads.
@@ -119,9 +120,9 @@ class CompatExtractor(Component, nn.Module):
             ConfigError: the backbone was built with arguments that are no JSON values.
             OutputExistsError: the folder holds something already.
         """
-        backbone = self.backbone
+        backbone = unwrapped(self.backbone)
         facts = {"space": self.space.to_config(), **self.settings(), **self.facts.to_config()}
-        weights = {WEIGHTS_FILE: backbone.model.state_dict(), INTERFACE_FILE: self.interface.state_dict()}
+        weights = {WEIGHTS_FILE: plain_state(backbone.model), INTERFACE_FILE: plain_state(self.interface)}
         root, unbounded = timm_config(backbone), unbounded_buffers(backbone.model)
         return write_component(folder, "extractor", facts, weights, self.card(), root, unbounded)
 
@@ -169,7 +170,7 @@ class CompatExtractor(Component, nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Our facts about the backbone and the interface, as JSON values."""
-        return {**backbone_facts(self.backbone), "parameters": self.num_parameters}
+        return {**backbone_facts(unwrapped(self.backbone)), "parameters": self.num_parameters}
 
     @property
     def num_parameters(self) -> int:
@@ -216,7 +217,8 @@ def unbounded_buffers(model: nn.Module) -> set[str]:
     """Names of the buffers that may hold infinity."""
     # Some architectures (gemma4) keep the bounds of their activations as buffers, infinite where there are none.
     statistics = ("running_mean", "running_var")
-    return {name for name, _ in model.named_buffers() if not name.endswith(statistics)}
+    names = {name for name, _ in model.named_buffers() if not name.endswith(statistics)}
+    return {plain_name(model, name) for name in names}
 
 
 def _set_crop(backbone: Backbone, crop_pct: float | None) -> None:
@@ -241,7 +243,8 @@ def create_extractor(
     """Make any timm backbone a compatible extractor.
 
     Args:
-        model: a name for ``timm.create_model``, or a model that timm built (copied; its classifier is dropped).
+        model: a name for ``timm.create_model``, or a model that timm built (copied; its classifier is dropped; one
+            that is compiled or wrapped for several devices is taken out of it).
         space: the space of its features.
         pretrained: whether to load timm's weights (by name only).
         trainable: "full" or "adapter".
@@ -259,6 +262,7 @@ def create_extractor(
         SpaceMismatchError: "initial_weights" is among the space's methods and this start is another one.
     """
     check_space(space)
+    model = unwrapped(model)
     if isinstance(model, nn.Module):
         if pretrained or timm_kwargs:
             raise ConfigError("pretrained and timm's keywords build a model; this one is built already: drop them")

@@ -7,10 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from timm_compat.errors import FuseError
+from timm_compat.models.backbone import Backbone
+from timm_compat.models.backbone_build import RESERVED_ARGUMENTS
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.rebuilding import check_rebuilds, in_evaluation
+from timm_compat.models.unwrapping import unwrapped
 
 FUSE_TOLERANCE = 1e-4
+ROUNDINGS = 16  # of half precision, whose rounding is coarser than that
+UNPOOLED = "build the backbone with a global_pool that pools, or keep the model composed"
 
 
 @torch.no_grad()
@@ -19,16 +25,18 @@ def fuse(extractor: CompatExtractor, head: TaskHead) -> nn.Module:
 
     Raises:
         FuseError: the head or the interface is not linear, or timm's classifier is not; the message says which.
+        ConfigError: timm would rebuild it as another network, because the backbone was changed.
     """
     weight, bias = _folded(extractor, head)
     backbone = extractor.backbone
     if not hasattr(backbone.model, "reset_classifier"):
         raise FuseError(f"{backbone.architecture} has no classifier in timm that could hold the head; keep it composed")
-    plain: Any = copy.deepcopy(backbone.model)
+    plain: Any = copy.deepcopy(unwrapped(backbone.model))
+    dtype = next(plain.parameters()).dtype
     plain.reset_classifier(head.num_classes)
     own = {**backbone.data_config, "num_classes": head.num_classes}  # images of the parts' size and crop
     plain.pretrained_cfg = plain.default_cfg = {**plain.pretrained_cfg, **own}
-    plain.eval()
+    plain.to(dtype).eval()
     slots = _linear_slots(plain.get_classifier())
     parts = _parts(weight, [slot.weight.flatten(1).shape for slot in slots])
     if not parts or any(slot.bias is None for slot in slots):
@@ -40,7 +48,15 @@ def fuse(extractor: CompatExtractor, head: TaskHead) -> nn.Module:
         slot.weight.copy_(part.reshape(slot.weight.shape))
         slot.bias.copy_(bias)
     _check_same(extractor, head, plain)
+    check_rebuilds(plain, fused_arguments(backbone, plain), backbone.input_size)
     return plain
+
+
+def fused_arguments(backbone: Backbone, plain: Any) -> dict[str, Any]:
+    """timm's arguments that rebuild a fused model: the backbone's, and what timm noted with its new classifier."""
+    before, after = (getattr(model, "_model_args", {}) for model in (backbone.model, plain))
+    noted = {key: value for key, value in after.items() if key not in RESERVED_ARGUMENTS and before.get(key) != value}
+    return {**backbone.model_args, **noted}
 
 
 def _folded(extractor: CompatExtractor, head: TaskHead) -> tuple[Tensor, Tensor]:
@@ -59,17 +75,21 @@ def _folded(extractor: CompatExtractor, head: TaskHead) -> tuple[Tensor, Tensor]
 
 
 def _check_same(extractor: CompatExtractor, head: TaskHead, plain: nn.Module) -> None:
-    device, dtype = head.classifier.weight.device, head.classifier.weight.dtype
+    device, dtype = head.classifier.weight.device, next(plain.parameters()).dtype
     shape = (2, *extractor.backbone.input_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    modes = {module: module.training for part in (extractor, head) for module in part.modules()}
+    own = in_evaluation(lambda inputs: head(extractor(inputs)), extractor, head)(images)
     try:
-        own, other = head.eval()(extractor.eval()(images)), plain(images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        other = plain(images)
+    except RuntimeError as error:  # a classifier on features that timm does not pool
+        raise FuseError(f"{extractor.architecture}: timm cannot classify its features ({error}); {UNPOOLED}") from error
+    if own.shape != other.shape:
+        raise FuseError(
+            f"{extractor.architecture}: expected logits {tuple(own.shape)}, got {tuple(other.shape)}; {UNPOOLED}"
+        )
     difference = (own - other).abs().max().item()
-    if not difference <= FUSE_TOLERANCE * max(1.0, own.abs().max().item()):
+    tolerance = max(FUSE_TOLERANCE, ROUNDINGS * torch.finfo(dtype).eps)
+    if not difference <= tolerance * max(1.0, own.abs().max().item()):
         raise FuseError(
             f"{extractor.architecture}: timm treats the pooled features once more before its classifier "
             f"(logits differ by {difference:.2g}); keep the model composed"

@@ -11,6 +11,8 @@ from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError, ConfigError
 from timm_compat.methods.self_supervised import TASKS
+from timm_compat.models.interface import as_weights
+from timm_compat.models.unwrapping import plain_state
 from timm_compat.space import CompatSpace, check_space
 from timm_compat.storage.cards import render_card
 from timm_compat.storage.component import Component
@@ -85,7 +87,7 @@ class TaskHead(Component, nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K)."""
-        return self.classifier(self.dropout(self.steps(features)))
+        return self.classifier(self.dropout(self.steps(as_weights(features, self.classifier.weight))))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the head to a new folder.
@@ -95,7 +97,7 @@ class TaskHead(Component, nn.Module):
             OutputExistsError: the folder holds something already.
         """
         facts = {"space": self.space.to_config(), **self.settings(), **self.facts.to_config()}
-        return write_component(folder, "head", facts, {WEIGHTS_FILE: self.state_dict()}, self.card())
+        return write_component(folder, "head", facts, {WEIGHTS_FILE: plain_state(self)}, self.card())
 
     @classmethod
     def from_pretrained(cls, folder_or_repo_id: str | Path, *, convert: bool = False, **where: Unpack[Where]) -> Self:
@@ -122,7 +124,7 @@ class TaskHead(Component, nn.Module):
 
     def digest(self) -> str:
         """SHA-256 over all weights and statistics."""
-        return tensors_sha256(self.state_dict())
+        return tensors_sha256(plain_state(self))
 
     def settings(self) -> dict[str, Any]:
         """What rebuilds the head, as JSON values."""
@@ -191,7 +193,7 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K) of features (B, D) or (B, D, H', W')."""
-        return nn.functional.linear(self.pool(features), self.weight, self.bias)
+        return nn.functional.linear(as_weights(self.pool(features), self.weight), self.weight, self.bias)
 
     def shared_tensors(self) -> dict[str, Tensor]:
         """The tensors under their names in the space."""

@@ -40,7 +40,7 @@ class Interface(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features of the space."""
-        return self.normalization(self.projection(features))
+        return self.normalization(self.projection(as_weights(features, self.projection.weight)))
 
     def folded(self) -> tuple[Tensor, Tensor] | None:
         """Weight (D, F) and bias (D,) of the one linear map that the interface is in evaluation, in float64.
@@ -66,6 +66,11 @@ class Interface(nn.Module):
         if not isinstance(norm, (nn.Identity, ChannelNorm)):
             norm.reset_running_stats()
             norm.running_var.fill_(1 - norm.eps)
+
+
+def as_weights(values: Tensor, weight: Tensor) -> Tensor:
+    """Values in the type of the weights that meet them: parts of half and of single precision work together."""
+    return values if torch.is_autocast_enabled(values.device.type) else values.to(weight.dtype)
 
 
 class ChannelNorm(nn.Module):

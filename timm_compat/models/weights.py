@@ -1,6 +1,6 @@
 """A user's own weights for a timm model: a safetensors file of its tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from timm_compat.errors import BackboneError
 from timm_compat.models.backbone import Backbone
+from timm_compat.models.rebuilding import classifier_names
 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".tar")
 
@@ -21,7 +22,7 @@ def load_weights(backbone: Backbone, file: str | Path) -> None:
     Raises:
         BackboneError: no safetensors file, or its tensors are not those of this architecture.
     """
-    _fill(backbone.model, file, tensor_shapes(file), left_aside=classifier_prefixes(backbone.model))
+    _fill(backbone.model, file, tensor_shapes(file), classifier_names(backbone.model, backbone.model_args))
 
 
 def load_classifier(model: Any, file: str | Path) -> None:
@@ -81,10 +82,10 @@ def classifier_prefixes(model: Any) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
-def _fill(model: Any, file: str | Path, shapes: Shapes, left_aside: tuple[str, ...] = ()) -> None:
+def _fill(model: Any, file: str | Path, shapes: Shapes, left_aside: Collection[str] = ()) -> None:
     expected = model.state_dict()
     missing = sorted(expected.keys() - shapes.keys())
-    extra = sorted(name for name in shapes.keys() - expected.keys() if not name.startswith(left_aside))
+    extra = sorted(shapes.keys() - expected.keys() - set(left_aside))
     other = sorted(name for name in expected.keys() & shapes.keys() if shapes[name] != tuple(expected[name].shape))
     if missing or extra or other:
         name = model.pretrained_cfg["architecture"]

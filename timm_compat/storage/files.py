@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from timm_compat._version import __version__
-from timm_compat.errors import ComponentFileError, ConfigError, OutputExistsError
+from timm_compat.errors import CompatError, ComponentFileError, ConfigError, OutputExistsError, OutputWriteError
 
 FORMAT = 1
 ROLES = ("extractor", "head", "space", "model")
@@ -47,6 +47,8 @@ MAX_CARD_BYTES = 4 * 2**20
 # What a safetensors file may hold besides its tensors: a header of names, shapes and some metadata.
 HEADER_BYTES, HEADER_BYTES_PER_TENSOR = 2**16, 512
 HASH_BLOCK = 2**18  # bytes
+PROBE = ".timm-compat-probe-"  # a file's name while a place is tried
+PROBE_BYTES = 2**12
 CONVERTIBLE = (torch.float16, torch.bfloat16, torch.float64)
 
 _warned: set[tuple[str, ...]] = set()
@@ -99,15 +101,52 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+@contextmanager
+def writing(place: str | Path) -> Iterator[None]:
+    """A block that writes; what the system refuses there becomes our error.
+
+    Raises:
+        OutputWriteError: no right, no room, or no such place.
+    """
+    try:
+        yield
+    except CompatError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise OutputWriteError(
+            f"expected to write to {str(place)!r}, got {error}; see to its rights and its room, or name another place"
+        ) from error
+
+
+def check_writable(folder: str | Path) -> Path:
+    """The folder as a path, if files can be written there: a small one is, and removed.
+
+    Args:
+        folder: may be still to be made; then its nearest parent is tried.
+
+    Raises:
+        OutputWriteError: they cannot.
+    """
+    path = Path(folder)
+    with writing(path):
+        nearest = next(place for place in (path, *path.parents) if place.is_dir())
+        with tempfile.NamedTemporaryFile(prefix=PROBE, dir=nearest) as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+    return path
+
+
 def check_new_folder(folder: str | Path) -> Path:
-    """The folder as a path, if nothing stands there yet.
+    """The folder as a path, if nothing stands there yet and it can be written.
 
     Raises:
         OutputExistsError: the folder holds something, or a file has its name.
+        OutputWriteError: nothing can be written there.
     """
     path = Path(folder)
-    if path.is_dir() and not any(path.iterdir()):
-        return path
+    # Another process may be trying the same place.
+    if path.is_dir() and all(found.name.startswith(PROBE) for found in path.iterdir()):
+        return check_writable(path)
     for taken in (path, *path.parents):
         if taken.is_symlink() or taken.exists():
             if taken is not path and taken.is_dir():
@@ -116,7 +155,7 @@ def check_new_folder(folder: str | Path) -> Path:
                 f"expected a new or empty output folder, got {str(path)!r}, but {str(taken)!r} exists; "
                 "choose another name or move the old one away"
             )
-    return path
+    return check_writable(path)
 
 
 @contextmanager
@@ -128,33 +167,40 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         OutputExistsError: the folder holds something already.
+        OutputWriteError: it cannot be written.
     """
     target = check_new_folder(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield partial
-        partial.chmod(0o777 & ~_umask())
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            yield partial
+            partial.chmod(0o777 & ~_umask())
+            if target.is_dir():
+                target.rmdir()
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 @contextmanager
 def replaced_file(file: Path) -> Iterator[Path]:
     """A path to write under a temporary name; it takes the file's place when the block ends well, else vanishes.
 
-    The name is this process's and thread's own, so that several may write the same file.
+    The name is this process's and thread's own, so that several may write the same file. Its folder is made.
+
+    Raises:
+        OutputWriteError: it cannot be written.
     """
     partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        yield partial
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def replace_text(file: Path, text: str) -> None:
@@ -185,6 +231,7 @@ def write_component(
 
     Raises:
         OutputExistsError: the folder holds something already.
+        OutputWriteError: it cannot be written.
         ConfigError: weights that could not be read back: not float32, or with NaN.
     """
     with new_folder(folder) as partial:
@@ -282,7 +329,7 @@ def read_tensors(
     for key, tensor in tensors.items():
         if tensor.dtype != expected[key].dtype:
             tensors[key] = tensor = _converted(file, key, tensor, expected[key], convert)
-        if not _is_sound(key, tensor, unbounded):
+        if not is_sound(key, tensor, unbounded):
             raise ComponentFileError(f"{file}: {key}: expected finite numbers, got NaN or infinity")
     return tensors
 
@@ -310,7 +357,7 @@ def _save_tensors(file: Path, tensors: Tensors, unbounded: Collection[str]) -> s
     for key, value in tensors.items():
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ConfigError(f"{key}: expected torch.float32, got {value.dtype}; call .float() before saving")
-        if not _is_sound(key, value, unbounded):
+        if not is_sound(key, value, unbounded):
             raise ConfigError(f"{key}: expected finite numbers, got NaN or infinity; training has diverged")
     # Clones part tensors that share storage: safetensors refuses to write those.
     save_file(
@@ -327,7 +374,8 @@ def _file_digest(file: Path, digest: Any) -> str:
     return str(digest.hexdigest())
 
 
-def _is_sound(name: str, tensor: Tensor, unbounded: Collection[str]) -> bool:
+def is_sound(name: str, tensor: Tensor, unbounded: Collection[str] = ()) -> bool:
+    """Whether a tensor holds finite numbers only; one whose name is among the unbounded may hold infinity."""
     if not tensor.is_floating_point() or not tensor.numel():
         return bool(tensor.isfinite().all())
     # Least and greatest value: NaN where there is one. In one pass, which costs a fifth of isfinite().all().

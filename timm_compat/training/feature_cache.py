@@ -199,6 +199,5 @@ def _read(file: Path) -> Tensor | None:
 
 
 def _write(file: Path, features: Tensor) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(file) as partial:
         save_file({KEY: features.contiguous()}, partial)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from timm_compat._extras import require
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError, OutputExistsError
 from timm_compat.methods.self_supervised import shared_tasks
@@ -21,7 +20,8 @@ from timm_compat.models.heads import TaskHead
 from timm_compat.models.passes import evaluating
 from timm_compat.seeding import seeded
 from timm_compat.space import CompatSpace
-from timm_compat.storage.files import check_new_folder, replace_text, tensor_sha256
+from timm_compat.storage.files import check_new_folder, check_writable, replace_text, tensor_sha256
+from timm_compat.training.accelerators import own_accelerator
 from timm_compat.training.checkpoint import FOLDER, Checkpoints
 from timm_compat.training.joint import JointModule
 from timm_compat.training.loop import Loop, Validate, steps_per_epoch
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 NOTED = ("alignment", "epochs", "batch_size", "optimizer", "learning_rate", "head_weight_decay", "seed")
-TRACKERS = ("tensorboard", "wandb")
 # Settings that a resumed run may change: they do not change what is computed.
 MAY_DIFFER = ("output_dir", "checkpoint_steps", "keep_checkpoints", "workers", "cache_dir", "log_with")
 
@@ -67,7 +66,8 @@ def fit(
 ) -> FitResult:
     """Train the members jointly, in place. A draft space becomes final; the shared parts of a final one stay frozen.
 
-    Under ``accelerate launch`` every process calls this; each sees its share of every batch. Where all members are
+    Under ``accelerate launch`` every process calls this; each sees its share of every batch. An Accelerator of the
+    caller's own stays as it is. Where all members are
     adapters and images are not augmented, frozen backbones see every image once, and training runs on their features.
 
     Args:
@@ -84,42 +84,44 @@ def fit(
         ConfigError: members or settings that contradict each other, or a checkpoint of other settings.
         DataError: a data set that does not fit its member.
         OutputExistsError: ``output_dir`` holds something already, and ``resume`` is false.
+        OutputWriteError: ``output_dir`` or ``cache_dir`` cannot be written; known before anything is trained.
         SpaceMismatchError: a part of another space.
-        TrainingError: a loss that is no finite number (names step and member), or a checkpoint that cannot be written.
+        TrainingError: a loss that is no finite number (names step and member), weights that are none at the end of an
+            epoch (names it; the last sound checkpoint is kept), or a checkpoint that cannot be written.
     """
     config = config or TrainConfig()
     check_members(space, members)
     check_purpose(space, members, config, reference, pool is not None)
     if config.best_metric is not None and validate is None:
         raise ConfigError(f"best_metric: expected validate= to measure {config.best_metric!r}, got none")
-    output = _output(config, resume)
+    output = check_output(config, resume)
     cached = uses_cache(members, config)
     tasks = shared_tasks(space.methods, config.rotation_fraction)
     view = FeatureView(tasks) if cached else ImageView(config.channels_last)
     joint = JointModule(space, members, config, reference=reference, view=view)
-    accelerator = _accelerator(config)
-    _open_run(output, space, members, config, accelerator, _images(members, pool, reference) if output else {})
-    with _frozen(reference, accelerator.device), seeded(config.seed, "training"), _laid_out(joint, config):
-        steps = steps_per_epoch([len(member.dataset) for member in members], config.batch_size)
-        optimizer = create_optimizer(joint, config)
-        schedule = Schedule(optimizer, config, steps)
-        model, prepared = accelerator.prepare(joint, optimizer)
-        joint.prepare_old_heads(accelerator.device)
-        sources = Sources(members, pool, config, accelerator, reference)
-        streams = sources.features(space) if cached else sources.images()
-        checkpoints = None if output is None else Checkpoints(output, config.keep_checkpoints)
-        loop = Loop(joint, model, prepared, schedule, streams, accelerator, config, steps, checkpoints)
-        found = checkpoints.load() if checkpoints is not None and resume else None
-        if found is not None:
-            loop.restore(*found)
-        loop.run(validate, progress)
-    for tracker in accelerator.trackers:
-        tracker.finish()  # end_training() would end the processes' group as well, which the caller may go on with
-    _finalize(space, joint, members, config, reference)
-    _note(space, members, config)
-    if output is not None and accelerator.is_main_process and space.is_final:
-        save_members(output, space, {member.name: (member.extractor, member.head) for member in members})
-    accelerator.wait_for_everyone()
+    with own_accelerator(config) as accelerator:
+        _open_run(output, space, members, config, accelerator, _images(members, pool, reference) if output else {})
+        with _frozen(reference, accelerator.device), seeded(config.seed, "training"), _laid_out(joint, config):
+            steps = steps_per_epoch([len(member.dataset) for member in members], config.batch_size)
+            optimizer = create_optimizer(joint, config)
+            schedule = Schedule(optimizer, config, steps)
+            model, prepared = accelerator.prepare(joint, optimizer)
+            joint.prepare_old_heads(accelerator.device)
+            sources = Sources(members, pool, config, accelerator, reference)
+            streams = sources.features(space) if cached else sources.images()
+            checkpoints = None if output is None else Checkpoints(output, config.keep_checkpoints)
+            loop = Loop(joint, model, prepared, schedule, streams, accelerator, config, steps, checkpoints)
+            found = checkpoints.load() if checkpoints is not None and resume else None
+            if found is not None:
+                loop.restore(*found)
+            loop.run(validate, progress)
+        for tracker in accelerator.trackers:
+            tracker.finish()  # end_training() would end the processes' group as well, which the caller may go on with
+        _finalize(space, joint, members, config, reference)
+        _note(space, members, config)
+        if output is not None and accelerator.is_main_process and space.is_final:
+            save_members(output, space, {member.name: (member.extractor, member.head) for member in members})
+        accelerator.wait_for_everyone()
     return FitResult(space, tuple(loop.history), loop.seconds)
 
 
@@ -149,49 +151,29 @@ def _save_new(part: CompatSpace | CompatExtractor | TaskHead, folder: Path) -> N
         part.save_pretrained(folder)
 
 
-def _output(config: TrainConfig, resume: bool) -> Path | None:
+def check_output(config: TrainConfig, resume: bool) -> Path | None:
+    """The folder of a run, if it can be written and holds nothing else; None where nothing is kept.
+
+    Raises:
+        ConfigError: ``resume`` without a folder.
+        OutputExistsError: the folder holds something already, and ``resume`` is false.
+        OutputWriteError: the folder, or the one of cached features, cannot be written.
+    """
+    if config.cache_dir is not None:
+        check_writable(config.cache_dir)
     if config.output_dir is None:
         if resume:
             raise ConfigError("resume: expected output_dir with the run's checkpoints, got none")
         return None
     path = Path(config.output_dir)
     if resume and ((path / RUN_FILE).is_file() or (path / FOLDER).is_dir()):
-        return path
+        return check_writable(path)
     try:
         return check_new_folder(path)
     except OutputExistsError as error:
         if (path / RUN_FILE).is_file():
             raise OutputExistsError(f"{error}; it holds a run: resume=True (--resume) goes on with it") from error
         raise
-
-
-def _accelerator(config: TrainConfig) -> Any:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
-
-    for tracker in config.log_with:
-        if tracker not in TRACKERS:
-            raise ConfigError(f"log_with: expected any of {', '.join(TRACKERS)}, got {tracker!r}")
-        require(tracker, tracker)
-    # Accelerate fixes these for the whole process when first used; each run has its own here.
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation,
-            log_with=list(config.log_with) or None,
-            project_dir=None if config.output_dir is None else str(config.output_dir),
-        )
-    except ValueError as error:
-        raise ConfigError(f"mixed_precision or log_with: Accelerate refused them here ({error})") from error
-    passes = accelerator.num_processes * config.gradient_accumulation
-    if config.batch_size % passes:
-        raise ConfigError(
-            f"batch_size: expected a multiple of processes x gradient_accumulation = {accelerator.num_processes} x "
-            f"{config.gradient_accumulation}, got {config.batch_size}"
-        )
-    return accelerator
 
 
 @contextmanager
@@ -250,7 +232,6 @@ def _open_run(
             raise ConfigError(f"resume: expected the settings of the run in {output}, got others: " + "; ".join(lines))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not file.is_file():
-        output.mkdir(parents=True, exist_ok=True)
         replace_text(file, json.dumps(facts, indent=2) + "\n")
 
 

@@ -15,6 +15,7 @@ from timm_compat.methods.self_supervised import TASKS, answer_losses, draw_answe
 from timm_compat.models.heads import auxiliary_heads
 from timm_compat.seeding import generator
 from timm_compat.space import VOCABULARY_METHODS, CompatSpace
+from timm_compat.training.accelerators import aligned_per_pass
 from timm_compat.training.members import Member, Reference
 from timm_compat.training.old_head import OldHead
 from timm_compat.training.step import Batch, Share, mean_over_step
@@ -158,8 +159,12 @@ class JointModule(nn.Module):
         for source, batch in batches.items():
             size = len(batch.step_labels)
             count = size if source == POOL else max(1, round(self.config.alignment_fraction * size))
-            random = generator(self.config.seed, "alignment", source, str(share.step))
-            _, places = share.places(torch.randperm(size, generator=random)[:count])
+            order = torch.randperm(size, generator=generator(self.config.seed, "alignment", source, str(share.step)))
+            if self.config.alignment == "contrastive" and source != POOL:
+                # Negatives are those of one pass, so every pass gets as many images.
+                count = aligned_per_pass(self.config, share.stride) * share.stride
+                order = torch.stack([order[order % share.stride == part] for part in range(share.stride)], 1).flatten()
+            _, places = share.places(order[:count])
             drawn[source] = places.to(batch.labels.device), count
         return drawn
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from timm_compat.config import TrainConfig
-from timm_compat.errors import ConfigError
+from timm_compat.errors import CompatError, ConfigError, TrainingError
 from timm_compat.seeding import derive_seed
+from timm_compat.storage.files import is_sound
 from timm_compat.training.checkpoint import Checkpoints
 from timm_compat.training.history import EpochMeans, Record, write_history
 from timm_compat.training.joint import JointModule
@@ -69,7 +70,7 @@ class Loop:
         """Train from the current step to the last one; the module then holds the result.
 
         Raises:
-            TrainingError: a loss that is not finite, or a checkpoint that cannot be written.
+            TrainingError: a loss or weights that are not finite, or a checkpoint that cannot be written.
         """
         start = time.perf_counter() - self.seconds
         bar = tqdm(
@@ -95,16 +96,19 @@ class Loop:
                 self.seconds = time.perf_counter() - start
                 self._end_epoch(validate)
                 bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", images_per_s=self._images_per_second())
-                self.save()
+                self._write()
         self._take_result()
 
     def save(self) -> None:
         """Write a checkpoint, in the main process.
 
         Raises:
-            TrainingError: the last loss is not finite, or the checkpoint cannot be written.
+            TrainingError: the last loss or a weight is not finite, or the checkpoint cannot be written.
         """
-        self.means.settle(self._last_good)
+        self._check_sound()
+        self._write()
+
+    def _write(self) -> None:
         if self.checkpoints is not None and self.accelerator.is_main_process:
             self.checkpoints.save(self.step, self._state())
             write_history(self.checkpoints.output, self.history)
@@ -120,6 +124,21 @@ class Loop:
             self.average.module.load_state_dict(state["average"])
         self.best, self.history, self.seconds = state["best"], state["history"], state["seconds"]
         self.means = EpochMeans.from_state(state["means"], self.accelerator.device)
+
+    def _check_sound(self) -> None:
+        # The loss of the last step is that before its update, so it says nothing of the weights.
+        self.means.settle(self._last_good)
+        averaged = {} if self.average is None else self.average.module.state_dict()
+        bad = next((name for state in (self.joint.state_dict(), averaged) for name in _unsound(state)), None)
+        # All processes stop together: statistics may have gone wrong in one of them only.
+        count = self.accelerator.reduce(torch.tensor(float(bad is not None), device=self.accelerator.device), "sum")
+        if count:
+            epoch = (self.step - 1) // self.steps_per_epoch + 1
+            raise TrainingError(
+                f"epoch {epoch}, step {self.step}: expected finite weights, got NaN or infinity in "
+                f"{bad or 'another process'}; last good checkpoint: {self._last_good()}; lower learning_rate, set "
+                "clip_grad, or use mixed_precision='no', then start again or resume"
+            )
 
     def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -158,10 +177,10 @@ class Loop:
                 losses: dict[str, Tensor] = {}
                 for group in self._groups:
                     chosen = {name: _part(batches[name], part, parts) for name in group if name in batches}
-                    found = self.model(chosen, share)
+                    found = self._losses(chosen, share)
                     accelerator.backward(found["loss"])
                     losses |= {**found, "loss": losses.get("loss", 0) + found["loss"].detach()}
-                if accelerator.sync_gradients and self.config.clip_grad is not None:
+                if accelerator.sync_gradients and self.config.clip_grad:
                     accelerator.clip_grad_norm_(self.joint.parameters(), self.config.clip_grad)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -171,8 +190,22 @@ class Loop:
             self.average.update(self.joint, step=self.step + 1)
         return sums
 
+    def _losses(self, batches: Mapping[str, Batch], share: Share) -> dict[str, Tensor]:
+        try:
+            losses: dict[str, Tensor] = self.model(batches, share)
+        except ValueError as error:
+            # BatchNorm cannot normalise one value; only the pass tells whether a backbone has such a layer.
+            if isinstance(error, CompatError) or all(len(batch.labels) > 1 for batch in batches.values()):
+                raise
+            raise ConfigError(
+                f"batch_size: expected at least 2 images in every pass, for BatchNorm, got {self.config.batch_size} "
+                f"over {share.stride} passes ({error}); raise batch_size, lower gradient_accumulation, or use a "
+                "backbone without BatchNorm in a space with normalization='layer'"
+            ) from error
+        return losses
+
     def _end_epoch(self, validate: Validate | None) -> None:
-        self.means.settle(self._last_good)
+        self._check_sound()
         means = self.accelerator.reduce(self.means.averages(), "mean")
         record: Record = {"epoch": self.step // self.steps_per_epoch, "learning_rate": self.schedule.set(self.step - 1)}
         record |= dict(zip(self.means.names, means.tolist(), strict=True))
@@ -234,6 +267,14 @@ class Loop:
 def steps_per_epoch(sizes: list[int], batch_size: int) -> int:
     """Steps in which the largest data set is seen once."""
     return max(math.ceil(size / batch_size) for size in sizes)
+
+
+def _unsound(state: Mapping[str, Tensor]) -> Iterator[str]:
+    """Names of weights and statistics with NaN; some architectures keep bounds, which may be infinite, as buffers."""
+    for name, tensor in state.items():
+        bounds = () if name.endswith(("weight", "bias", "running_mean", "running_var")) else (name,)
+        if not is_sound(name, tensor, bounds):
+            yield name
 
 
 def _part(batch: Batch, part: int, parts: int) -> Batch:

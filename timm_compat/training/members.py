@@ -11,6 +11,7 @@ from timm_compat.methods.common_classes import NOT_COMMON, vocabulary_positions
 from timm_compat.methods.self_supervised import TASKS, shared_tasks
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.unwrapping import unwrapped
 from timm_compat.space import VOCABULARY_METHODS, CompatSpace
 
 Images = ArrayDataset | ImageDataset
@@ -33,6 +34,9 @@ class Member:
     head: TaskHead | None
     dataset: Images
 
+    def __post_init__(self) -> None:
+        _unwrap_parts(self)
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -45,6 +49,14 @@ class Reference:
 
     extractor: CompatExtractor
     head: TaskHead | None = None
+
+    def __post_init__(self) -> None:
+        _unwrap_parts(self)
+
+
+def _unwrap_parts(network: Member | Reference) -> None:
+    for name in ("extractor", "head"):  # TrainConfig.compile compiles; Accelerate distributes
+        object.__setattr__(network, name, unwrapped(getattr(network, name)))
 
 
 def check_members(space: CompatSpace, members: Sequence[Member]) -> None:

@@ -14,6 +14,7 @@ from timm_compat.data.image_stream import ImageStream
 from timm_compat.data.transforms import training_transform
 from timm_compat.methods.self_supervised import shared_tasks
 from timm_compat.space import CompatSpace
+from timm_compat.training.accelerators import aligned_per_pass
 from timm_compat.training.feature_cache import FeatureStream, Wanted, compute_features, home_for
 from timm_compat.training.members import Images, Member, Reference
 from timm_compat.training.views import POOL, REFERENCE
@@ -99,9 +100,8 @@ class Sources:
     def _batch_size(self, source: str) -> int:
         if source != POOL:
             return self.config.batch_size
-        # At least one image for every process and pass.
         passes = self.process[1] * self.config.gradient_accumulation
-        return max(1, round(self.config.alignment_fraction * self.config.batch_size / passes)) * passes
+        return aligned_per_pass(self.config, passes) * passes
 
     def _image_stream(self, source: str, dataset: Images) -> Stream:
         config, augmentation = self.config, augmentation_of(self.config)

@@ -13,6 +13,7 @@ from timm_compat.applications.classifier_transfer.tables import (
     UpgradeTable,
 )
 from timm_compat.evaluation.plots import COLOURS, MARKS, bars, heat_map
+from timm_compat.storage.files import writing
 
 PANEL_INCHES, HEIGHT_INCHES = 4.2, 4.2
 DPI = 75
@@ -37,7 +38,8 @@ def draw_transfer(table: TransferTable, file: Path) -> None:
         )  # fmt: skip
         if axis is not axes[0][0]:
             axis.set(ylabel="", yticks=[])
-    figure.savefig(file, dpi=DPI)
+    with writing(file):
+        figure.savefig(file, dpi=DPI)
     plt.close(figure)
 
 
@@ -60,7 +62,8 @@ def draw_upgrade(table: UpgradeTable, file: Path) -> None:
     means = {name: float(np.mean(values)) for name, values in flips.items()}
     if means:
         bars(means, intervals=spreads, ylabel="negative flips of the old heads", ax=right)
-    figure.savefig(file, dpi=DPI)
+    with writing(file):
+        figure.savefig(file, dpi=DPI)
     plt.close(figure)
 
 

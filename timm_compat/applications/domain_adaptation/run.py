@@ -17,6 +17,7 @@ from timm_compat.errors import MissingExtraError
 from timm_compat.evaluation.plots import bars
 from timm_compat.evaluation.table import spread_table
 from timm_compat.storage.facts import Result
+from timm_compat.storage.files import writing
 from timm_compat.training.fit import save_members
 
 SELECTED = "selected"
@@ -146,5 +147,6 @@ def _draw(result: AdaptResult, file: Path) -> None:
         return
     if any(result.values(mode, "target") for mode in result.figures):
         figure, _ = result.plot()
-        figure.savefig(file, dpi=100)
+        with writing(file):
+            figure.savefig(file, dpi=100)
         plt.close(figure)

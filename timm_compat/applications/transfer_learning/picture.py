@@ -12,6 +12,7 @@ from timm_compat.applications.transfer_learning.curve import Curve
 from timm_compat.applications.transfer_learning.sections import ADAPTERS, CHEAP_HEAD, START
 from timm_compat.applications.transfer_learning.summary import GIGA, Ways
 from timm_compat.evaluation.plots import COLOURS, MARKS, STYLES
+from timm_compat.storage.files import writing
 
 PANEL_INCHES = (4.6, 3.8)
 MOST_ABREAST, MOST_MARKS = 3, 15
@@ -48,7 +49,8 @@ def draw(sections: Mapping[str, Ways], file: Path) -> None:
             axis.xaxis.set_minor_formatter("")  # between powers of ten the labels would run into each other
         axis.set(xlabel=f"training {quantity}", ylabel="accuracy on the target", title=TITLES[section])
         axis.legend(loc="lower right", fontsize=8)
-    figure.savefig(file, dpi=80)
+    with writing(file):
+        figure.savefig(file, dpi=80)
     plt.close(figure)
 
 
