@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     find.add_argument("--classes", metavar="A,B", help="names that a head or model must know")
     find.add_argument("--dim", type=int, help="feature dimensions")
     find.add_argument("--author", help="user or organisation")
-    find.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="most candidates (default: %(default)s)")
+    find.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="most results (default: %(default)s)")
     find.set_defaults(run=run_search)
     for parser in (fetch, info, find):
         parser.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -135,7 +135,11 @@ def run_info(options: argparse.Namespace) -> None:
         **ours,
     }
     known = {key: value for key, value in facts.items() if value not in (None, [], {})}
-    print(json.dumps(known) if options.json else "\n".join(f"{key}: {_short(value)}" for key, value in known.items()))
+    print(
+        json.dumps(known)
+        if options.json
+        else "\n".join(f"{_short(key)}: {_short(value)}" for key, value in known.items())
+    )
 
 
 def run_search(options: argparse.Namespace) -> None:
@@ -152,8 +156,8 @@ def run_search(options: argparse.Namespace) -> None:
         author=options.author,
         limit=options.limit,
     )
-    for repo_id, reason in found.refused:
-        print(f"timm-compat: left out {repo_id}: {reason}", file=sys.stderr)
+    for repo_id, reason in (*found.refused, *found.faults):
+        print(f"timm-compat: left out {printable(repo_id)}: {printable(reason)}", file=sys.stderr)
     if options.json:
         print(json.dumps([asdict(row) for row in found]))
     else:

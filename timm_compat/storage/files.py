@@ -26,7 +26,7 @@ from torch import Tensor
 from timm_compat._version import __version__
 from timm_compat.errors import ComponentFileError, ConfigError, OutputExistsError
 
-FORMAT = 1
+FORMAT = 1  # that is written; this one and all older ones are read, each by its own rules
 ROLES = ("extractor", "head", "space", "model")
 ROOT_KEY = "timm_compat"
 CONFIG_FILE = "config.json"
@@ -224,7 +224,7 @@ def read_config(folder: str | Path, role: str | None = None) -> dict[str, Any]:
             f"{file}: expected the key {ROOT_KEY!r}, found none: this is not a component of timm-compat "
             "(plain timm loads its own models)"
         )
-    _check_format(file, ours.get("format"))
+    check_format(file, ours.get("format"))
     if ours.get("role") not in ROLES:
         raise ComponentFileError(f"{file}: expected a role among {', '.join(ROLES)}, got {ours.get('role')!r}")
     if role is not None and ours["role"] != role:
@@ -335,12 +335,17 @@ def _is_sound(name: str, tensor: Tensor, unbounded: Collection[str]) -> bool:
     return not limits.isnan().any() if name in unbounded else bool(limits.isfinite().all())
 
 
-def _check_format(file: Path, number: object) -> None:
+def check_format(place: object, number: object) -> None:
+    """Refuse what follows rules that this version does not know: it reads every format up to ``FORMAT``.
+
+    Raises:
+        ComponentFileError: no format number, or a newer one.
+    """
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ComponentFileError(f"{file}: expected a format number from 1 to {FORMAT}, got {number!r}")
+        raise ComponentFileError(f"{place}: expected a format number from 1 to {FORMAT}, got {number!r:.80}")
     if number > FORMAT:
         raise ComponentFileError(
-            f"{file}: expected format {FORMAT} or older, got {number}: made by a newer timm-compat; upgrade this one"
+            f"{place}: expected format {FORMAT} or older, got {number}: made by a newer timm-compat; upgrade this one"
         )
 
 
