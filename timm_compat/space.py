@@ -317,11 +317,11 @@ class CompatSpace(Component):
         """
         return tensors_sha256(self.shared)
 
-    def tags(self, role: str) -> list[str]:
-        """The Hub tags of a component of this space."""
+    def tags(self, role: str, number: int | None = None) -> list[str]:
+        """The Hub tags of a component of this space; ``number`` is its format, that of new ones if None."""
         return [
             "timm-compat",
-            f"timm-compat-format:{FORMAT}",
+            f"timm-compat-format:{FORMAT if number is None else number}",
             f"timm-compat-role:{role}",
             f"timm-compat-space:{self.fingerprint}",
             f"timm-compat-dim:{self.feature_dim}",

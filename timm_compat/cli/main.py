@@ -1,8 +1,11 @@
 """The ``timm-compat`` command: its subcommands, and how errors reach the shell."""
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 from timm_compat._version import __version__
 from timm_compat.cli import adapt, combine, demo, evaluate, finetune, join, share, train, transfer
@@ -34,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)  # so that half-written folders vanish, as they do on Ctrl-C
     try:
         options.run(options)
     except CompatError as error:
@@ -43,3 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("timm-compat: interrupted; what was written is whole, --resume goes on", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _end(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
