@@ -55,21 +55,23 @@ def test_a_network_out_of_all_proportion(
     if "s to build" in message:
         monkeypatch.setattr(budget, "MAX_SECONDS", 1.0)
     monkeypatch.setattr(budget, "MAX_MODULES", 5_000)
-    changed = rewritten(
-        folder, tmp_path, lambda config: config.update(architecture=architecture, model_args=arguments)
-    )
+    changed = rewritten(folder, tmp_path, lambda config: config.update(architecture=architecture, model_args=arguments))
     start = time.thread_time()
     with pytest.raises(tc.ComponentFileError, match=message):
         tc.CompatExtractor.from_pretrained(changed)
     assert time.thread_time() - start < 15
 
 
+def wait_for_ever() -> None:
+    while True:
+        time.sleep(0.001)
+
+
 def test_what_was_ended_does_not_come_back_later(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "MAX_SECONDS", 0.2)
     for _ in range(3):
         with pytest.raises(tc.ComponentFileError, match="s to build"), budget.build_budget():
-            while True:
-                time.sleep(0.001)
+            wait_for_ever()
         assert sum(range(100_000)) == 4999950000
     with budget.build_budget():
         torch.nn.Linear(2, 2)
