@@ -23,9 +23,9 @@ class Fault:
 
     Kinds: "status" (``value`` is the code), "hang" (seconds), "truncate", "flip" (one bit), "junk" (a page),
     "commit" (``value`` is what X-Repo-Commit says), "redirect" (``value`` is another origin), "echo" (an error that
-    repeats the token), "drop" (the connection, without an answer), "lost" (the same once the work is done), "slow"
-    (seconds before a sound answer), "sizeless" (files are listed without their sizes). ``headers`` and ``code``
-    (X-Error-Code) go with a "status".
+    repeats the token), "drop" (the connection, without an answer), "lost" (the same once the work is done), "late"
+    (that again after seconds), "breakdown" (no call succeeds from here on), "slow" (seconds before a sound answer),
+    "sizeless" (files are listed without their sizes). ``headers`` and ``code`` (X-Error-Code) go with a "status".
     """
 
     pattern: str
@@ -151,7 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
                 if verb == method and match:
                     with self.hub.store.lock:
                         reply = answer(self, **{key: unquote(value or "") for key, value in match.groupdict().items()})
-                    return self._drop() if self.fault and self.fault.kind == "lost" else reply()
+                    kind = self.fault.kind if self.fault else None
+                    if kind == "late":
+                        self.hub.closing.wait(self.fault.value)
+                    if kind == "breakdown":
+                        self.hub.fail("", "status", 503)
+                    return self._drop() if kind in ("lost", "late", "breakdown") else reply()
             raise HubError(404, None, f"no such endpoint: {method} {path}")
         except DroppedError:
             return self._drop()
