@@ -256,10 +256,10 @@ def read_config(folder: str | Path, role: str | None = None) -> dict[str, Any]:
         ComponentFileError: no such folder or file, not our format, a newer format, or another role.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise ComponentFileError(f"expected a component's folder, found none at {str(path)!r}; check the path")
+    if not os.path.isdir(path):  # where Path.is_dir raises (rights, too long a name), this says no
+        raise ComponentFileError(f"expected a component's folder, found none at {str(path)!r:.300}; check the path")
     file = path / CONFIG_FILE
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ComponentFileError(f"expected {CONFIG_FILE} in {str(path)!r}, found none; is this a component's folder?")
     if file.stat().st_size > MAX_CONFIG_BYTES:
         raise ComponentFileError(f"{file}: expected at most {MAX_CONFIG_BYTES} bytes, got {file.stat().st_size}")

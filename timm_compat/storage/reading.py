@@ -6,6 +6,7 @@ the cache again.
 """
 
 import logging
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ class Files:
 
     def has(self, name: str) -> bool:
         """Whether there is such a file, here or where it would be fetched from."""
-        return (self.folder / name).is_file()
+        return os.path.isfile(self.folder / name)
 
     def forget(self, name: str) -> None:
         """A file failed a check: let nobody find it again. A user's folder is left as it is."""
@@ -334,7 +335,7 @@ def open_files(
         HubError: the revision cannot be resolved.
     """
     _check_subfolder(subfolder)
-    if isinstance(location, Path) or not REPO_ID.fullmatch(location) or Path(location).exists():
+    if isinstance(location, Path) or not REPO_ID.fullmatch(location) or os.path.exists(location):
         if revision is not None:
             raise ConfigError(f"revision: expected none for the folder {str(location)!r}, got {revision!r}; drop it")
         return Files(str(location), Path(location) / subfolder, subfolder)
