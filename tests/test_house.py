@@ -19,8 +19,9 @@ def within(package: str, *names: str) -> tuple[str, ...]:
 # package which has no line of its own; a package that is named itself may hold code in its __init__.py.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
+    ("vocabulary",),
     (
-        *("_extras", "imagenet", "processes", "seeding", "vocabulary"),
+        *("_extras", "imagenet", "processes", "seeding"),
         *("storage.files", "storage.facts", "storage.hub_calls", "storage.card_merge", "storage.source"),
     ),
     ("storage.cards", "storage.reading"),
@@ -35,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data.framing",),
     ("data.augmentation",),
     ("data.transforms",),
-    ("data.decoding", "models.interface", "models.unwrapping"),
+    ("data.decoding", "models.interface", "models.unwrapping", "models.budget"),
     ("models.backbone", "models.blank", "models.preprocess", "data.arrays"),
     ("models.run_options",),
     ("data.map_style", "models.rebuilding"),
@@ -57,6 +58,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluation.matrix",),
     ("evaluation.seeds", "evaluation.columns", "evaluation.pair"),
     ("evaluation.baselines",),
+    ("hub.fused", "hub.repository"),
     ("hub.loading", "hub.push"),
     ("hub.search",),
     ("evaluation.report", "evaluation.report_pictures"),

@@ -27,7 +27,22 @@ A message names what was expected, what came and the way out.
 
 
 class CompatError(Exception):
-    """Base class: ``except CompatError`` catches every deliberate error of this package."""
+    """Base class: ``except CompatError`` catches every deliberate error of this package.
+
+    Control characters in a message are escaped: file names, keys and tensor names that strangers chose are quoted in
+    it, and must not steer a terminal.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*map(_legible, args))
+
+
+def _legible(value: object) -> object:
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in value
+    )
 
 
 class ConfigError(CompatError, ValueError):

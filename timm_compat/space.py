@@ -19,7 +19,15 @@ from timm_compat.shared_tensors import check_tensors, expected_tensors, initial_
 from timm_compat.storage.cards import render_card
 from timm_compat.storage.component import Component
 from timm_compat.storage.facts import Facts
-from timm_compat.storage.files import FORMAT, ROOT_KEY, WEIGHTS_FILE, tensor_sha256, tensors_sha256, write_component
+from timm_compat.storage.files import (
+    FORMAT,
+    ROOT_KEY,
+    WEIGHTS_FILE,
+    check_format,
+    tensor_sha256,
+    tensors_sha256,
+    write_component,
+)
 from timm_compat.storage.reading import open_files
 from timm_compat.storage.source import Where
 from timm_compat.vocabulary import check_class_names, listed
@@ -84,6 +92,7 @@ class CompatSpace(Component):
         self._initial_weights: dict[str, str] = {}
         self._reference: str | None = None
         self._fingerprint: str | None = None
+        self._format = FORMAT
         self._draft_id = uuid.uuid4().hex
 
     def _check_vocabulary(self) -> None:
@@ -187,9 +196,12 @@ class CompatSpace(Component):
             )
 
     def definition(self) -> dict[str, Any]:
-        """Everything that decides compatibility, as JSON values; the fingerprint is its hash."""
+        """Everything that decides compatibility, as JSON values; the fingerprint is its hash.
+
+        A space that was read keeps the format that it states, and with it its fingerprint.
+        """
         return {
-            "format": FORMAT,
+            "format": self._format,
             "feature_dim": self.feature_dim,
             "level": self.level,
             "normalization": self.normalization,
@@ -214,6 +226,7 @@ class CompatSpace(Component):
         if not isinstance(config, dict):
             raise ComponentFileError(f"space: expected a JSON object, got {type(config).__name__}")
         try:
+            check_format("space", config["format"])
             space = cls(
                 config["feature_dim"],
                 config["class_names"],
@@ -223,6 +236,7 @@ class CompatSpace(Component):
                 seed=config.get("seed", 0),
             )
             space._recorded_names = tuple(config["class_names"])
+            space._format = config["format"]
             space._digests = _str_map(config["shared"])
             space._initial_weights = _str_map(config["initial_weights"])
             space._reference = None if config["reference"] is None else _check_digest(config["reference"])
@@ -311,11 +325,11 @@ class CompatSpace(Component):
         """
         return tensors_sha256(self.shared)
 
-    def tags(self, role: str) -> list[str]:
-        """The Hub tags of a component of this space."""
+    def tags(self, role: str, number: int | None = None) -> list[str]:
+        """The Hub tags of a component of this space; ``number`` is its format, that of new ones if None."""
         return [
             "timm-compat",
-            f"timm-compat-format:{FORMAT}",
+            f"timm-compat-format:{FORMAT if number is None else number}",
             f"timm-compat-role:{role}",
             f"timm-compat-space:{self.fingerprint}",
             f"timm-compat-dim:{self.feature_dim}",

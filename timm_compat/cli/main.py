@@ -4,8 +4,11 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 from timm_compat._version import __version__
 from timm_compat.cli import adapt, combine, demo, evaluate, finetune, join, probe, share, split, swap, train, transfer
@@ -44,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a character (cp1252, say) gets its escape instead of ending the command.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)  # so that half-written folders vanish, as they do on Ctrl-C
     try:
         with said_on_stderr():
             code: int | None = options.run(options)
@@ -65,3 +70,7 @@ def _reader_gone() -> int:
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return READER_GONE
+
+
+def _end(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)

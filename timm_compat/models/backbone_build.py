@@ -85,7 +85,7 @@ def build_model(
     reserved = sorted(RESERVED_ARGUMENTS & timm_kwargs.keys())
     if reserved:
         raise ConfigError(f"{reserved[0]}: expected timm's model arguments, but this one is set by timm_compat itself")
-    _check_name(model_name)
+    check_model_name(model_name)
     _check_channels(timm_kwargs.get("in_chans"))
     classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
@@ -127,7 +127,12 @@ def adopt_backbone(
     return Backbone(body, args, level=level, out_index=out_index, image_size=size)
 
 
-def _check_name(model_name: str) -> None:
+def check_model_name(model_name: str) -> None:
+    """Refuse what timm itself has no architecture for; a name with a source ("hf-hub:...") is left to timm.
+
+    Raises:
+        BackboneError: unknown name (close matches are listed), or none.
+    """
     if not isinstance(model_name, str):
         raise BackboneError(f"expected a model name or a model built by timm, got {model_name!r:.80}")
     if ":" in model_name or _is_timms_own(get_arch_name(model_name)):

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, overload
 
-import torch
 from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
-from timm_compat.models.blank import Blank, with_tensors
+from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
 from timm_compat.models.fusion import fuse, fused_arguments
 from timm_compat.models.heads import TaskHead
@@ -152,10 +151,9 @@ class CompatModel(Component, nn.Module):
                 f"{files}: expected a composed model, got a fused one, which is plain timm; "
                 f"load it so: timm.create_model('hf-hub:{folder_or_repo_id}', pretrained=True)"
             )
+        shapes = build_shapes(lambda: cls(*_parts(ours)))
         if not weights:
             return cls(*_parts(ours))
-        with torch.device("meta"), Blank():
-            shapes = cls(*_parts(ours))
         tensors = files.tensors(WEIGHTS_FILE, config, shapes.state_dict(), unbounded_buffers(shapes), convert)
         model = with_tensors(shapes, lambda: cls(*_parts(ours)), tensors)
         model.facts = Facts.from_config(ours)
@@ -211,7 +209,7 @@ class CompatModel(Component, nn.Module):
             "parameters": f"{self.num_parameters:,}",
             "input_size": " x ".join(map(str, size)),
             "space": space.fingerprint,
-            **{name: _where(source) for name, source in sources.items()},
+            **{name: place_text(source) for name, source in sources.items()},
         }
         return render_card(
             "fused" if fused else "model",
@@ -251,7 +249,8 @@ def _part(part: CompatExtractor | TaskHead) -> dict[str, Any]:
     return {"digest": part.digest(), **({} if source is None else source.to_config())}
 
 
-def _where(source: Source | None) -> str:
+def place_text(source: Source | None) -> str:
+    """Where a part of a model was published, for its card."""
     return f"`{source.location}` at commit `{source.commit}`" if source and source.commit else "not published as it is"
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
@@ -13,7 +12,7 @@ from timm_compat.methods.initial_weights import same_start, start_name
 from timm_compat.models.backbone import Backbone
 from timm_compat.models.backbone_build import adopt_backbone, build_backbone
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
-from timm_compat.models.blank import Blank, with_tensors
+from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
 from timm_compat.models.unwrapping import plain_name, plain_state, unwrapped
@@ -47,6 +46,7 @@ class CompatExtractor(Component, nn.Module):
     """
 
     num_classes = 0
+    _recorded_relation: str | None = None
 
     def __init__(self, backbone: Backbone, space: CompatSpace, trainable: str = "full") -> None:
         super().__init__()
@@ -123,6 +123,8 @@ class CompatExtractor(Component, nn.Module):
         backbone = unwrapped(self.backbone)
         facts = {"space": self.space.to_config(), **self.settings(), **self.facts.to_config()}
         weights = {WEIGHTS_FILE: plain_state(backbone.model), INTERFACE_FILE: plain_state(self.interface)}
+        if self.facts.base_model is not None:
+            facts["base_model_relation"] = self.relation
         root, unbounded = timm_config(backbone), unbounded_buffers(backbone.model)
         return write_component(folder, "extractor", facts, weights, self.card(), root, unbounded)
 
@@ -156,8 +158,7 @@ class CompatExtractor(Component, nn.Module):
         def build() -> Any:
             return cls(backbone_from_config(config, space.level), space, trainable)
 
-        with torch.device("meta"), Blank():  # takes no memory before the files were seen to be of that size
-            shapes = build()
+        shapes = build_shapes(build)
         model, interface = shapes.backbone.model, shapes.interface
         weights = files.tensors(WEIGHTS_FILE, config, model.state_dict(), unbounded_buffers(model), convert)
         fitted = files.tensors(INTERFACE_FILE, config, interface.state_dict(), convert=convert)
@@ -166,7 +167,15 @@ class CompatExtractor(Component, nn.Module):
         extractor = with_tensors(shapes, build, tensors)
         extractor.facts = Facts.from_config(config[ROOT_KEY])
         extractor.remember(files.source(config))
+        recorded = config[ROOT_KEY].get("base_model_relation")
+        extractor._recorded_relation = recorded if recorded in RELATIONS.values() else None
         return extractor.eval()
+
+    @property
+    def relation(self) -> str:
+        """To its base model, in the Hub's words: "adapter" or "finetune". What was loaded keeps the recorded one."""
+        recorded = self._recorded_relation
+        return recorded if recorded is not None and self.known_source() is not None else RELATIONS[self.trainable]
 
     def settings(self) -> dict[str, Any]:
         """Our facts about the backbone and the interface, as JSON values."""
@@ -200,7 +209,7 @@ class CompatExtractor(Component, nn.Module):
             self.facts,
             repo_id=repo_id,
             picture=picture,
-            relation=RELATIONS[self.trainable],
+            relation=self.relation,
         )
 
 
