@@ -161,8 +161,7 @@ class TestJoin:
         for number, image in enumerate(images[:120]):
             Image.fromarray(image[0].numpy()).save(tmp_path / f"{number:03}.png")
         files = load_images(tmp_path)
-        # Without copies: arrays are shifted in their own pixels, files in those of the network.
-        options = {"reference": reference, "img_size": 16, "batch_size": 50, "augment": False}
+        options = {"reference": reference, "img_size": 16, "batch_size": 50}
         from_files = tc.join(space, reference.backbone.model, files, **options)
         assert from_files.data_config["crop_pct"] != reference.data_config["crop_pct"]
         from_tensor = tc.join(space, reference.backbone.model, images[:120], **options)

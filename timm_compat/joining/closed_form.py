@@ -25,12 +25,12 @@ from timm_compat.methods.ridge import LEAST_SPREAD, Moments
 
 # Real ImageNet weights of three networks, heads over 101 objects, 7 objects in four styles and ImageNet, pools of 30 to
 # 1,500 photos of either kind: these never cost a head more than three points against the best for that pool.
-ROTATION = 1.0  # lambda
+ROTATION = 2.0  # lambda
 # lambda without classes in common, in units of F / n; held-out images choose. Large where the networks are alike up to
 # a rotation, as pretrained ones of one kind are; small where the space is a projection that no rotation gives.
 ALONE = (3.0, 0.3, 0.03, 0.003, 0.0003)
-CLASSES = 10.0  # mu
-ALONG_IMAGES = 0.5  # alpha
+CLASSES, LEAST_CLASSES = 10.0, 1.0  # mu of few and of many images
+ALONG_IMAGES = 0.5  # alpha of few images
 CLASSES_ALONE = 1 / 0.3  # mu / lambda without images
 # Without images part of what the map gives is noise, which makes a head's biases weigh too little.
 LOUDER = 1.3
@@ -79,7 +79,7 @@ def strengths(num_images: int, num_features: int, *, has_classes: bool, rotation
     """The evidence's weights for a number of images n and of features F.
 
     What images say is blurred less the more they are, what classes say is off by a fixed amount: from F / 4 images on
-    the classes count less, from F images on the rotation does.
+    the classes count less, from 2 F images on they and the rotation fade as the images' own error does.
 
     Args:
         num_images: n; 0 without images.
@@ -91,8 +91,9 @@ def strengths(num_images: int, num_features: int, *, has_classes: bool, rotation
         return Strengths(1 / CLASSES_ALONE, 1.0, 0.0)
     if not has_classes:
         return Strengths(rotation_alone * num_features / num_images, 0.0, 0.0)
-    few = min(1.0, num_features / (4 * num_images))
-    return Strengths(ROTATION * min(1.0, num_features / num_images), CLASSES * few, ALONG_IMAGES * few)
+    few, fading = min(1.0, num_features / (4 * num_images)) ** 2, min(1.0, 2 * num_features / num_images)
+    classes = max(LEAST_CLASSES, CLASSES * few)
+    return Strengths(ROTATION * fading, classes * fading, ALONG_IMAGES * few)
 
 
 class ClosedForm:
