@@ -82,7 +82,8 @@ class TestDecoding:
         found = list(predict(open_classifier(str(tmp_path / "model")), files))
         shares = model.eval().head(features).softmax(dim=1)
         for prediction, expected in zip(found, shares, strict=True):
-            assert [share for _, share in prediction.classes] == pytest.approx(sorted(expected.tolist(), reverse=True))
+            (answers,) = prediction.heads.values()
+            assert [share for _, share in answers] == pytest.approx(sorted(expected.tolist(), reverse=True))
 
     @pytest.mark.parametrize("dtype", [np.int32, np.float32])
     def test_of_an_unknown_range_is_refused_everywhere(self, tmp_path: Path, dtype: type) -> None:
