@@ -3,9 +3,10 @@
 import base64
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
@@ -22,13 +23,17 @@ class Fault:
 
     Kinds: "status" (``value`` is the code), "hang" (seconds), "truncate", "flip" (one bit), "junk" (a page),
     "commit" (``value`` is what X-Repo-Commit says), "redirect" (``value`` is another origin), "echo" (an error that
-    repeats the token).
+    repeats the token), "drop" (the connection, without an answer), "lost" (the same once the work is done), "late"
+    (that again after seconds), "breakdown" (no call succeeds from here on), "slow" (seconds before a sound answer),
+    "sizeless" (files are listed without their sizes). ``headers`` and ``code`` (X-Error-Code) go with a "status".
     """
 
     pattern: str
     kind: str
     value: Any = None
     times: int = 10**6
+    headers: dict[str, str] = field(default_factory=dict)
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,10 @@ class HubError(Exception):
     def __init__(self, status: int, code: str | None, message: str, **body: Any) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.body = status, code, message, body
+
+
+class DroppedError(Exception):
+    """No answer at all."""
 
 
 class LoopbackHub:
@@ -72,8 +81,8 @@ class LoopbackHub:
         self.faults.clear()
         self.seen.clear()
 
-    def fail(self, pattern: str, kind: str, value: Any = None, times: int = 10**6) -> None:
-        self.faults.append(Fault(pattern, kind, value, times))
+    def fail(self, pattern: str, kind: str, value: Any = None, times: int = 10**6, **more: Any) -> None:
+        self.faults.append(Fault(pattern, kind, value, times, **more))
 
     def fault(self, request: str) -> Fault | None:
         with self.store.lock:
@@ -142,13 +151,25 @@ class _Handler(BaseHTTPRequestHandler):
                 if verb == method and match:
                     with self.hub.store.lock:
                         reply = answer(self, **{key: unquote(value or "") for key, value in match.groupdict().items()})
-                    return reply()
+                    kind = self.fault.kind if self.fault else None
+                    if kind == "late":
+                        self.hub.closing.wait(self.fault.value)
+                    if kind == "breakdown":
+                        self.hub.fail("", "status", 503)
+                    return self._drop() if kind in ("lost", "late", "breakdown") else reply()
             raise HubError(404, None, f"no such endpoint: {method} {path}")
+        except DroppedError:
+            return self._drop()
         except HubError as error:
             extra = {"X-Error-Message": error.message.replace("\n", " ")}
+            extra |= self.fault.headers if self.fault else {}
             if error.code:
                 extra["X-Error-Code"] = error.code
             self._send(error.status, json.dumps({"error": error.message, **error.body}).encode(), extra)
+
+    def _drop(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def _read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -167,8 +188,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.closing.wait(self.fault.value)
             self.close_connection = True
             raise HubError(504, None, "hung")
+        if self.fault.kind == "slow":
+            self.hub.closing.wait(self.fault.value)
+        if self.fault.kind == "drop":
+            raise DroppedError
         if self.fault.kind == "status":
-            raise HubError(self.fault.value, None, "a fault that the test asked for")
+            raise HubError(self.fault.value, self.fault.code, "a fault that the test asked for")
         if self.fault.kind == "echo":
             raise HubError(500, None, f"do not repeat {self.token}")
 
@@ -279,7 +304,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def info(self, repo: str, revision: str = "main") -> Callable[[], None]:
         found = self._repo(repo)
-        return self._json(self.hub.store.model_info(found, self._commit(found, revision)))
+        told = self.hub.store.model_info(found, self._commit(found, revision))
+        if self.fault and self.fault.kind == "sizeless":
+            told["siblings"] = [{"rfilename": file["rfilename"]} for file in told["siblings"]]
+        return self._json(told)
 
     def tree(self, repo: str, revision: str, folder: str = "") -> Callable[[], None]:
         commit = self._commit(self._repo(repo), revision)

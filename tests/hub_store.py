@@ -1,5 +1,6 @@
 """What the tests' Hub remembers: users, repositories with their commits, branches and tags, and the files' bytes."""
 
+import functools
 import hashlib
 import itertools
 import threading
@@ -96,10 +97,7 @@ class Store:
 
     def metadata(self, commit: Commit) -> dict[str, Any]:
         """Front matter of the card."""
-        text = self.blobs[commit.files["README.md"]].decode() if "README.md" in commit.files else ""
-        parts = text.split("---\n", 2)
-        front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else {}
-        return front if isinstance(front, dict) else {}
+        return _front_matter(self.blobs[commit.files["README.md"]].decode()) if "README.md" in commit.files else {}
 
     def tags(self, commit: Commit) -> list[str]:
         """What the Hub derives from a card for its search."""
@@ -137,3 +135,10 @@ class Store:
             "cardData": front,
             "siblings": siblings,
         }
+
+
+@functools.cache
+def _front_matter(card: str) -> dict[str, Any]:
+    parts = card.split("---\n", 2)
+    front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else {}
+    return front if isinstance(front, dict) else {}

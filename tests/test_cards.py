@@ -1,7 +1,9 @@
 """Model cards: every role renders, the metadata reads back typed, people's edits survive, no fact is invented."""
 
+import json
 import re
 import socket
+import time
 from pathlib import Path
 from string import Template
 
@@ -101,6 +103,34 @@ def test_a_value_cannot_pose_as_a_mark() -> None:
     assert merge_cards(new, new) == new
 
 
+HOSTILE = "a`b | c ](http://evil) <script> <!-- /timm-compat:provenance --> \x1b[31m\nd"
+
+
+@pytest.mark.parametrize("role", CARD_ROLES)
+def test_facts_of_strangers_stay_in_their_lines(role: str) -> None:
+    matrix = {"rows": [HOSTILE], "columns": [HOSTILE], "accuracy": [[0.5]]}
+    facts = tc.Facts(
+        base_model=HOSTILE,
+        base_model_commit=HOSTILE,
+        datasets=(HOSTILE,),
+        results=(tc.Result(HOSTILE, 0.5, split=HOSTILE, partner=HOSTILE),),
+        training={HOSTILE: HOSTILE},
+        matrix=matrix,
+    )
+    card = render_card(role, {**VALUES, "class_names": HOSTILE}, TAGS, facts)
+    front, body = split(card)
+    assert front["base_model"] == [HOSTILE]
+    for sign in ("\x1b", "<script>", "](http"):
+        assert sign not in body
+    for name in ("usage", "results", "facts", "provenance"):
+        assert body.count(f"<!-- timm-compat:{name} -->") <= 1
+        assert body.count(f"<!-- timm-compat:{name} -->") == body.count(f"<!-- /timm-compat:{name} -->")
+    assert not re.search(r"^d", body, re.MULTILINE)
+    (line,) = [line for line in body.splitlines() if line.startswith("- started from")]
+    assert line.count("`") == 4
+    assert merge_cards(card, card) == card
+
+
 def test_a_dollar_in_a_value_is_only_a_dollar() -> None:
     assert "$space" in render_card("head", {**VALUES, "class_names": "$space"}, TAGS)
 
@@ -167,6 +197,28 @@ class TestMerge:
         assert front["tags"] == [*TAGS, "mine"]
         assert split(merge_cards(theirs, self.new))[0]["license"] == "apache-2.0"
         assert split(merge_cards(theirs, self.new))[0]["datasets"] == ["lab/cats", "x/y"]
+
+    def test_a_card_without_text_becomes_the_new_one(self) -> None:
+        for old in ("---\nlicense: mit\n---\n", "", "---\nlicense: mit\n---\n\n  \n"):
+            assert split(merge_cards(old, self.new))[1] == split(self.new)[1]
+
+    def test_what_the_replaced_component_said_goes(self) -> None:
+        old = render_card("head", VALUES, TAGS, FACTS, relation="finetune").replace(
+            "datasets:\n", "datasets:\n- my/own\n"
+        )
+        bare = render_card("head", VALUES, TAGS)
+        kept, _ = split(merge_cards(old, bare))
+        assert kept["base_model"] == ["timm/resnet18.a1_in1k"]  # nobody told that it was ours
+        front, _ = split(merge_cards(old, bare, json.loads(json.dumps(FACTS.to_config()))))
+        assert not {"model-index", "metrics", "base_model", "base_model_relation"} & front.keys()
+        assert front["datasets"] == ["my/own"]
+
+    @pytest.mark.parametrize("text", ["<!-- timm-compat:a -->\n", "<!-- timm-compat:facts -->\nx\n"])
+    def test_unclosed_marks_take_no_time(self, text: str) -> None:
+        old = "---\nx: y\n---\n" + text * 30_000
+        start = time.thread_time()
+        assert merge_cards(old, self.new).endswith(text * 30_000)
+        assert time.thread_time() - start < 5
 
     def test_metadata_that_is_no_yaml_loses_to_ours(self) -> None:
         front, body = split(merge_cards("---\n: [broken\n---\ntext\n", self.new))

@@ -1,9 +1,11 @@
 """Search: tags give candidates, configs decide; the command line; cards whose usage runs as it stands."""
 
+import copy
 import io
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,9 @@ class TestSearch:
             ({"role": "backbone"}, "role: expected one of extractor, head, space, model"),
             ({"space": "xyz"}, "space: expected a CompatSpace or its fingerprint"),
             ({"dim": 0}, "dim: expected a positive whole number"),
+            ({"limit": -1}, "limit: expected a positive whole number"),
+            ({"limit": 0}, "limit: expected a positive whole number"),
+            ({"limit": True}, "limit: expected a positive whole number"),
         ],
     )
     def test_bad_questions(self, settings: dict[str, Any], message: str) -> None:
@@ -104,6 +109,69 @@ class TestSearch:
             tc.search(**settings)
         with pytest.raises(tc.DraftSpaceError):
             tc.search(space=tc.CompatSpace(8, methods=["rotation"]))
+
+
+@pytest.fixture
+def crowded(hub: LoopbackHub, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """Forty heads in one space; only the last ten know unicorns. Sixteen are looked at in one go."""
+    monkeypatch.setattr("timm_compat.hub.search.BATCH", 16)
+    monkeypatch.setenv("HF_TOKEN", hub.user(TOKEN, "alice", "lab"))
+    tc.TaskHead(parts.space, ["cat"]).push_to_hub("lab/head0")
+    tc.TaskHead(parts.space, ["cat", "unicorn"]).push_to_hub("lab/head30")
+    for number in range(40):
+        twin = copy.copy(hub.store.repos["lab/head30" if number >= 30 else "lab/head0"])
+        twin.repo_id = f"lab/head{number}"
+        hub.store.repos[twin.repo_id] = twin
+    hub.store.repos = dict(sorted(hub.store.repos.items(), key=lambda item: int(item[0].removeprefix("lab/head"))))
+    hub.seen.clear()
+    return hub
+
+
+class TestManyCandidates:
+    def test_the_limit_counts_what_fits(self, crowded: LoopbackHub) -> None:
+        assert ids(tc.search(classes=["unicorn"], limit=3)) == ["lab/head30", "lab/head31", "lab/head32"]
+        assert len(tc.search(role="head")) == 40
+
+    def test_pages_are_turned_as_they_are_needed(self, crowded: LoopbackHub) -> None:
+        assert len(tc.search(limit=5)) == 5
+        pages = [seen for seen in crowded.seen if seen.path.startswith("/api/models?")]
+        assert len(pages) <= 9  # of twenty with two models each
+
+    def test_candidates_are_looked_at_at_once(self, crowded: LoopbackHub) -> None:
+        crowded.fail("HEAD", "slow", 0.3)
+        start = time.monotonic()
+        assert len(tc.search(limit=1)) == 1
+        assert time.monotonic() - start < 0.3 * 16 * 0.8
+
+    def test_broken_repositories_are_passed_over_and_told(self, crowded: LoopbackHub, capsys: Any) -> None:
+        crowded.fail("/lab/head3[/?]", "status", 503)
+        crowded.fail("/lab/head5[/?]", "status", 429, times=1)
+        crowded.fail("HEAD /lab/head7/", "junk")
+        found = tc.search(role="head")
+        assert len(found) == 38
+        assert [repo_id for repo_id, _ in found.faults] == ["lab/head3", "lab/head7"]
+        assert "503" in found.faults[0][1]
+        assert main(["search", "--role", "head", "--limit", "5"]) == 0
+        assert "left out lab/head3:" in capsys.readouterr().err
+
+    def test_a_page_that_fails_once(self, crowded: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        crowded.fail("cursor=", "truncate", times=1)
+        assert len(tc.search(role="head")) == 40
+
+    def test_a_list_that_breaks_off_gives_what_it_gave(self, crowded: LoopbackHub) -> None:
+        crowded.fail("cursor=20", "status", 403)
+        found = tc.search(role="head")
+        assert len(found) == 16
+        (fault,) = found.faults
+        assert fault[0] == "listing"
+        assert "broke off after 16 candidates" in fault[1]
+
+    def test_a_hub_that_fails_altogether_is_not_asked_for_ever(self, crowded: LoopbackHub) -> None:
+        crowded.fail("GET /api/models/lab", "status", 500)
+        found = tc.search(role="head")
+        assert not found
+        assert "the search ends here" in dict(found.faults)["listing"]
+        assert len(found.faults) == 17
 
 
 class TestCards:
@@ -237,7 +305,7 @@ class TestCommands:
             (["predict", "lab/space", "{image}"], "expected a classifier, got a CompatSpace"),
             (["predict", "lab/head", "{image}"], "expected a classifier, got a TaskHead"),
             (["predict", "alice/fused", "{image}", "--head", "lab/head"], "drop --head"),
-            (["predict", "alice/fused", "{text}"], "cannot be decoded"),
+            (["predict", "alice/fused", "{text}"], "expected an image that can be decoded"),
             (["predict", "alice/fused", "{image}", "--top", "0"], "top: expected"),
             (["pull", "lab/nothing", "--output", "{folder}/new"], "no such repository"),
             (["pull", "lab/head", "--output", "{folder}"], "expected a new or empty output folder"),

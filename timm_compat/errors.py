@@ -10,6 +10,7 @@
     ├── ImageError           (ValueError)       images of the wrong rank, channels, size or dtype
     ├── DataError            (ValueError)       a data set or its labels do not fit
     ├── FuseError            (ValueError)       a composed model has no plain timm form
+    ├── ExportError          (ValueError)       a model cannot be written as ONNX or PyTorch's export format
     ├── ComponentFileError   (ValueError)       a component's folder is missing, damaged or foreign
     ├── OutputExistsError    (FileExistsError)  the output folder holds something already
     ├── OutputWriteError     (OSError)          the output cannot be written: no right, no room, no such place
@@ -26,7 +27,22 @@ A message names what was expected, what came and the way out.
 
 
 class CompatError(Exception):
-    """Base class: ``except CompatError`` catches every deliberate error of this package."""
+    """Base class: ``except CompatError`` catches every deliberate error of this package.
+
+    Control characters in a message are escaped: file names, keys and tensor names that strangers chose are quoted in
+    it, and must not steer a terminal.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*map(_legible, args))
+
+
+def _legible(value: object) -> object:
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in value
+    )
 
 
 class ConfigError(CompatError, ValueError):
@@ -55,6 +71,10 @@ class DataError(CompatError, ValueError):
 
 class FuseError(CompatError, ValueError):
     """A composed model cannot be written as one plain timm model; the message says why."""
+
+
+class ExportError(CompatError, ValueError):
+    """A model cannot be written as ONNX or in PyTorch's export format; the message says why."""
 
 
 class ComponentFileError(CompatError, ValueError):

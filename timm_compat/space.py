@@ -19,7 +19,15 @@ from timm_compat.shared_tensors import check_tensors, expected_tensors, initial_
 from timm_compat.storage.cards import render_card
 from timm_compat.storage.component import Component
 from timm_compat.storage.facts import Facts
-from timm_compat.storage.files import FORMAT, ROOT_KEY, WEIGHTS_FILE, tensor_sha256, tensors_sha256, write_component
+from timm_compat.storage.files import (
+    FORMAT,
+    ROOT_KEY,
+    WEIGHTS_FILE,
+    check_format,
+    tensor_sha256,
+    tensors_sha256,
+    write_component,
+)
 from timm_compat.storage.reading import open_files
 from timm_compat.storage.source import Where
 from timm_compat.vocabulary import check_class_names, listed
@@ -68,6 +76,8 @@ class CompatSpace(Component):
             raise ConfigError(f"feature_dim: expected a whole number from 1 to {MAX_FEATURE_DIM}, got {feature_dim!r}")
         self.feature_dim = feature_dim
         self.class_names = check_class_names(class_names, least=0)
+        # Files written before names were normalised hold others, and a fingerprint is over what is recorded.
+        self._recorded_names = self.class_names
         self.methods = _check_methods(methods)
         self.level = _check_choice("level", level, LEVELS)
         self.normalization = _check_choice("normalization", normalization, NORMALIZATIONS)
@@ -82,6 +92,7 @@ class CompatSpace(Component):
         self._initial_weights: dict[str, str] = {}
         self._reference: str | None = None
         self._fingerprint: str | None = None
+        self._format = FORMAT
         self._draft_id = uuid.uuid4().hex
 
     def _check_vocabulary(self) -> None:
@@ -127,6 +138,11 @@ class CompatSpace(Component):
         if self._shared is None:
             self._shared = initial_tensors(self.methods, self.feature_dim, len(self.class_names), self.seed)
         return MappingProxyType(self._shared)
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether the auxiliary heads' tensors are at hand, not the definition only."""
+        return self._has_tensors
 
     @property
     def reference(self) -> str | None:
@@ -180,14 +196,17 @@ class CompatSpace(Component):
             )
 
     def definition(self) -> dict[str, Any]:
-        """Everything that decides compatibility, as JSON values; the fingerprint is its hash."""
+        """Everything that decides compatibility, as JSON values; the fingerprint is its hash.
+
+        A space that was read keeps the format that it states, and with it its fingerprint.
+        """
         return {
-            "format": FORMAT,
+            "format": self._format,
             "feature_dim": self.feature_dim,
             "level": self.level,
             "normalization": self.normalization,
             "methods": list(self.methods),
-            "class_names": list(self.class_names),
+            "class_names": list(self._recorded_names),
             "shared": dict(self._digests),
             "initial_weights": dict(self._initial_weights),
             "reference": self._reference,
@@ -207,6 +226,7 @@ class CompatSpace(Component):
         if not isinstance(config, dict):
             raise ComponentFileError(f"space: expected a JSON object, got {type(config).__name__}")
         try:
+            check_format("space", config["format"])
             space = cls(
                 config["feature_dim"],
                 config["class_names"],
@@ -215,6 +235,8 @@ class CompatSpace(Component):
                 normalization=config["normalization"],
                 seed=config.get("seed", 0),
             )
+            space._recorded_names = tuple(config["class_names"])
+            space._format = config["format"]
             space._digests = _str_map(config["shared"])
             space._initial_weights = _str_map(config["initial_weights"])
             space._reference = None if config["reference"] is None else _check_digest(config["reference"])
@@ -303,11 +325,11 @@ class CompatSpace(Component):
         """
         return tensors_sha256(self.shared)
 
-    def tags(self, role: str) -> list[str]:
-        """The Hub tags of a component of this space."""
+    def tags(self, role: str, number: int | None = None) -> list[str]:
+        """The Hub tags of a component of this space; ``number`` is its format, that of new ones if None."""
         return [
             "timm-compat",
-            f"timm-compat-format:{FORMAT}",
+            f"timm-compat-format:{FORMAT if number is None else number}",
             f"timm-compat-role:{role}",
             f"timm-compat-space:{self.fingerprint}",
             f"timm-compat-dim:{self.feature_dim}",

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 from timm_compat.cli.places import add_place_options, place
 from timm_compat.errors import ConfigError
 from timm_compat.hub.loading import load, pull, read_facts
-from timm_compat.hub.push import push_folder
+from timm_compat.hub.push import push_fused
 from timm_compat.hub.search import DEFAULT_LIMIT, search
 from timm_compat.models.composed import CompatModel
 from timm_compat.space import CompatSpace
 from timm_compat.storage.component import Component
-from timm_compat.storage.files import CARD_FILE, ROOT_KEY
+from timm_compat.storage.facts import Facts
+from timm_compat.storage.files import ROOT_KEY
 from timm_compat.storage.source import Source
 from timm_compat.vocabulary import printable
 
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     find.add_argument("--classes", metavar="A,B", help="names that a head or model must know")
     find.add_argument("--dim", type=int, help="feature dimensions")
     find.add_argument("--author", help="user or organisation")
-    find.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="most candidates (default: %(default)s)")
+    find.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="most results (default: %(default)s)")
     find.set_defaults(run=run_search)
     for parser in (fetch, info, find):
         parser.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -57,6 +57,7 @@ def _add_push(commands: Any) -> None:
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
     parser.add_argument("--overwrite-card", action="store_true", help="write the card anew, whatever it holds")
+    parser.add_argument("--force", action="store_true", help="replace what is there, also what is no such component")
     parser.add_argument("--fuse", action="store_true", help="publish a composed model as a plain timm model")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=run_push)
@@ -75,31 +76,34 @@ def run_push(options: argparse.Namespace) -> None:
         "create_pr": options.create_pr,
         "commit_message": options.message,
         "overwrite_card": options.overwrite_card,
+        "force": options.force,
     }
     if isinstance(component, Component):
         source = _push_component(component, options, settings)
     else:
-        # A fused model is plain timm and renders no card of its own: its usage gets the new id.
-        card = (options.folder / CARD_FILE).read_text(encoding="utf-8")
-        card = re.sub(r"hf-hub:[\w./-]+", f"hf-hub:{options.repo_id}", card)
-        source = push_folder(options.folder, options.repo_id, card, **settings)
+        stated = Facts.from_config(read_facts(options.folder)[0][ROOT_KEY]).license
+        source = push_fused(options.folder, options.repo_id, license_id=_license(options, stated), **settings)
     facts = {"repo_id": source.location, "commit": source.commit, "sha256": dict(source.sha256)}
     print(json.dumps(facts) if options.json else f"{source.location} at commit {source.commit}")
 
 
 def _push_component(component: Component, options: argparse.Namespace, settings: dict[str, Any]) -> Source:
-    license_id = options.license or component.facts.license
-    if license_id is None and sys.stdin.isatty():
-        print("Licence (an id such as apache-2.0; empty to state none): ", end="", file=sys.stderr, flush=True)
-        license_id = sys.stdin.readline().strip() or None
-    if license_id is None:
-        print("timm-compat: no licence is stated; others will not know what they may do (--license)", file=sys.stderr)
-    component.facts = replace(component.facts, license=license_id)
+    component.facts = replace(component.facts, license=_license(options, component.facts.license))
     if options.fuse:
         if not isinstance(component, CompatModel):
             raise ConfigError("--fuse: expected a composed model, got another component; see timm-compat compose")
         settings["fused"] = True
     return component.push_to_hub(options.repo_id, **settings)
+
+
+def _license(options: argparse.Namespace, stated: str | None) -> str | None:
+    license_id = options.license or stated
+    if license_id is None and sys.stdin.isatty():
+        print("Licence (an id such as apache-2.0; empty to state none): ", end="", file=sys.stderr, flush=True)
+        license_id = sys.stdin.readline().strip() or None
+    if license_id is None:
+        print("timm-compat: no licence is stated; others will not know what they may do (--license)", file=sys.stderr)
+    return license_id
 
 
 def run_pull(options: argparse.Namespace) -> None:
@@ -135,7 +139,11 @@ def run_info(options: argparse.Namespace) -> None:
         **ours,
     }
     known = {key: value for key, value in facts.items() if value not in (None, [], {})}
-    print(json.dumps(known) if options.json else "\n".join(f"{key}: {_short(value)}" for key, value in known.items()))
+    print(
+        json.dumps(known)
+        if options.json
+        else "\n".join(f"{_short(key)}: {_short(value)}" for key, value in known.items())
+    )
 
 
 def run_search(options: argparse.Namespace) -> None:
@@ -152,8 +160,8 @@ def run_search(options: argparse.Namespace) -> None:
         author=options.author,
         limit=options.limit,
     )
-    for repo_id, reason in found.refused:
-        print(f"timm-compat: left out {repo_id}: {reason}", file=sys.stderr)
+    for repo_id, reason in (*found.refused, *found.faults):
+        print(f"timm-compat: left out {printable(repo_id)}: {printable(reason)}", file=sys.stderr)
     if options.json:
         print(json.dumps([asdict(row) for row in found]))
     else:

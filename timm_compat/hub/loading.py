@@ -5,17 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from timm_compat.errors import BackboneError, ComponentFileError, ConfigError
-from timm_compat.models.backbone import TIMM_ERRORS
-from timm_compat.models.backbone_config import checked_arguments, checked_preprocessing
-from timm_compat.models.blank import Blank, with_tensors
+from timm_compat.hub.fused import load_fused
 from timm_compat.models.composed import CompatModel
-from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
+from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.space import CompatSpace
 from timm_compat.storage.component import Component
@@ -25,13 +20,11 @@ from timm_compat.storage.files import (
     MAX_CARD_BYTES,
     PICTURE_FILE,
     ROOT_KEY,
-    WEIGHTS_FILE,
     check_new_folder,
     new_folder,
 )
 from timm_compat.storage.reading import Files, open_files, pinned
 from timm_compat.storage.source import Where
-from timm_compat.vocabulary import check_class_names
 
 CLASSES: Mapping[str, Any] = {
     "extractor": CompatExtractor,
@@ -61,7 +54,7 @@ def load(location: str | Path, **where: Unpack[Where]) -> Component | nn.Module:
     config, files = read_facts(location, **where)
     ours = config[ROOT_KEY]
     if ours.get("fused"):
-        return _load_fused(config, files)
+        return load_fused(config, files)
     loaded: Component = CLASSES[ours["role"]].from_pretrained(location, **pinned(where, files))
     return loaded
 
@@ -77,40 +70,10 @@ def pull(location: str, folder: str | Path, **where: Unpack[Where]) -> Path:
     files = open_files(location, **where)
     load(location, **pinned(where, files))
     for name, most in OPTIONAL_FILES.items():
-        try:
+        if files.has(name):
             files.fetch(name, most)
-        except ComponentFileError:
-            continue
     with new_folder(folder) as partial:
         for name in KNOWN_FILES:
             if (files.folder / name).is_file():
                 shutil.copyfile(files.folder / name, partial / name)
     return Path(folder)
-
-
-def _load_fused(config: dict[str, Any], files: Files) -> nn.Module:
-    names = _class_names(config)
-    architecture, arguments = checked_arguments(config)
-
-    def build() -> Any:
-        return timm.create_model(architecture, num_classes=len(names), **arguments)
-
-    try:
-        with torch.device("meta"), Blank():
-            shapes = build()
-        tensors = files.tensors(WEIGHTS_FILE, config, shapes.state_dict(), unbounded_buffers(shapes))
-        model = with_tensors(shapes, build, tensors)
-    except ComponentFileError:
-        raise
-    except (BackboneError, *TIMM_ERRORS) as error:
-        raise ComponentFileError(f"{files}: its model cannot be built here: {error}") from error
-    own = {"architecture": architecture, "num_classes": len(names), "label_names": list(names)}
-    model.pretrained_cfg = model.default_cfg = {**checked_preprocessing(config[ROOT_KEY].get("preprocessing")), **own}
-    return model.eval()
-
-
-def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    try:
-        return check_class_names(config[ROOT_KEY].get("class_names"))
-    except ConfigError as error:
-        raise ComponentFileError(f"config.json: {error}") from error

@@ -1,14 +1,19 @@
 """Publish a component: one commit for everything, unchanged files not sent again, people's words on cards kept."""
 
-import json
+import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from timm_compat._extras import require
-from timm_compat.errors import ConfigError, HubAccessError, HubNotFoundError, MissingExtraError
+from timm_compat.errors import ComponentFileError, HubError, MissingExtraError
 from timm_compat.evaluation.plots import CELL_INCHES, MARGIN_INCHES, heat_map
+from timm_compat.hub.fused import fused_card, read_fused
+from timm_compat.hub.repository import Repository
 from timm_compat.storage.card_merge import merge_cards
 from timm_compat.storage.component import Component, set_pusher
 from timm_compat.storage.files import (
@@ -16,13 +21,16 @@ from timm_compat.storage.files import (
     CONFIG_FILE,
     KNOWN_FILES,
     MAX_CARD_BYTES,
-    MAX_CONFIG_BYTES,
     PICTURE_FILE,
     ROOT_KEY,
     read_config,
+    to_json,
 )
-from timm_compat.storage.hub_calls import ask, time_limit
+from timm_compat.storage.hub_calls import ask
 from timm_compat.storage.source import Source, check_repo_id
+
+SCRATCH = "timm-compat-push-"
+SCRATCH_SECONDS = 60  # a younger one may be about to be locked
 
 
 def push(
@@ -35,11 +43,38 @@ def push(
         HubError: the Hub refuses or fails.
     """
     check_repo_id(repo_id)
-    with tempfile.TemporaryDirectory(prefix="timm-compat-push-") as scratch:
-        folder = component.save_pretrained(Path(scratch) / "component", **settings)
+    with _scratch_folder() as scratch:
+        folder = component.save_pretrained(scratch / "component", **settings)
         picture = draw_matrix(component.facts.matrix, folder / PICTURE_FILE)
         card = component.card(repo_id, picture=picture, **settings)
         return push_folder(folder, repo_id, card, overwrite_card=overwrite_card, **options)
+
+
+def push_fused(folder: Path, repo_id: str, *, license_id: str | None = None, **options: Any) -> Source:
+    """Publish the folder of a fused model, as ``save_pretrained(..., fused=True)`` wrote it, under a new card.
+
+    What a person wrote on the folder's card goes along.
+
+    Args:
+        folder: the model's.
+        repo_id: "owner/name".
+        license_id: an id that the Hub knows; the one that the folder states if None.
+        **options: as ``push_folder``.
+
+    Raises:
+        ComponentFileError: the folder holds no fused model, or links.
+        ConfigError: the id is none, or the repository holds something else.
+        HubError: the Hub refuses or fails.
+    """
+    config = read_fused(folder)
+    if license_id is not None:
+        config[ROOT_KEY]["license"] = license_id
+    picture = _plain_file(folder, PICTURE_FILE) is not None
+    card = fused_card(config, check_repo_id(repo_id), picture=picture)
+    own = _plain_file(folder, CARD_FILE)
+    if own is not None:
+        card = merge_cards(_text(own), card, config[ROOT_KEY])
+    return push_folder(folder, repo_id, card, config=config, **options)
 
 
 def push_folder(
@@ -47,44 +82,62 @@ def push_folder(
     repo_id: str,
     card: str,
     *,
+    config: Mapping[str, Any] | None = None,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
     token: str | bool | None = None,
     commit_message: str | None = None,
     overwrite_card: bool = False,
+    force: bool = False,
 ) -> Source:
     """Publish a component's folder with this card; see ``Component.push_to_hub``.
 
+    Args:
+        folder: the component's; links in it are not followed.
+        repo_id: "owner/name".
+        card: text of ``README.md``.
+        config: stands for the folder's ``config.json`` if given.
+        private, revision, create_pr, token, commit_message, overwrite_card, force: as ``Component.push_to_hub``.
+
     Raises:
-        ComponentFileError: the folder holds no component.
+        ComponentFileError: the folder holds no component, or links.
         ConfigError: the id is none, or the repository holds something else.
         HubError: the Hub refuses or fails.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    ours = read_config(folder)[ROOT_KEY]
-    target = _Target(check_repo_id(repo_id), revision, token)
+    files = {name: _plain_file(folder, name) for name in KNOWN_FILES}
+    ours = (config or read_config(folder))[ROOT_KEY]
+    target = Repository(check_repo_id(repo_id), revision, token)
     target.prepare(private, make_branch=revision is not None and not create_pr)
-    target.check_role(ours["role"])
-    content: dict[str, bytes | Path] = {name: folder / name for name in KNOWN_FILES if (folder / name).is_file()}
+    before = target.check_content(ours["role"], force)
+    content: dict[str, bytes | Path] = {name: file for name, file in files.items() if file is not None}
     old = None if overwrite_card else target.read(CARD_FILE, MAX_CARD_BYTES)
-    content[CARD_FILE] = (card if old is None else merge_cards(old, card)).encode()
+    content[CARD_FILE] = (
+        card if old is None else merge_cards(old.decode("utf-8", errors="replace"), card, before)
+    ).encode()
+    if config is not None:
+        content[CONFIG_FILE] = to_json(config).encode()
     operations: list[Any] = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
     operations += [CommitOperationDelete(name) for name in KNOWN_FILES if name in target.sizes and name not in content]
-    commit = ask(
-        repo_id,
-        HfApi().create_commit,
-        repo_id,
-        operations,
-        commit_message=commit_message or f"Upload {ours['role']} with timm-compat",
-        revision=revision,
-        create_pr=create_pr,
-        parent_commit=None if create_pr else target.commit,
-        token=token,
-        num_bytes=sum(path.stat().st_size for path in content.values() if isinstance(path, Path)),
-    )
-    return Source(repo_id, commit.oid, "", ours["sha256"])
+    try:
+        commit = ask(
+            repo_id,
+            HfApi().create_commit,
+            repo_id,
+            operations,
+            commit_message=commit_message or f"Upload {ours['role']} with timm-compat",
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=None if create_pr else target.commit,
+            token=token,
+            num_bytes=sum(path.stat().st_size for path in content.values() if isinstance(path, Path)),
+            repeatable=False,
+        ).oid
+    except HubError as error:
+        commit = target.commit_after(error, content)
+    return Source(repo_id, commit, "", ours["sha256"])
 
 
 def draw_matrix(matrix: Mapping[str, Any] | None, file: Path) -> bool:
@@ -107,71 +160,60 @@ def draw_matrix(matrix: Mapping[str, Any] | None, file: Path) -> bool:
     return True
 
 
-class _Target:
-    """The repository as it is before the push."""
-
-    def __init__(self, repo_id: str, revision: str | None, token: str | bool | None) -> None:
-        self.repo_id, self.revision, self.token = repo_id, revision, token
-        self.commit = ""
-        self.sizes: dict[str, int] = {}
-
-    def prepare(self, private: bool | None, make_branch: bool) -> None:
-        """Have repository and branch, and know what they hold."""
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        try:
-            info = self._info(None)
-        except (HubNotFoundError, HubAccessError):  # it is not there, or only its owner sees it: who may make it?
-            ask(self.repo_id, api.create_repo, self.repo_id, private=private, exist_ok=True, token=self.token)
-            info = self._info(None)
-        if private is not None and bool(info.private) != private:
-            state = ("public", "private") if private else ("private", "public")
-            raise ConfigError(
-                f"{self.repo_id}: exists and is {state[0]}, private={private} asks for a {state[1]} one; change it "
-                "in its settings, or choose another name"
-            )
-        if make_branch:
-            ask(self.repo_id, api.create_branch, self.repo_id, branch=self.revision, exist_ok=True, token=self.token)
-            info = self._info(self.revision)
-        self.commit = str(info.sha)
-        self.sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-
-    def check_role(self, role: str) -> None:
-        """Refuse to replace what is something else: a repository holds one component."""
-        text = self.read(CONFIG_FILE, MAX_CONFIG_BYTES)
-        if text is None:
-            return
-        try:
-            theirs = json.loads(text).get(ROOT_KEY, {}).get("role")
-        except (ValueError, AttributeError):
-            theirs = None
-        if theirs != role:
-            kind = f"a component of role {theirs!r}" if theirs else "something else than a component"
-            raise ConfigError(f"{self.repo_id}: holds {kind} already; push the {role} to a repository of its own")
-
-    def read(self, name: str, most_bytes: int) -> str | None:
-        """The text of a small file; None where there is none."""
-        from huggingface_hub import hf_hub_download
-
-        size = self.sizes.get(name)
-        if size is None or size > most_bytes:
-            return None
-        path = ask(self.repo_id, hf_hub_download, self.repo_id, name, revision=self.commit, token=self.token)
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-
-    def _info(self, revision: str | None) -> Any:
-        from huggingface_hub import HfApi
-
-        return ask(
-            self.repo_id,
-            HfApi().model_info,
-            self.repo_id,
-            revision=revision,
-            files_metadata=True,
-            timeout=time_limit(),
-            token=self.token,
+def _plain_file(folder: Path, name: str) -> Path | None:
+    # A link would publish what lies somewhere else on this machine.
+    file = folder / name
+    if file.is_symlink():
+        raise ComponentFileError(
+            f"{file}: expected a plain file, got a link; copy the folder's content (cp -rL) and push"
         )
+    return file if file.is_file() else None
+
+
+def _text(card: Path) -> str:
+    if card.stat().st_size > MAX_CARD_BYTES:
+        raise ComponentFileError(f"{card}: expected at most {MAX_CARD_BYTES} bytes, got {card.stat().st_size}")
+    return card.read_text(encoding="utf-8", errors="replace")
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    # Weights for the time of a push. What a process that was killed left behind is removed by the next one, which
+    # sees from the lock that nobody uses it.
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with _locked(left) as is_free:
+            if is_free and time.time() - left.stat().st_mtime > SCRATCH_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch, _locked(Path(scratch)):
+        yield Path(scratch)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    # Whether the folder's lock could be had.
+    descriptor = _lock(folder)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(folder: Path) -> int | None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # somebody else's
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # in use
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 set_pusher(push)

@@ -1,21 +1,26 @@
 """Find components that fit: the server's tags give candidates, each candidate's config.json decides."""
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from timm_compat.errors import ComponentFileError, ConfigError, HubAccessError, HubNotFoundError
+from timm_compat.errors import ComponentFileError, ConfigError, HubAccessError, HubError, HubNotFoundError
 from timm_compat.space import FINGERPRINT_DIGITS, CompatSpace
 from timm_compat.storage.facts import Facts
-from timm_compat.storage.files import FORMAT, ROLES, ROOT_KEY
+from timm_compat.storage.files import ROLES, ROOT_KEY, check_format
 from timm_compat.storage.hub_calls import ask
 from timm_compat.storage.reading import HubFiles
 from timm_compat.storage.source import check_repo_id
-from timm_compat.vocabulary import printable
+from timm_compat.vocabulary import normal_name, printable
 
 DEFAULT_LIMIT = 100
+BATCH = 64  # candidates between two looks at whether there are enough
+PARALLEL = 8  # candidates that are looked at at once
+FORMAT_TAG = "timm-compat-format:"
+LISTING = "listing"  # in faults: what failed is the list of candidates itself
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,14 @@ class SearchResult(Sequence[Found]):
 
     Attributes:
         rows: one for each.
-        refused: candidates whose tags promised more than their config holds: (repository, reason).
+        refused: candidates that are not what their tags promise: (repository, reason).
+        faults: candidates that could not be looked at because the Hub failed: (repository, reason); ("listing",
+            reason) where the list of candidates itself broke off.
     """
 
     rows: tuple[Found, ...]
     refused: tuple[tuple[str, str], ...] = ()
+    faults: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,7 +102,9 @@ def search(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> SearchResult:
-    """Components on the Hub that fit.
+    """Components on the Hub that fit, of every format that can be read.
+
+    Candidates are listed page by page and looked at several at once, until ``limit`` of them fit or there are no more.
 
     Args:
         space: a final space, or its fingerprint.
@@ -102,40 +112,105 @@ def search(
         classes: names that a head or model must know.
         dim: feature dimensions.
         author: user or organisation.
-        limit: most candidates that are looked at.
+        limit: most results.
         token: None for the one that is logged in; private repositories that it may see are among the results.
         cache_dir: of the Hub's client.
 
     Raises:
         ConfigError: a role, fingerprint or number that is none.
         DraftSpaceError: the space is a draft.
-        HubError: the Hub refuses or fails.
+        HubError: the Hub refuses or fails before anything was found; later failures are in the result's ``faults``.
     """
-    from huggingface_hub import HfApi
-
     fingerprint = space.fingerprint if isinstance(space, CompatSpace) else space
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ConfigError(f"limit: expected a positive whole number, got {limit!r}")
     wanted = _tags(fingerprint, role, dim)
-    api = HfApi()
 
-    def candidates(token: str | bool | None) -> list[Any]:
-        found = api.list_models(filter=wanted, author=author, full=True, cardData=True, limit=limit, token=token)
-        return list(itertools.islice(found, limit))
-
-    rows, refused = [], []
-    for info in ask("search", candidates, token=token):
-        if not set(wanted) <= set(info.tags or ()) or author not in (None, info.id.partition("/")[0]):
-            continue  # a server may ignore filters
+    def judge(info: Any) -> "_Judgement | None":
+        if not set(wanted) <= set(info.tags or ()) or author not in (None, str(info.id).partition("/")[0]):
+            return None  # a server may ignore filters
         try:
+            _check_format_tag(info.tags)
             row = _look(info, token, cache_dir)
         except (ComponentFileError, ConfigError, HubNotFoundError, HubAccessError) as error:
-            refused.append((info.id, str(error)))
-            continue
+            return _Judgement(refused=str(error))
+        except HubError as error:
+            return _Judgement(fault=str(error))
         reason = _why_not(row, fingerprint, role, classes, dim)
-        if reason is None:
-            rows.append(row)
-        elif reason:
-            refused.append((info.id, reason))
-    return SearchResult(tuple(rows), tuple(refused))
+        return _Judgement(row=row) if reason is None else _Judgement(refused=reason) if reason else None
+
+    listing = _Listing(wanted, author, token)
+    rows: list[Found] = []
+    refused: list[tuple[str, str]] = []
+    faults: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="timm-compat-search") as pool:
+        while len(rows) < limit and (batch := _next_batch(listing, faults)):
+            judged = [(str(info.id), one) for info, one in zip(batch, pool.map(judge, batch), strict=True) if one]
+            rows += [one.row for _, one in judged if one.row is not None]
+            refused += [(repo_id, one.refused) for repo_id, one in judged if one.refused]
+            faults += [(repo_id, one.fault) for repo_id, one in judged if one.fault]
+            if len(judged) > 1 and all(one.fault for _, one in judged):
+                faults.append((LISTING, "none of the last candidates could be looked at: the search ends here"))
+                break
+    return SearchResult(tuple(rows[:limit]), tuple(refused), tuple(faults))
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """What came of one candidate."""
+
+    row: Found | None = None
+    refused: str = ""
+    fault: str = ""
+
+
+class _Listing:
+    """The server's candidates, some at a time; after a failure it begins anew and passes over what it gave."""
+
+    def __init__(self, wanted: Sequence[str], author: str | None, token: str | bool | None) -> None:
+        self.wanted, self.author, self.token = list(wanted), author, token
+        self.given: set[str] = set()
+        self._running: Iterator[Any] | None = None
+
+    def next(self) -> list[Any]:
+        """Up to ``BATCH`` further ones; none at the end.
+
+        Raises:
+            HubError: the Hub refuses or fails.
+        """
+        return ask("search", self._take, token=self.token)
+
+    def _take(self, token: str | bool | None) -> list[Any]:
+        from huggingface_hub import HfApi
+
+        if self._running is None:
+            self._running = iter(
+                HfApi().list_models(filter=self.wanted, author=self.author, full=True, cardData=True, token=token)
+            )
+        try:
+            fresh = (info for info in self._running if info.id not in self.given)
+            taken = list(itertools.islice(fresh, BATCH))
+        except BaseException:
+            self._running = None  # a generator that failed has ended
+            raise
+        self.given.update(info.id for info in taken)
+        return taken
+
+
+def _next_batch(listing: _Listing, faults: list[tuple[str, str]]) -> list[Any]:
+    try:
+        return listing.next()
+    except HubError as error:
+        if not listing.given:
+            raise
+        faults.append((LISTING, f"it broke off after {len(listing.given)} candidates: {error}"))
+        return []
+
+
+def _check_format_tag(tags: Sequence[str]) -> None:
+    stated = [tag.removeprefix(FORMAT_TAG) for tag in tags if tag.startswith(FORMAT_TAG)]
+    for number in stated:
+        check_format("its tags", int(number) if number.isascii() and number.isdigit() and len(number) < 9 else number)
 
 
 def _tags(fingerprint: str | None, role: str | None, dim: int | None) -> list[str]:
@@ -151,7 +226,7 @@ def _tags(fingerprint: str | None, role: str | None, dim: int | None) -> list[st
         )
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
         raise ConfigError(f"dim: expected a positive whole number, got {dim!r}")
-    asked = (("format", FORMAT), ("role", role), ("space", fingerprint), ("dim", dim))
+    asked = (("role", role), ("space", fingerprint), ("dim", dim))
     return ["timm-compat", *(f"timm-compat-{name}:{value}" for name, value in asked if value is not None)]
 
 
@@ -169,7 +244,7 @@ def _look(info: Any, token: str | bool | None, cache_dir: str | Path | None) -> 
         space=space.fingerprint,
         feature_dim=space.feature_dim,
         architecture=_architecture(config),
-        class_names=tuple(map(str, names)) if isinstance(names, list) else (),
+        class_names=tuple(normal_name(str(name)) for name in names) if isinstance(names, list) else (),
         parameters=parameters if isinstance(parameters, int) else None,
         accuracy=facts.results[0].accuracy if facts.results else None,
         license=_license(info) or facts.license,
@@ -200,7 +275,7 @@ def _why_not(
     ):
         if wanted is not None and wanted != held:
             return f"its tags say {name} {wanted}, its config.json says {held}"
-    return None if set(classes) <= set(row.class_names) else ""
+    return None if {normal_name(name) for name in classes} <= set(row.class_names) else ""
 
 
 def _cells(row: Found) -> list[str]:

@@ -20,7 +20,7 @@ TIMM_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
     *(RuntimeError, TypeError, ValueError),
 )
-MAX_IMAGE_SIDE = 16_384
+MAX_IMAGE_SIDE = 4_096
 
 # Features of registered architectures by name, arguments, image size and stage: counting them takes a forward pass.
 _counted: dict[str, int] = {}

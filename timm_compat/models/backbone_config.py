@@ -11,17 +11,20 @@ from timm.models import filter_pretrained_cfg
 
 from timm_compat.errors import BackboneError, ComponentFileError, ConfigError
 from timm_compat.models.backbone import MAX_IMAGE_SIDE, Backbone, features_of
-from timm_compat.models.backbone_build import MAX_CHANNELS, RESERVED_ARGUMENTS, build_backbone
+from timm_compat.models.backbone_build import MAX_CHANNELS, RESERVED_ARGUMENTS, build_backbone, check_model_name
 from timm_compat.models.rebuilding import check_rebuilds
 from timm_compat.models.unwrapping import unwrapped
 from timm_compat.storage.files import ROOT_KEY
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "nearest-exact")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # what timm's transforms know
 CROP_MODES = ("center", "squash", "border")
+CROP_LIMITS = (0.05, 4.0)  # images are resized to their size over this, which must neither be huge nor nothing
 # Keys of a pretrained_cfg that say where weights once came from, or hold them.
 ARCHITECTURE = re.compile(r"\w+", re.ASCII)
-MAX_NUMBER = 65_536  # of any width, size or rate among timm's arguments
-MAX_DEPTH = 1_000
+MAX_NUMBER = 65_536  # of any width or rate among timm's arguments
+LIMITS = {"depth": 1_000, "layers": 1_000, "window": 256, "size": MAX_IMAGE_SIDE, "resolution": MAX_IMAGE_SIDE}
+MAX_IMAGE_NUMBERS = 2**26  # channels times height times width
+LEAST_STD, LARGEST_MEAN = 1e-6, 1e6
 SOURCE_KEYS = ("architecture", "label_offset", "state_dict")
 
 
@@ -92,13 +95,17 @@ def checked_arguments(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     architecture = _expect("architecture", config.get("architecture"), str)
     if ARCHITECTURE.fullmatch(architecture) is None:
         raise ComponentFileError(f"config.json: expected the name of a timm architecture, got {architecture!r:.80}")
+    try:
+        check_model_name(architecture)  # timm_compat's own entries in timm's registry open folders and repositories
+    except BackboneError as error:
+        raise ComponentFileError(f"config.json: its backbone cannot be built here: {error}") from error
     refused = sorted(RESERVED_ARGUMENTS & args.keys())
     if refused or not all(_is_plain(value) for value in args.values()):
         raise ComponentFileError(
             f"config.json: model_args: expected numbers, texts or short lists of them, got {refused or args!r:.200}"
         )
     for name, value in args.items():
-        most = MAX_DEPTH if "depth" in name or "layers" in name else MAX_NUMBER
+        most = next((limit for part, limit in LIMITS.items() if part in name), MAX_NUMBER)
         if any(not abs(number) <= most for number in _numbers(value)):
             raise ComponentFileError(f"config.json: model_args: {name}: expected at most {most}, got {value!r:.80}")
     return architecture, args
@@ -129,9 +136,10 @@ def checked_preprocessing(value: object) -> dict[str, Any]:
         and 0 < size[0] <= MAX_CHANNELS
         and all(0 < side <= MAX_IMAGE_SIDE for side in size[1:])
         and len(mean) == len(std) == size[0]
-        and all(math.isfinite(number) for number in (*mean, *std, crop_pct))
-        and min(std) > 0
-        and crop_pct > 0
+        and math.prod(size) <= MAX_IMAGE_NUMBERS
+        and all(abs(number) <= LARGEST_MEAN for number in mean)
+        and all(LEAST_STD <= number <= LARGEST_MEAN for number in std)
+        and CROP_LIMITS[0] <= crop_pct <= CROP_LIMITS[1]
         and interpolation in INTERPOLATIONS
         and crop_mode in CROP_MODES
     )

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from timm_compat.models.budget import build_budget
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -35,6 +38,16 @@ class Blank(TorchFunctionMode):
             if isinstance(filled, nn.Parameter):
                 return filled
         return func(*args, **given)
+
+
+def build_shapes(build: Callable[[], M]) -> M:
+    """A network without values, as a file describes it: takes no memory, and is given up where it gets out of hand.
+
+    Raises:
+        ComponentFileError: it is larger, or takes longer to build, than any network of use.
+    """
+    with build_budget(), torch.device("meta"), Blank():
+        return build()
 
 
 def with_tensors(shapes: M, build: Callable[[], M], tensors: Mapping[str, Tensor], *, copied: bool = True) -> M:

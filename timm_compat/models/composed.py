@@ -2,19 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import torch
 from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
-from timm_compat.models.blank import Blank, with_tensors
+from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
 from timm_compat.models.fusion import fuse, fused_arguments
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.multi_head import MultiHeadModel
 from timm_compat.models.unwrapping import plain_state, unwrapped
 from timm_compat.space import CompatSpace
 from timm_compat.storage.cards import render_card
@@ -48,6 +48,7 @@ class CompatModel(Component, nn.Module):
         self.num_classes = head.num_classes
         self.num_features = self.head_hidden_size = extractor.num_features
         self.class_names = head.class_names
+        self.swap_report: Any = None
         self.train(extractor.training and head.training)
 
     @property
@@ -150,10 +151,9 @@ class CompatModel(Component, nn.Module):
                 f"{files}: expected a composed model, got a fused one, which is plain timm; "
                 f"load it so: timm.create_model('hf-hub:{folder_or_repo_id}', pretrained=True)"
             )
+        shapes = build_shapes(lambda: cls(*_parts(ours)))
         if not weights:
             return cls(*_parts(ours))
-        with torch.device("meta"), Blank():
-            shapes = cls(*_parts(ours))
         tensors = files.tensors(WEIGHTS_FILE, config, shapes.state_dict(), unbounded_buffers(shapes), convert)
         model = with_tensors(shapes, lambda: cls(*_parts(ours)), tensors)
         model.facts = Facts.from_config(ours)
@@ -209,7 +209,7 @@ class CompatModel(Component, nn.Module):
             "parameters": f"{self.num_parameters:,}",
             "input_size": " x ".join(map(str, size)),
             "space": space.fingerprint,
-            **{name: _where(source) for name, source in sources.items()},
+            **{name: place_text(source) for name, source in sources.items()},
         }
         return render_card(
             "fused" if fused else "model",
@@ -223,13 +223,25 @@ class CompatModel(Component, nn.Module):
         )
 
 
-def compose(extractor: CompatExtractor, head: TaskHead) -> CompatModel:
-    """Join an extractor and a head of one space.
+@overload
+def compose(extractor: CompatExtractor, head: TaskHead) -> CompatModel: ...
+
+
+@overload
+def compose(extractor: CompatExtractor, head: Mapping[str, TaskHead]) -> MultiHeadModel: ...
+
+
+def compose(extractor: CompatExtractor, head: TaskHead | Mapping[str, TaskHead]) -> CompatModel | MultiHeadModel:
+    """Join an extractor and a head of one space, or several heads by name, which share the extractor's pass.
+
+    Returns:
+        A classifier, or with several heads a model that gives logits (B, K) by head's name.
 
     Raises:
+        ConfigError: a mapping without heads.
         SpaceMismatchError: they live in different spaces; the message lists the fields that differ.
     """
-    return CompatModel(extractor, head)
+    return MultiHeadModel(extractor, head) if isinstance(head, Mapping) else CompatModel(extractor, head)
 
 
 def _part(part: CompatExtractor | TaskHead) -> dict[str, Any]:
@@ -237,7 +249,8 @@ def _part(part: CompatExtractor | TaskHead) -> dict[str, Any]:
     return {"digest": part.digest(), **({} if source is None else source.to_config())}
 
 
-def _where(source: Source | None) -> str:
+def place_text(source: Source | None) -> str:
+    """Where a part of a model was published, for its card."""
     return f"`{source.location}` at commit `{source.commit}`" if source and source.commit else "not published as it is"
 
 

@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from timm.data import create_transform
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
+from timm_compat.data.transforms import inference_transform
 from timm_compat.errors import ConfigError
 from timm_compat.methods.initial_weights import same_start, start_name
 from timm_compat.models.backbone import Backbone
 from timm_compat.models.backbone_build import adopt_backbone, build_backbone
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
-from timm_compat.models.blank import Blank, with_tensors
+from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
 from timm_compat.models.unwrapping import plain_name, plain_state, unwrapped
@@ -25,6 +24,7 @@ from timm_compat.storage.files import INTERFACE_FILE, ROOT_KEY, WEIGHTS_FILE, te
 from timm_compat.storage.reading import cached_commit, open_files
 from timm_compat.storage.source import Where
 
+WHOLE_IMAGE = 1.0  # crop_pct of networks that start at random: nothing demands that they see less
 TRAINABLE = ("full", "adapter")
 RELATIONS = {"full": "finetune", "adapter": "adapter"}  # to the base model, in the Hub's words
 
@@ -46,6 +46,7 @@ class CompatExtractor(Component, nn.Module):
     """
 
     num_classes = 0
+    _recorded_relation: str | None = None
 
     def __init__(self, backbone: Backbone, space: CompatSpace, trainable: str = "full") -> None:
         super().__init__()
@@ -94,8 +95,11 @@ class CompatExtractor(Component, nn.Module):
         return self.interface(self.backbone(images))
 
     def transform(self) -> Any:
-        """timm's evaluation transform for single PIL images: resize, centre crop, to tensor, normalise."""
-        return create_transform(**self.backbone.data_config, is_training=False)
+        """timm's evaluation transform for single PIL images of any mode: resize, centre crop, to tensor, normalise.
+
+        Equal to ``preprocess`` of the image's pixels to within rounding.
+        """
+        return inference_transform(self.backbone.data_config)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode; with ``trainable="adapter"`` the backbone stays in evaluation mode."""
@@ -119,6 +123,8 @@ class CompatExtractor(Component, nn.Module):
         backbone = unwrapped(self.backbone)
         facts = {"space": self.space.to_config(), **self.settings(), **self.facts.to_config()}
         weights = {WEIGHTS_FILE: plain_state(backbone.model), INTERFACE_FILE: plain_state(self.interface)}
+        if self.facts.base_model is not None:
+            facts["base_model_relation"] = self.relation
         root, unbounded = timm_config(backbone), unbounded_buffers(backbone.model)
         return write_component(folder, "extractor", facts, weights, self.card(), root, unbounded)
 
@@ -152,8 +158,7 @@ class CompatExtractor(Component, nn.Module):
         def build() -> Any:
             return cls(backbone_from_config(config, space.level), space, trainable)
 
-        with torch.device("meta"), Blank():  # takes no memory before the files were seen to be of that size
-            shapes = build()
+        shapes = build_shapes(build)
         model, interface = shapes.backbone.model, shapes.interface
         weights = files.tensors(WEIGHTS_FILE, config, model.state_dict(), unbounded_buffers(model), convert)
         fitted = files.tensors(INTERFACE_FILE, config, interface.state_dict(), convert=convert)
@@ -162,7 +167,15 @@ class CompatExtractor(Component, nn.Module):
         extractor = with_tensors(shapes, build, tensors)
         extractor.facts = Facts.from_config(config[ROOT_KEY])
         extractor.remember(files.source(config))
+        recorded = config[ROOT_KEY].get("base_model_relation")
+        extractor._recorded_relation = recorded if recorded in RELATIONS.values() else None
         return extractor.eval()
+
+    @property
+    def relation(self) -> str:
+        """To its base model, in the Hub's words: "adapter" or "finetune". What was loaded keeps the recorded one."""
+        recorded = self._recorded_relation
+        return recorded if recorded is not None and self.known_source() is not None else RELATIONS[self.trainable]
 
     def settings(self) -> dict[str, Any]:
         """Our facts about the backbone and the interface, as JSON values."""
@@ -196,12 +209,12 @@ class CompatExtractor(Component, nn.Module):
             self.facts,
             repo_id=repo_id,
             picture=picture,
-            relation=RELATIONS[self.trainable],
+            relation=self.relation,
         )
 
 
-def _origin(hub_id: str | None) -> Facts:
-    # timm has just fetched these weights; the cache tells their commit.
+def origin_facts(hub_id: str | None) -> Facts:
+    """Where weights that timm has just fetched come from: the Hub's cache tells their commit."""
     if not hub_id:
         return Facts()
     repo_id, _, revision = hub_id.partition("@")
@@ -217,6 +230,14 @@ def unbounded_buffers(model: nn.Module) -> set[str]:
     return {plain_name(model, name) for name in names}
 
 
+def _set_crop(backbone: Backbone, crop_pct: float | None) -> None:
+    if crop_pct is None:
+        return
+    if isinstance(crop_pct, bool) or not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
+        raise ConfigError(f"crop_pct: expected a number over 0 and at most 1, got {crop_pct!r}")
+    backbone.set_data_config({**backbone.data_config, "crop_pct": float(crop_pct)})
+
+
 def create_extractor(
     model: str | nn.Module,
     space: CompatSpace,
@@ -225,6 +246,7 @@ def create_extractor(
     trainable: str = "full",
     out_index: int = -1,
     img_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
     **timm_kwargs: Any,
 ) -> CompatExtractor:
     """Make any timm backbone a compatible extractor.
@@ -238,6 +260,8 @@ def create_extractor(
         out_index: at level "map" the stage to read, an index into timm's intermediate features.
         img_size: H = W, or (H, W), of the images; the model's own if None. Works for every architecture: where the
             size is fixed it is handed to timm, elsewhere it sets the preprocessing.
+        crop_pct: share of an image's side that the backbone sees, over 0 and at most 1. If None, timm's own where there
+            are weights that learned with it (``pretrained``, or a model given), else 1.0: the whole image.
         **timm_kwargs: timm's own keywords, such as ``in_chans``, ``drop_path_rate``.
 
     Raises:
@@ -252,15 +276,17 @@ def create_extractor(
         if pretrained or timm_kwargs:
             raise ConfigError("pretrained and timm's keywords build a model; this one is built already: drop them")
         backbone = adopt_backbone(model, level=space.level, out_index=out_index, img_size=img_size)
+        _set_crop(backbone, crop_pct)
         return CompatExtractor(backbone, space, trainable)
 
     def build() -> CompatExtractor:
         backbone = build_backbone(
             model, level=space.level, out_index=out_index, pretrained=pretrained, img_size=img_size, **timm_kwargs
         )
+        _set_crop(backbone, WHOLE_IMAGE if crop_pct is None and not pretrained else crop_pct)
         extractor = CompatExtractor(backbone, space, trainable)
         if pretrained:
-            extractor.facts = _origin(backbone.model.pretrained_cfg.get("hf_hub_id"))
+            extractor.facts = origin_facts(backbone.model.pretrained_cfg.get("hf_hub_id"))
         return extractor
 
     if "initial_weights" not in space.methods:

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError, ConfigError
 from timm_compat.methods.self_supervised import TASKS
+from timm_compat.models.blank import build_shapes
 from timm_compat.models.interface import as_weights
 from timm_compat.models.unwrapping import plain_state
 from timm_compat.space import CompatSpace, check_space
@@ -64,6 +64,7 @@ class TaskHead(Component, nn.Module):
         if isinstance(drop_rate, bool) or not isinstance(drop_rate, (int, float)) or not 0 <= drop_rate < 1:
             raise ConfigError(f"drop_rate: expected a number from 0 up to 1, got {drop_rate!r}")
         self.space = space
+        self.fit_report: Any = None
         self.num_classes = len(self.class_names)
         self.depth, self.hidden_dim, self.drop_rate = depth, hidden_dim, drop_rate
         if space.level == "map":
@@ -113,8 +114,8 @@ class TaskHead(Component, nn.Module):
         """
         files = open_files(folder_or_repo_id, **where)
         config = files.config("head")
-        with torch.device("meta"):  # takes no memory before the file was seen to be of that size
-            head = cls.from_settings(config[ROOT_KEY], CompatSpace.from_config(config[ROOT_KEY].get("space")))
+        space = CompatSpace.from_config(config[ROOT_KEY].get("space"))
+        head = build_shapes(lambda: cls.from_settings(config[ROOT_KEY], space))
         tensors = files.tensors(WEIGHTS_FILE, config, head.state_dict(), convert=convert)
         head.load_state_dict(tensors, assign=True)
         head.facts = Facts.from_config(config[ROOT_KEY])

@@ -12,6 +12,7 @@ from typing import Any
 from timm_compat.errors import ConfigError
 from timm_compat.storage.facts import Facts, Result
 from timm_compat.storage.files import PICTURE_FILE
+from timm_compat.vocabulary import printable
 
 CARD_ROLES = ("extractor", "fused", "head", "model", "space")
 PLACEHOLDER = "path-or-repo-id"
@@ -147,23 +148,25 @@ def _matrix_table(role: str, matrix: Mapping[str, Any], member: str | None) -> s
     for name in shown:
         values = [matrix["accuracy"][rows.index(name)][columns.index(column)] for column in across]
         lines.append([name, *("n/a" if value is None else f"{value:.3f}" for value in values)])
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(value: str) -> str:
-    return _one_line(value)
+    return "\n".join("| " + " | ".join(map(_one_line, line)) + " |" for line in lines)
 
 
 def _provenance(facts: Facts, base_models: Sequence[str]) -> str:
-    lines = [f"- {name}: {_one_line(str(value))}" for name, value in sorted(facts.training.items())]
+    lines = [f"- {_one_line(name)}: {_one_line(str(value))}" for name, value in sorted(facts.training.items())]
     if facts.base_model is not None and not base_models:
-        commit = f" at commit `{facts.base_model_commit}`" if facts.base_model_commit else ""
-        lines.insert(0, f"- started from the weights of `{facts.base_model}`{commit}")
+        commit = f" at commit {_code(facts.base_model_commit)}" if facts.base_model_commit else ""
+        lines.insert(0, f"- started from the weights of {_code(facts.base_model)}{commit}")
     if facts.datasets:
         lines.append(f"- trained on: {_one_line(', '.join(facts.datasets))}")
     return "\n".join(["## How it was made", "", *lines]) if lines else ""
 
 
+def _code(value: str) -> str:
+    """A value between backticks, which end at the first backtick inside."""
+    return f"`{_one_line(value).replace('`', '')}`"
+
+
 def _one_line(value: str) -> str:
-    """Keep a value inside its table cell, and from posing as one of our marks."""
-    return " ".join(value.split()).replace("|", "\\|").replace("<!--", "&lt;!--")
+    """Keep a value inside its line and table cell, and from posing as one of our marks, a tag or a link."""
+    text = printable(value).replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("](", "]\\(")

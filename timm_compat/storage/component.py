@@ -55,6 +55,7 @@ class Component:
         token: str | bool | None = None,
         commit_message: str | None = None,
         overwrite_card: bool = False,
+        force: bool = False,
         **settings: Any,
     ) -> Source:
         """Publish the component: one commit for everything; files that are there already are not sent again.
@@ -70,15 +71,18 @@ class Component:
             token: None for the one that is logged in.
             commit_message: its first line.
             overwrite_card: write the card anew, whatever it holds.
+            force: replace what is there even if it is no component of this role: somebody else's files of the same
+                names are lost.
             **settings: for ``save_pretrained``.
 
         Returns:
             Repository, commit and hashes; also in ``source``.
 
         Raises:
-            ConfigError: the id is none, or the repository holds a component of another role.
+            ConfigError: the id is none, or the repository holds a component of another role, or something else.
             DraftSpaceError: the space is a draft.
-            HubError: the Hub refuses or fails; nothing was changed then.
+            HubError: the Hub refuses or fails. Where the answer to an upload got lost, the Hub is asked what is there,
+                and the message says what it holds.
         """
         if _push is None:
             raise ConfigError("push_to_hub: import timm_compat first")
@@ -91,6 +95,7 @@ class Component:
             token=token,
             commit_message=commit_message,
             overwrite_card=overwrite_card,
+            force=force,
             settings=settings,
         )
         self.remember(source)

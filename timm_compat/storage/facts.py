@@ -29,7 +29,12 @@ class Result:
     def __post_init__(self) -> None:
         number = self.accuracy
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 1:
-            raise ConfigError(f"accuracy: expected a number from 0 to 1, got {number!r}")
+            raise ConfigError(f"accuracy: expected a number from 0 to 1, got {number!r:.80}")
+        for name, given in (("dataset", self.dataset), ("split", self.split), ("partner", self.partner or "")):
+            if not isinstance(given, str):
+                raise ConfigError(f"{name}: expected text, got {given!r:.80}")
+        if self.num_images is not None and type(self.num_images) is not int:
+            raise ConfigError(f"num_images: expected a whole number, got {self.num_images!r:.80}")
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,12 @@ class Facts:
         try:
             return cls(
                 **{key: _text(key, config[key]) for key in TEXTS if config.get(key) is not None},
-                datasets=tuple(_text("datasets", name) for name in config.get("datasets", ())),
-                results=tuple(Result(**result) for result in config.get("metrics", ())),
-                training=dict(config.get("training", {})),
+                datasets=tuple(_text("datasets", name) for name in _given("datasets", config, list)),
+                results=tuple(Result(**result) for result in _given("metrics", config, list)),
+                training=dict(_given("training", config, dict)),
                 matrix=_matrix(config.get("matrix")),
             )
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ComponentFileError(f"config.json: expected facts about the component, got {error!r}") from error
 
 
@@ -97,6 +102,16 @@ KEYS = (*TEXTS, "datasets", "metrics", "training", "matrix")
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _given(key: str, config: Mapping[str, Any], kind: type) -> Any:
+    return _of(kind, config.get(key, kind()))
+
+
+def _of(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {kind.__name__}, got {value!r:.80}")
+    return value
 
 
 def _text(key: str, value: object) -> str:
@@ -110,7 +125,13 @@ def _matrix(value: Any) -> dict[str, Any] | None:
         return None
     rows, columns = ([_text("matrix", name) for name in value[key]] for key in ("rows", "columns"))
     cells = [[None if cell is None else float(cell) for cell in row] for row in value["accuracy"]]
+    native = value.get("native")
+    if native is not None:
+        native = [[bool(cell) for cell in _of(list, row)] for row in _of(list, native)]
+        if [len(row) for row in native] != [len(row) for row in cells]:
+            raise ValueError("matrix: native: expected one truth value for every row and column")
     square = len(cells) == len(rows) and all(len(row) == len(columns) for row in cells)
     if not square or any(cell is not None and not math.isfinite(cell) for row in cells for cell in row):
         raise ValueError("matrix: expected one finite accuracy or null for every row and column")
-    return {**value, "rows": rows, "columns": columns, "accuracy": cells}
+    known = {} if native is None else {"native": native}
+    return {**value, "rows": rows, "columns": columns, "accuracy": cells, **known}

@@ -7,11 +7,13 @@ in a config is imported, executed or used as a path.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -25,8 +27,9 @@ from torch import Tensor
 
 from timm_compat._version import __version__
 from timm_compat.errors import CompatError, ComponentFileError, ConfigError, OutputExistsError, OutputWriteError
+from timm_compat.vocabulary import printable
 
-FORMAT = 1
+FORMAT = 1  # that is written; this one and all older ones are read, each by its own rules
 ROLES = ("extractor", "head", "space", "model")
 ROOT_KEY = "timm_compat"
 CONFIG_FILE = "config.json"
@@ -39,7 +42,7 @@ KNOWN_KEYS = frozenset(
     {
         *("format", "role", "space", "sha256", "library_versions", "interface", "preprocessing", "class_names", "head"),
         *("parameters", "extractor", "parts", "fused", "license", "base_model", "base_model_commit", "member"),
-        *("datasets", "metrics", "training", "matrix"),
+        *("datasets", "metrics", "training", "matrix", "base_model_relation"),
     }
 )
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -72,7 +75,7 @@ def tensors_sha256(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(file: Path) -> str:
+def file_sha256(file: Path | bytes) -> str:
     """SHA-256 of a file's bytes."""
     return _file_digest(file, hashlib.sha256())
 
@@ -85,9 +88,10 @@ def largest_file(expected: Tensors) -> int:
     return content + HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(expected)
 
 
-def git_sha1(file: Path) -> str:
+def git_sha1(file: Path | bytes) -> str:
     """The id that git gives to a file's bytes."""
-    return _file_digest(file, hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False))
+    size = len(file) if isinstance(file, bytes) else file.stat().st_size
+    return _file_digest(file, hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False))
 
 
 def library_versions() -> dict[str, str]:
@@ -238,9 +242,54 @@ def write_component(
         hashes = {name: _save_tensors(partial / name, tensors, unbounded) for name, tensors in weights.items()}
         ours = {"format": FORMAT, "role": role, **facts, "sha256": hashes, "library_versions": library_versions()}
         config = {**(root or {}), ROOT_KEY: ours}
-        (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (partial / CONFIG_FILE).write_text(to_json(config), encoding="utf-8")
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
     return Path(folder)
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+    """The text of a ``config.json``.
+
+    Raises:
+        ConfigError: facts that are no JSON values: NaN, infinity, an object.
+    """
+    try:
+        return json.dumps(config, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"expected JSON values as facts about the component, got others ({error})") from error
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON as its standard has it: no NaN, no infinity, every key once, and nothing that is no Unicode text.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, parse_constant=_refuse_number, parse_float=_finite, object_pairs_hook=_once)
+        if "\\ud" in text.lower():  # escapes can hold halves of characters, which no file can be written with
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return value
+
+
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"expected a finite number, got {text}")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text[:20])
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"expected every key once, got {twice!r:.80} twice")
+    return values
 
 
 def read_config(folder: str | Path, role: str | None = None) -> dict[str, Any]:
@@ -254,24 +303,26 @@ def read_config(folder: str | Path, role: str | None = None) -> dict[str, Any]:
         ComponentFileError: no such folder or file, not our format, a newer format, or another role.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise ComponentFileError(f"expected a component's folder, found none at {str(path)!r}; check the path")
+    if not os.path.isdir(path):  # where Path.is_dir raises (rights, too long a name), this says no
+        raise ComponentFileError(f"expected a component's folder, found none at {str(path)!r:.300}; check the path")
     file = path / CONFIG_FILE
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ComponentFileError(f"expected {CONFIG_FILE} in {str(path)!r}, found none; is this a component's folder?")
     if file.stat().st_size > MAX_CONFIG_BYTES:
         raise ComponentFileError(f"{file}: expected at most {MAX_CONFIG_BYTES} bytes, got {file.stat().st_size}")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also bytes that are no text, and numbers of too many digits
+        config = parse_json(file.read_bytes())
+    except ValueError as error:
         raise ComponentFileError(f"{file}: expected JSON, got something else ({error}); fetch it again") from error
+    except OSError as error:  # a link to where nothing can be read, rights
+        raise ComponentFileError(f"{file}: cannot be read ({error}); fetch it again") from error
     ours = config.get(ROOT_KEY) if isinstance(config, dict) else None
     if not isinstance(ours, dict):
         raise ComponentFileError(
             f"{file}: expected the key {ROOT_KEY!r}, found none: this is not a component of timm-compat "
             "(plain timm loads its own models)"
         )
-    _check_format(file, ours.get("format"))
+    check_format(file, ours.get("format"))
     if ours.get("role") not in ROLES:
         raise ComponentFileError(f"{file}: expected a role among {', '.join(ROLES)}, got {ours.get('role')!r}")
     if role is not None and ours["role"] != role:
@@ -312,7 +363,10 @@ def read_tensors(
         raise ComponentFileError(
             f"{file}: expected at most {largest_file(expected)} bytes for these tensors, got {file.stat().st_size}"
         )
-    recorded, actual = config[ROOT_KEY]["sha256"].get(name), file_sha256(file)
+    try:
+        recorded, actual = config[ROOT_KEY]["sha256"].get(name), file_sha256(file)
+    except OSError as error:
+        raise ComponentFileError(f"{file}: cannot be read ({error}); fetch it again") from error
     if recorded != actual:
         raise ComponentFileError(
             f"{file}: expected SHA-256 {recorded} (config.json), got {actual}: "
@@ -348,7 +402,9 @@ def _warn_of_unknown(file: Path, ours: Mapping[str, Any]) -> None:
     if unknown and unknown not in _warned:
         _warned.add(unknown)
         warnings.warn(
-            f"{file}: unknown facts {_some(list(unknown))} are left aside; perhaps a newer timm-compat knows them",
+            printable(
+                f"{file}: unknown facts {_some(list(unknown))} are left aside; perhaps a newer timm-compat knows them"
+            ),
             stacklevel=4,
         )
 
@@ -366,7 +422,10 @@ def _save_tensors(file: Path, tensors: Tensors, unbounded: Collection[str]) -> s
     return file_sha256(file)
 
 
-def _file_digest(file: Path, digest: Any) -> str:
+def _file_digest(file: Path | bytes, digest: Any) -> str:
+    if isinstance(file, bytes):
+        digest.update(file)
+        return str(digest.hexdigest())
     block = memoryview(bytearray(HASH_BLOCK))
     with file.open("rb", buffering=0) as opened:
         while count := opened.readinto(block):
@@ -383,12 +442,17 @@ def is_sound(name: str, tensor: Tensor, unbounded: Collection[str] = ()) -> bool
     return not limits.isnan().any() if name in unbounded else bool(limits.isfinite().all())
 
 
-def _check_format(file: Path, number: object) -> None:
+def check_format(place: object, number: object) -> None:
+    """Refuse what follows rules that this version does not know: it reads every format up to ``FORMAT``.
+
+    Raises:
+        ComponentFileError: no format number, or a newer one.
+    """
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ComponentFileError(f"{file}: expected a format number from 1 to {FORMAT}, got {number!r}")
+        raise ComponentFileError(f"{place}: expected a format number from 1 to {FORMAT}, got {number!r:.80}")
     if number > FORMAT:
         raise ComponentFileError(
-            f"{file}: expected format {FORMAT} or older, got {number}: made by a newer timm-compat; upgrade this one"
+            f"{place}: expected format {FORMAT} or older, got {number}: made by a newer timm-compat; upgrade this one"
         )
 
 

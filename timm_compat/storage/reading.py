@@ -6,15 +6,24 @@ the cache again.
 """
 
 import logging
+import os
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import Tensor
 
-from timm_compat.errors import ComponentFileError, ConfigError, HubAccessError, HubError, HubNotFoundError
+from timm_compat.errors import (
+    CompatError,
+    ComponentFileError,
+    ConfigError,
+    HubAccessError,
+    HubError,
+    HubNotFoundError,
+)
 from timm_compat.storage.files import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
@@ -85,6 +94,10 @@ class Files:
     def fetch(self, name: str, most_bytes: int) -> None:
         """Have a file in the folder, if it exists anywhere."""
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file, here or where it would be fetched from."""
+        return os.path.isfile(self.folder / name)
+
     def forget(self, name: str) -> None:
         """A file failed a check: let nobody find it again. A user's folder is left as it is."""
 
@@ -111,11 +124,14 @@ class HubFiles(Files):
 
         self.token = token
         self.offline = local_files_only or is_offline()
-        self.cache_dir = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser().absolute()
+        chosen = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
+        with _cache_errors(repo_id):
+            self.cache_dir = chosen.resolve()  # caches lie behind links, their names hold "..": one name for each
         self._cache = self.cache_dir / repo_folder_name(repo_id=repo_id, repo_type="model")
         self._listed: dict[str, _Listed] | None = None
         self.revision = DEFAULT_REVISION if revision is None else revision
-        self.commit: str = self._resolve(repo_id)
+        with _cache_errors(repo_id):
+            self.commit: str = self._resolve(repo_id)
         _logger.info("%s: %s is commit %s%s", repo_id, self.revision, self.commit, " (cache)" if self.offline else "")
         super().__init__(repo_id, self._cache / "snapshots" / self.commit / subfolder, subfolder)
 
@@ -126,56 +142,76 @@ class HubFiles(Files):
             ComponentFileError: the repository has no such file, or it is larger than it may be.
             HubError: it cannot be fetched.
         """
-        if (self.folder / name).is_file():
+        with _cache_errors(str(self)):
+            if not (self.folder / name).is_file():
+                self._fetch_from_hub(name, most_bytes)
             if not self.offline:
                 self._remember()
-            return
+
+    def _fetch_from_hub(self, name: str, most_bytes: int) -> None:
         if self.offline:
             raise HubNotFoundError(
                 f"{self}: offline, and the cache does not hold {name}; go online once, or name a commit that it "
                 f"holds: {self._held()}"
             )
-        path = f"{self.subfolder}/{name}" if self.subfolder else name
-        listed = self._entry(path)
-        if listed.size > most_bytes:
-            raise ComponentFileError(f"{self}: {path}: expected at most {most_bytes} bytes, got {listed.size}")
-        self._download(path, listed)
-        self._remember()
+        path = self._path(name)
+        if path not in self._listing():
+            raise ComponentFileError(f"{self}: expected the file {path}, found none; is this a component's repository?")
+        listed = self._listing()[path]
+        size = self._size(path) if listed.size is None else listed.size
+        if size > most_bytes:
+            raise ComponentFileError(f"{self}: {path}: expected at most {most_bytes} bytes, got {size}")
+        self._download(path, replace(listed, size=size))
+
+    def has(self, name: str) -> bool:
+        """Whether the cache holds the file, or the repository where it may be asked.
+
+        Raises:
+            HubError: the repository cannot be asked.
+        """
+        return super().has(name) or (not self.offline and self._path(name) in self._listing())
 
     def forget(self, name: str) -> None:
         """Remove a damaged file from the cache, so that the next attempt fetches it again; offline there is none."""
         if self.offline:
             return
         link = self.folder / name
-        blob = link.resolve()
-        link.unlink(missing_ok=True)
-        if blob.is_relative_to(self._cache.resolve()):
-            blob.unlink(missing_ok=True)
+        try:
+            blob = link.resolve()
+            link.unlink(missing_ok=True)
+            if blob.is_relative_to(self._cache.resolve()):
+                blob.unlink(missing_ok=True)
+        except OSError as error:  # a cache that others fill: what is wrong with the file is told all the same
+            _logger.warning("%s: the damaged %s stays in the cache: %s", self, name, error)
 
     def __str__(self) -> str:
         return f"{self.location}@{self.commit[:12]}"
 
     def _resolve(self, repo_id: str) -> str:
-        from huggingface_hub import HfApi
-
         if COMMIT.fullmatch(self.revision) and (self._cache / "snapshots" / self.revision).is_dir():
             return self.revision  # a commit never changes
         if self.offline:
             return self._cached_commit(repo_id)
-        subject = f"{repo_id} at {self.revision}"
-        info = ask(
-            subject,
+        info = self._info(repo_id, self.revision)
+        if not COMMIT.fullmatch(info.sha or ""):
+            raise HubError(
+                f"{repo_id} at {self.revision}: expected a commit from the Hub, got {info.sha!r}; is it a Hub?"
+            )
+        self._listed = _listing(info)
+        return str(info.sha)
+
+    def _info(self, repo_id: str, revision: str) -> Any:
+        from huggingface_hub import HfApi
+
+        return ask(
+            f"{repo_id} at {revision}",
             HfApi().model_info,
             repo_id,
-            revision=self.revision,
+            revision=revision,
             files_metadata=True,
             timeout=time_limit(),
             token=self.token,
         )
-        if not COMMIT.fullmatch(info.sha or ""):
-            raise HubError(f"{subject}: expected a commit from the Hub, got {info.sha!r}; is it a Hub?")
-        self._listed = _listing(info)
-        return str(info.sha)
 
     def _cached_commit(self, repo_id: str) -> str:
         ref = self._cache / "refs" / self.revision
@@ -191,23 +227,23 @@ class HubFiles(Files):
         snapshots = self._cache / "snapshots"
         return ", ".join(sorted(path.name for path in snapshots.iterdir())) if snapshots.is_dir() else "none"
 
-    def _entry(self, path: str) -> "_Listed":
-        from huggingface_hub import HfApi
+    def _path(self, name: str) -> str:
+        return f"{self.subfolder}/{name}" if self.subfolder else name
 
+    def _listing(self) -> dict[str, "_Listed"]:
         if self._listed is None:
-            found = ask(
-                str(self),
-                HfApi().model_info,
-                self.location,
-                revision=self.commit,
-                files_metadata=True,
-                timeout=time_limit(),
-                token=self.token,
-            )
-            self._listed = _listing(found)
-        if path not in self._listed:
-            raise ComponentFileError(f"{self}: expected the file {path}, found none; is this a component's repository?")
-        return self._listed[path]
+            self._listed = _listing(self._info(self.location, self.commit))
+        return self._listed
+
+    def _size(self, path: str) -> int:
+        # Some mirrors list files without their sizes.
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        url = hf_hub_url(self.location, path, revision=self.commit)
+        size = ask(str(self), get_hf_file_metadata, url, timeout=time_limit(), token=self.token).size
+        if size is None:
+            raise HubError(f"{self}: {path}: expected its size from the Hub, got none; ask another one (HF_ENDPOINT)")
+        return size
 
     def _download(self, path: str, listed: "_Listed") -> None:
         from huggingface_hub import hf_hub_download
@@ -221,9 +257,9 @@ class HubFiles(Files):
             cache_dir=self.cache_dir,
             etag_timeout=time_limit(),
             token=self.token,
-            num_bytes=listed.size,
+            num_bytes=listed.size or 0,
         )
-        if Path(found).parent != self.folder:
+        if Path(found).parent.resolve() != self.folder.resolve():
             raise HubError(f"{self}: asked for {path} at this commit, got it from {Path(found).parent.name}; try again")
         problem = listed.differs(Path(found))
         if problem:
@@ -233,16 +269,20 @@ class HubFiles(Files):
     def _remember(self) -> None:
         # So that the same revision is found offline; the client itself does it only for downloads by revision.
         ref = self._cache / "refs" / self.revision
-        if self.revision != self.commit and not (ref.is_file() and ref.read_text(encoding="utf-8") == self.commit):
+        if self.revision == self.commit or (ref.is_file() and ref.read_text(encoding="utf-8") == self.commit):
+            return
+        try:
             ref.parent.mkdir(parents=True, exist_ok=True)
             replace_text(ref, self.commit)
+        except OSError as error:  # a cache that others fill; everything asked for is there
+            _logger.info("%s: %s is not remembered for offline use: %s", self, self.revision, error)
 
 
 @dataclass(frozen=True)
 class _Listed:
     """What the Hub says about a file; a mirror may know less."""
 
-    size: int
+    size: int | None
     sha256: str | None
     git_sha1: str | None
 
@@ -261,9 +301,22 @@ def _unlike(name: str, expected: str, actual: str) -> str | None:
 
 def _listing(info: Any) -> dict[str, _Listed]:
     return {
-        file.rfilename: _Listed(file.size or 0, getattr(file.lfs, "sha256", None), getattr(file, "blob_id", None))
+        file.rfilename: _Listed(file.size, getattr(file.lfs, "sha256", None), getattr(file, "blob_id", None))
         for file in info.siblings or ()
     }
+
+
+@contextmanager
+def _cache_errors(subject: str) -> Iterator[None]:
+    try:
+        yield
+    except CompatError:
+        raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, up to Python 3.12
+        raise HubError(
+            f"{subject}: the Hub's cache cannot be read ({error}); check its rights, or choose another place: HF_HOME, "
+            "or cache_dir="
+        ) from error
 
 
 def open_files(
@@ -282,7 +335,7 @@ def open_files(
         HubError: the revision cannot be resolved.
     """
     _check_subfolder(subfolder)
-    if isinstance(location, Path) or Path(location).exists() or not REPO_ID.fullmatch(location):
+    if isinstance(location, Path) or not REPO_ID.fullmatch(location) or os.path.exists(location):
         if revision is not None:
             raise ConfigError(f"revision: expected none for the folder {str(location)!r}, got {revision!r}; drop it")
         return Files(str(location), Path(location) / subfolder, subfolder)
