@@ -19,12 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import gpu, inference, loading, page, scale, training
+from benchmarks import gpu, inference, loading, page, passes, scale, training
 from origin import command, commit
 
 from timm_compat.storage.files import library_versions, replace_text
 
-TABLES = {"inference": inference, "loading": loading, "training": training, "scale": scale, "gpu": gpu}
+TABLES = {
+    "inference": inference,
+    "passes": passes,
+    "loading": loading,
+    "training": training,
+    "scale": scale,
+    "gpu": gpu,
+}
 
 
 def machine() -> dict[str, Any]:

@@ -28,8 +28,13 @@ def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, output: Path, *tabl
 def test_results_are_complete_and_kept(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = run(benchmark, monkeypatch, tmp_path, "inference", "scale", "gpu/test_vit")
-    assert {table: len(cells) for table, cells in first.items() if cells} == {"inference": 2, "scale": 1, "gpu": 1}
+    first = run(benchmark, monkeypatch, tmp_path, "inference", "passes", "scale", "gpu/test_vit")
+    assert {table: len(cells) for table, cells in first.items() if cells} == {
+        "inference": 2,
+        "passes": 3,
+        "scale": 1,
+        "gpu": 1,
+    }
     for cell in (cell for cells in first.values() for cell in cells.values()):
         assert cell.keys() >= NAMES
         assert cell["made"].keys() == MADE
@@ -56,7 +61,7 @@ def test_tables_that_are_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         run(benchmark, monkeypatch, tmp_path, "inferences")
-    assert "expected tables among inference, loading" in capsys.readouterr().err
+    assert "expected tables among inference, passes, loading" in capsys.readouterr().err
 
 
 def test_extrapolated_costs_follow_the_slopes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_own_weights_and_a_data_set_by_name(capsys, parts) -> None:
     words = ["--backbone", "test_resnet", "--img-size", 16, "--weights", parts / "mine.safetensors"]
     code, out, err = run(capsys, parts, *words, "--images", "digits", "--limit", 50)
     assert code == 0, err
-    assert "fitted on 50 unlabelled images" in out
+    assert "rests on 50 unlabelled images" in out
     saved = tc.CompatExtractor.from_pretrained(parts / "joined").backbone.model.state_dict()
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in saved.items())
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import timm_compat as tc
-from timm_compat.data.batches import BatchStream, shift
+from timm_compat.data.augmentation import Augmentation, shift
+from timm_compat.data.batches import BatchStream
 
 
 def small_set(count: int = 10) -> tc.ArrayDataset:
@@ -60,38 +61,47 @@ class TestArrayDataset:
             tc.load_digits("valid")
 
 
+CONFIG = {"input_size": (1, 4, 4), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
+CONFIG |= {"mean": (0.5,), "std": (0.5,)}
+KEPT = {"kept": CONFIG}
+
+
 def step_of(stream: BatchStream, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return next(stream.batches(step, step + 1))
+    images, labels = next(stream.batches(step, step + 1))
+    return images["kept"], labels
 
 
 class TestBatchStream:
     def test_every_pass_sees_every_image_once(self) -> None:
-        stream = BatchStream(small_set(), 4, seed=0, name="a")
+        stream = BatchStream(small_set(), 4, seed=0, name="a", data_configs=KEPT)
         seen = torch.cat([step_of(stream, step)[0][:, 0, 0, 0] for step in range(5)]).tolist()
         assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
         assert seen[:10] != seen[10:]
 
     def test_is_a_function_of_the_step(self) -> None:
-        first = BatchStream(small_set(), 4, seed=0, name="a", random_crop=1, random_flip=True)
-        later = BatchStream(small_set(), 4, seed=0, name="a", random_crop=1, random_flip=True)
+        options = {"data_configs": KEPT, "augmentation": Augmentation(random_crop=1, random_flip=True)}
+        first, later = (BatchStream(small_set(), 4, seed=0, name="a", **options) for _ in range(2))
         for step in range(9):
             step_of(first, step)
         assert all(torch.equal(x, y) for x, y in zip(step_of(first, 7), step_of(later, 7), strict=True))
 
     def test_names_and_seeds_keep_streams_apart(self) -> None:
         labels = [
-            step_of(BatchStream(small_set(), 10, seed=seed, name=name), 0)[0][:, 0, 0, 0].tolist()
+            step_of(BatchStream(small_set(), 10, seed=seed, name=name, data_configs=KEPT), 0)[0][:, 0, 0, 0].tolist()
             for seed, name in [(0, "a"), (0, "b"), (1, "a")]
         ]
         assert labels[0] != labels[1] != labels[2] != labels[0]
 
     def test_processes_share_a_batch_without_overlap(self) -> None:
-        whole = step_of(BatchStream(small_set(), 6, seed=0, name="a"), 3)[0][:, 0, 0, 0].tolist()
-        parts = [step_of(BatchStream(small_set(), 6, seed=0, name="a", process=(rank, 2)), 3)[0] for rank in range(2)]
+        whole = step_of(BatchStream(small_set(), 6, seed=0, name="a", data_configs=KEPT), 3)[0][:, 0, 0, 0].tolist()
+        parts = [
+            step_of(BatchStream(small_set(), 6, seed=0, name="a", data_configs=KEPT, process=(rank, 2)), 3)[0]
+            for rank in range(2)
+        ]
         assert sorted(torch.cat(parts)[:, 0, 0, 0].tolist()) == sorted(whole)
 
     def test_batch_larger_than_the_set(self) -> None:
-        images, labels = step_of(BatchStream(small_set(3), 7, seed=0, name="a"), 1)
+        images, labels = step_of(BatchStream(small_set(3), 7, seed=0, name="a", data_configs=KEPT), 1)
         assert len(images) == len(labels) == 7
 
     def test_shift_moves_within_bounds(self) -> None:

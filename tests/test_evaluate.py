@@ -81,7 +81,8 @@ class TestCommand:
         words = [f"mine={folder / 'extractor-test_vit'}", f"mine={folder / 'head-few'}"]
         code, out, _ = run(capsys, *words, "--data", "digits")
         assert code == 0
-        assert re.search(r"\| mine +\| \*\*0\.\d{3}\*\* \|", out)
+        assert re.search(r"\| mine +\| \*\*0\.\d{3}\*\* +\|", out)
+        assert re.search(r"\| images left out +\| \d+ of 449 \|", out)
         assert re.search(r"^native 0\.\d{3}$", out, re.MULTILINE)
 
     def test_cross_space_is_marked(self, capsys, folder) -> None:

@@ -28,15 +28,23 @@ def count_images(module, inputs, output):
 for extractor in extractors.values():
     extractor.register_forward_hook(count_images)
 from accelerate import PartialState
-from timm_compat.evaluation.passes import extracted
+from timm_compat.evaluation.answers import extracted
+from timm_compat.models.passes import passes
+from timm_compat.models.run_options import RunOptions
+from timm_compat.processes import summed
 found = []
 for count in COUNTS:
     seen, part = 0, test.subset(range(count))
     matrix = tc.recombination_matrix(extractors, heads, part)
     images = seen
     features = extracted(extractors, part)
+    sums = {name: torch.zeros(16, dtype=torch.float64) for name in extractors}
+    for passed in passes(list(extractors.values()), part.images.split(30), options=RunOptions(batch_size=20)):
+        for name, output in zip(extractors, passed.outputs):
+            sums[name] += output.double().sum(dim=0)
     found.append({
         "seen": images, "matrix": matrix.to_dict(), "calibration": matrix.calibration_errors().tolist(),
+        "sums": {name: summed(value).tolist() for name, value in sums.items()},
         "features": {name: value.double().sum(dim=0).tolist() for name, value in features.items()},
     })
 state = PartialState()
@@ -71,4 +79,6 @@ def test_two_processes_equal_one(tmp_path) -> None:
         assert alone["seen"] == 2 * count  # two extractors, each image once
         assert mine["seen"] + other["seen"] == 2 * count
         for found in (mine, other):
-            assert {**found, "seen": 0} == {**alone, "seen": 0}
+            for name, expected in alone["sums"].items():  # added up in another order
+                assert found["sums"][name] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+            assert {**found, "seen": 0, "sums": 0} == {**alone, "seen": 0, "sums": 0}

@@ -305,7 +305,7 @@ class TestCommands:
             (["predict", "lab/space", "{image}"], "expected a classifier, got a CompatSpace"),
             (["predict", "lab/head", "{image}"], "expected a classifier, got a TaskHead"),
             (["predict", "alice/fused", "{image}", "--head", "lab/head"], "drop --head"),
-            (["predict", "alice/fused", "{text}"], "cannot be decoded"),
+            (["predict", "alice/fused", "{text}"], "expected an image that can be decoded"),
             (["predict", "alice/fused", "{image}", "--top", "0"], "top: expected"),
             (["pull", "lab/nothing", "--output", "{folder}/new"], "no such repository"),
             (["pull", "lab/head", "--output", "{folder}"], "expected a new or empty output folder"),

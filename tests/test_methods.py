@@ -29,8 +29,6 @@ from timm_compat.methods.self_supervised import (
     turn_over,
     view_numbers,
 )
-from timm_compat.methods.self_training import DECAY, self_trained
-from timm_compat.methods.shifted_images import mirrored, shifted
 from timm_compat.methods.simplex import simplex_vertices
 
 
@@ -256,7 +254,9 @@ class TestRidge:
         assert result.penalty == best
         expected = r2_score(y[held_out].numpy(), errors[best][1].numpy(), multioutput="variance_weighted")
         assert result.r2 == pytest.approx(expected, abs=1e-6)
-        assert (result.num_fitted, result.num_held_out) == (40, 160)
+        weight, bias = solve(moments_of(x, y), best)
+        torch.testing.assert_close(result.weight, weight)
+        torch.testing.assert_close(result.bias, bias)
 
     def test_constant_and_repeated_features_do_no_harm(self, data) -> None:
         x, y = data
@@ -269,26 +269,6 @@ class TestRidge:
         x, y = data
         with pytest.raises(DataError, match="more unlabelled images"):
             fit_ridge(moments_of(x, y), moments_of(x[:1], y[:1]))
-
-    def test_altered_samples_take_part_only_where_they_help(self, data) -> None:
-        x, y = data
-        fitted, held_out = moments_of(x[:40], y[:40]), moments_of(x[40:50], y[40:50])
-        good = moments_of(x[50:120], y[50:120]), moments_of(x[120:], y[120:])
-        bad = moments_of(x[50:120], -y[50:120]), moments_of(x[120:], -y[120:])
-        helped, spared = fit_ridge(fitted, held_out, good), fit_ridge(fitted, held_out, bad)
-        assert helped.extended
-        assert not spared.extended
-        weight, bias = solve(moments_of(x, y), helped.penalty)
-        torch.testing.assert_close(helped.weight, weight)
-        torch.testing.assert_close(helped.bias, bias)
-        torch.testing.assert_close(spared.weight, solve(moments_of(x[:50], y[:50]), spared.penalty)[0])
-
-    def test_the_trial_has_not_seen_the_held_out_images(self, data) -> None:
-        x, y = data
-        result = fit_ridge(moments_of(x[:40], y[:40]), moments_of(x[40:], y[40:]))
-        weight, bias = solve(moments_of(x[:40], y[:40]), result.penalty)
-        torch.testing.assert_close(result.trial_weight, weight)
-        torch.testing.assert_close(result.trial_bias, bias)
 
 
 class TestLinearCKA:
@@ -308,59 +288,3 @@ class TestLinearCKA:
         assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1, abs=1e-6)
         assert linear_cka(x, x * torch.tensor([10.0, 1, 1, 1])) < 0.9
         assert math.isnan(linear_cka(x, torch.ones(40, 2)))
-
-
-class TestShiftedImages:
-    @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-    def test_equals_padding_and_cropping_one_by_one(self, dtype) -> None:
-        random = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (6, 3, 16, 24), generator=random).to(dtype)
-        amounts = 2 * torch.rand(6, 2, generator=random) - 1
-        for image, moved, (down, right) in zip(images, shifted(images, amounts), amounts.tolist(), strict=True):
-            dy, dx = round(down * 2), round(right * 3)
-            padded = np.pad(image.numpy(), ((0, 0), (2, 2), (3, 3)), mode="reflect")
-            np.testing.assert_array_equal(moved.numpy(), padded[:, 2 - dy : 18 - dy, 3 - dx : 27 - dx])
-        assert shifted(images, amounts).dtype == dtype
-
-    def test_mirror_and_tiny_images(self) -> None:
-        images = torch.arange(12).reshape(1, 1, 3, 4)
-        assert mirrored(images)[0, 0, 0].tolist() == [3, 2, 1, 0]
-        assert torch.equal(shifted(images, torch.zeros(1, 2)), images)
-        assert shifted(images, torch.ones(1, 2)).shape == images.shape
-
-
-class TestSelfTraining:
-    def problem(self) -> tuple[torch.Tensor, ...]:
-        random = torch.Generator().manual_seed(0)
-        x = torch.randn(200, 6, generator=random) * torch.tensor([1.0, 5.0, 0.2, 1.0, 1.0, 1.0])
-        t = torch.randn(200, 4, generator=random)
-        w, b = torch.randn(4, 6, generator=random), torch.randn(4, generator=random)
-        return x, t, w, b
-
-    def test_ends_where_the_formula_is_least(self) -> None:
-        x, t, w, b = self.problem()
-        heads = [torch.nn.Linear(4, classes).requires_grad_(False) for classes in (3, 5)]
-        found = self_trained(x, t, w, b, heads)
-
-        def objective(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-            total = DECAY * sum(((weight[:, i] - w[:, i]) * x[:, i].std()).square().sum() for i in range(6))
-            for head in heads:
-                for image, target in zip(x, t, strict=True):
-                    label = torch.softmax(head(target) + head(w @ image + b), 0)
-                    total = total - label @ torch.log_softmax(head(weight @ image + bias), 0) / 200 / len(heads)
-            return total
-
-        slopes = []
-        for weight, bias in ((w, b), found):
-            weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
-            objective(weight, bias).backward()
-            slopes.append(float(torch.cat([weight.grad.flatten(), bias.grad]).norm()))
-        assert objective(*found) < objective(w, b)
-        assert slopes[1] < 0.02 * slopes[0]
-
-    def test_a_feature_that_does_not_vary_takes_no_part(self) -> None:
-        x, t, w, b = self.problem()
-        x[:, 2] = 3.0
-        weight, bias = self_trained(x, t, w, b, [torch.nn.Linear(4, 3).requires_grad_(False)])
-        assert weight.isfinite().all()
-        assert bias.isfinite().all()

@@ -56,6 +56,24 @@ class TestTrain:
         assert again["space"] == first["space"]
         assert again["matrix"] == first["matrix"]
 
+    def test_validation_images_choose_the_epoch(self, capsys, tmp_path) -> None:
+        parts = [
+            f"members.{name}.{use}={{dataset: digits, split: train, part: {part}, limit: 60}}"
+            for name in "ab"
+            for use, part in (("data", "1-3/4"), ("validation", "4/4"))
+        ]
+        summary = train_digits(
+            capsys, tmp_path / "run", *parts, "training.best_metric=native", "training.epochs=3", "evaluate=false"
+        )
+        assert summary["matrix"] is None
+        lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+        assert all({"native", "recombined"} <= json.loads(line).keys() for line in lines)
+        data, validation = (
+            tc.load_dataset("digits", part=part).images.flatten(1).tolist() for part in ("1-3/4", "4/4")
+        )
+        whole = tc.load_digits().images.flatten(1).tolist()
+        assert sorted(data + validation) == sorted(whole)
+
     def test_table_for_people(self, capsys, tmp_path) -> None:
         code, out, _ = run(capsys, "train", RECIPES / "digits.yaml", *QUICK, "--output", tmp_path / "run")
         assert code == 0
@@ -176,7 +194,15 @@ class TestBadInput:
                 ["training.learning_rate=1e30"],
                 "expected a finite loss, got .* of member '[ab]'; last good checkpoint: ",
             ),
-            (["training.best_metric=nonsense"], "best_metric: expected a number of validate"),
+            (["training.best_metric=nonsense"], "best_metric: expected one of native, recombined, got 'nonsense'"),
+            (
+                ["training.best_metric=native"],
+                r"best_metric: needs members.0.validation, .*no test images, got none; .*part: 1-4/5",
+            ),
+            (
+                ["members.a.validation={dataset: digits, split: test}"],
+                "validation of member 'a': expected other images than its test, got the same",
+            ),
         ],
     )
     def test_is_refused_in_one_line(self, capsys, tmp_path, overrides, message) -> None:

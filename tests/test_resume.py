@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import timm_compat as tc
 
@@ -142,7 +143,7 @@ class TestKilled:
 
 
 def small_run(output: Path, **settings) -> tc.FitResult:
-    train = tc.load_digits("train").subset(range(64))
+    train = settings.pop("train", None) or tc.load_digits("train").subset(range(64))
     space = tc.CompatSpace(8, train.class_names, ["common_classes"])
     torch.manual_seed(0)
     member = tc.Member(
@@ -193,6 +194,25 @@ class TestOutputFolder:
             small_run(tmp_path / "run", resume=True, learning_rate=0.1)
         with pytest.raises(tc.OutputExistsError, match="resume"):
             small_run(tmp_path / "run")
+
+    @pytest.mark.parametrize("kind", ["arrays", "files"])
+    def test_other_images_or_labels_of_the_same_number_are_refused(self, tmp_path, kind) -> None:
+        digits = tc.load_digits("train")
+        first, other = digits.subset(range(64)), digits.subset(range(64, 128))
+        if kind == "files":
+            for number, (image, label) in enumerate(zip(digits.images[:128, 0], digits.labels.tolist(), strict=False)):
+                path = tmp_path / "set" / f"part{number // 64}" / f"c{label}" / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image.numpy()).save(path)
+            first, other = (
+                tc.load_dataset("folder", tmp_path / "set", part, in_chans=1) for part in ("part0", "part1")
+            )
+        small_run(tmp_path / "run", train=first)
+        relabelled = first.with_labels(first.labels.flip(0), first.class_names)
+        for changed in (other, relabelled):
+            with pytest.raises(tc.ConfigError, match=r"resume: expected the settings of the run .*images\.a: '"):
+                small_run(tmp_path / "run", train=changed, resume=True)
+        assert len(small_run(tmp_path / "run", train=first, resume=True).history) == 2
 
     def test_foreign_folder_is_refused(self, tmp_path) -> None:
         (tmp_path / "mine.txt").write_text("keep")

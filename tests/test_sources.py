@@ -123,6 +123,11 @@ class TestNpz:
         with pytest.raises(tc.DataError, match="val_images and val_labels, got train_"):
             load_dataset("npz", tmp_path / "both.npz", "val")
 
+    def test_without_splits_is_no_other_split(self, npz: Path) -> None:
+        assert len(load_dataset("npz", npz, "all")) == 20
+        with pytest.raises(tc.DataError, match="expected nosuchsplit_images and nosuchsplit_labels, got images"):
+            load_dataset("npz", npz, "nosuchsplit")
+
     @pytest.mark.parametrize(
         ("arrays", "message"),
         [
@@ -340,6 +345,25 @@ class TestShards:
         assert values(dataset.subset([11, 0])) == [11, 0]
         assert dataset.digest() == load_dataset("wds/set", shards, split).digest() != dataset.subset([11, 0]).digest()
 
+    def test_names_with_dots_and_several_images_of_a_label_lose_none(self, tmp_path: Path) -> None:
+        samples = {
+            "2024.1": ["2024.1.jpg"],
+            "2024.2": ["2024.2.JPG"],
+            "pair": ["pair.a.png", "pair.jpg"],
+        }
+        with tarfile.open(tmp_path / "set-train.tar", "w") as shard:
+            for label, (key, names) in enumerate(samples.items()):
+                for name, content in [(f"./{key}.cls", str(label).encode()), *((f"./{name}", b"x") for name in names)]:
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    shard.addfile(member, io.BytesIO(content))
+            shard.addfile(tarfile.TarInfo("./._2024.1.jpg"))
+        dataset = load_dataset("wds/set", tmp_path)
+        names = [dataset.source.filename(number).partition(":./")[2] for number in range(len(dataset))]
+        assert dict(zip(names, dataset.labels.tolist(), strict=True)) == {
+            "2024.1.jpg": 0, "2024.2.JPG": 1, "pair.a.png": 2, "pair.jpg": 2,
+        }  # fmt: skip
+
     def test_listed_by_an_info_file(self, shards: Path) -> None:
         info = {"splits": {"train": {"filenames": ["set-train-01.tar"]}}}
         (shards / "_info.json").write_text(json.dumps(info))
@@ -368,6 +392,9 @@ class TestShards:
         write_shard(shards / "odd-0.tar", range(2), label=b"dog")
         with pytest.raises(tc.DataError, match="class as a whole number from 0, got b'dog'"):
             load_dataset("wds/", shards, "odd")
+        write_shard(shards / "much-0.tar", range(2), label=b"9" * 5000)
+        with pytest.raises(tc.DataError, match="class as a whole number"):
+            load_dataset("wds/", shards, "much")
         with tarfile.open(shards / "bare-0.tar", "w") as shard:
             shard.addfile(tarfile.TarInfo("a.jpg"))
         with pytest.raises(tc.DataError, match=r"expected a\.cls"):

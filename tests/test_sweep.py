@@ -141,7 +141,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 # Families whose small member has no single linear classifier to fuse into.
-NOT_FUSABLE = {"crossvit", "efficientvim", "volo"}
+NOT_FUSABLE = {"efficientvim", "volo"}
 
 FAMILIES = sorted(SMALL.keys() & MODULES.keys())
 # Nothing small exists in these.

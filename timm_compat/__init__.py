@@ -13,6 +13,7 @@ from timm_compat.errors import (
     ConfigError,
     DataError,
     DraftSpaceError,
+    ExportError,
     FuseError,
     HubAccessError,
     HubConnectionError,
@@ -26,21 +27,25 @@ from timm_compat.errors import (
     TrainingError,
 )
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.evaluation.probe import linear_probe
 from timm_compat.evaluation.retrieval import RetrievalScores, retrieve
 from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
 from timm_compat.hub import push as _push  # noqa: F401  (lets components publish themselves)
 from timm_compat.hub.loading import load, pull
 from timm_compat.hub.search import Found, SearchResult, search
+from timm_compat.joining.join import join
+from timm_compat.joining.report import JoinReport
+from timm_compat.joining.swap import swap
 from timm_compat.models import registry as _registry  # noqa: F401  (registers timm's entry points)
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
-from timm_compat.models.features import extract_features
 from timm_compat.models.heads import CommonClassesHead, FlipHead, LocationHead, RotationHead, SimplexHead, TaskHead
+from timm_compat.models.multi_head import MultiHeadModel
+from timm_compat.models.passes import extract_features
+from timm_compat.models.split import split
 from timm_compat.space import CompatSpace
 from timm_compat.storage.facts import Facts, Result
 from timm_compat.training.fit import FitResult, fit
-from timm_compat.training.join import join
-from timm_compat.training.join_report import JoinReport
 from timm_compat.training.members import Member, Reference
 
 __all__ = [
@@ -55,6 +60,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DraftSpaceError",
+    "ExportError",
     "Facts",
     "FitResult",
     "FlipHead",
@@ -72,6 +78,7 @@ __all__ = [
     "MatrixOverSeeds",
     "Member",
     "MissingExtraError",
+    "MultiHeadModel",
     "OutputExistsError",
     "RecombinationMatrix",
     "Reference",
@@ -90,6 +97,7 @@ __all__ = [
     "extract_features",
     "fit",
     "join",
+    "linear_probe",
     "load",
     "load_dataset",
     "load_digits",
@@ -98,4 +106,6 @@ __all__ = [
     "recombination_matrix",
     "retrieve",
     "search",
+    "split",
+    "swap",
 ]

@@ -25,7 +25,8 @@ _NOT_NEGATIVE = (
     *("learning_rate", "weight_decay", "head_weight_decay", "rotation_weight", "vocabulary_weight"),
     *("alignment_weight", "alignment_temperature", "influence_weight", "distillation_weight", "clip_grad"),
 )
-_SHARES = ("warmup_fraction", "rotation_fraction", "alignment_fraction", "ema_decay")
+_RANGES = {"scale": 1.0, "ratio": math.inf}  # pairs of least and most, over 0; None is allowed for scale
+_SHARES = ("color_jitter", "warmup_fraction", "rotation_fraction", "alignment_fraction", "ema_decay")
 _OPTIONAL = ("clip_grad", "ema_decay", "checkpoint_steps")
 _SWITCHES = ("all_rotations", "random_flip", "compile", "channels_last", "cache_features")
 
@@ -60,8 +61,13 @@ class TrainConfig:
         alignment_temperature: of the contrastive alignment.
         influence_weight: factor of the backward-compatible loss under the reference's head.
         distillation_weight: factor of the focal distillation from reference and its head.
-        random_crop: pixels by which training images in memory are shifted.
-        random_flip: whether training images in memory are mirrored at random.
+        random_crop: pixels by which training images, as they are stored, are shifted; black comes in. This and the
+            next four are the whole augmentation, of images in memory and of image files alike.
+        random_flip: whether half of the training images are mirrored.
+        scale: least and most share of an image's area in a random part of it, which is then resized, such as
+            (0.08, 1); if None, training images are resized and cropped as for evaluation.
+        ratio: least and most width / height of that part.
+        color_jitter: largest random change of brightness, contrast and saturation, as a share.
         workers: processes that decode image files.
         cache_features: whether frozen backbones see every image once, without augmentation, where all members are
             adapters.
@@ -105,6 +111,9 @@ class TrainConfig:
     distillation_weight: float = 0.0
     random_crop: int = 0
     random_flip: bool = False
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    color_jitter: float = 0.0
     workers: int = 0
     cache_features: bool = True
     cache_dir: str | Path | None = None
@@ -123,6 +132,8 @@ class TrainConfig:
             _check(name, getattr(self, name), int, least, math.inf)
         for name in _NOT_NEGATIVE:
             _check(name, getattr(self, name), (int, float), 0, math.inf)
+        for name, limit in _RANGES.items():
+            object.__setattr__(self, name, _pair(name, getattr(self, name), limit))
         for name in _SHARES:
             _check(name, getattr(self, name), (int, float), 0, 1)
         for name in _SWITCHES:
@@ -146,6 +157,17 @@ class TrainConfig:
         names = [setting.name for setting in fields(self)]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name}: {mine!r} / {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
+
+
+def _pair(name: str, value: Any, limit: float) -> tuple[float, float] | None:
+    if value is None and name == "scale":
+        return None
+    numbers = list(value) if isinstance(value, (list, tuple)) else []
+    plain = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
+    if len(numbers) != 2 or not plain or not 0 < numbers[0] <= numbers[1] <= limit or math.isinf(numbers[1]):
+        most = "" if math.isinf(limit) else f" and at most {limit:g}"
+        raise ConfigError(f"{name}: expected least and most, two numbers over 0{most}, got {value!r}")
+    return numbers[0], numbers[1]
 
 
 def _check(name: str, value: Any, kind: Any, least: float, most: float) -> None:

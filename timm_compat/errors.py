@@ -10,6 +10,7 @@
     ├── ImageError           (ValueError)       images of the wrong rank, channels, size or dtype
     ├── DataError            (ValueError)       a data set or its labels do not fit
     ├── FuseError            (ValueError)       a composed model has no plain timm form
+    ├── ExportError          (ValueError)       a model cannot be written as ONNX or PyTorch's export format
     ├── ComponentFileError   (ValueError)       a component's folder is missing, damaged or foreign
     ├── OutputExistsError    (FileExistsError)  the output folder holds something already
     ├── HubError             (OSError)          the Hugging Face Hub refused or failed
@@ -69,6 +70,10 @@ class DataError(CompatError, ValueError):
 
 class FuseError(CompatError, ValueError):
     """A composed model cannot be written as one plain timm model; the message says why."""
+
+
+class ExportError(CompatError, ValueError):
+    """A model cannot be written as ONNX or in PyTorch's export format; the message says why."""
 
 
 class ComponentFileError(CompatError, ValueError):

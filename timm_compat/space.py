@@ -76,6 +76,8 @@ class CompatSpace(Component):
             raise ConfigError(f"feature_dim: expected a whole number from 1 to {MAX_FEATURE_DIM}, got {feature_dim!r}")
         self.feature_dim = feature_dim
         self.class_names = check_class_names(class_names, least=0)
+        # Files written before names were normalised hold others, and a fingerprint is over what is recorded.
+        self._recorded_names = self.class_names
         self.methods = _check_methods(methods)
         self.level = _check_choice("level", level, LEVELS)
         self.normalization = _check_choice("normalization", normalization, NORMALIZATIONS)
@@ -136,6 +138,11 @@ class CompatSpace(Component):
         if self._shared is None:
             self._shared = initial_tensors(self.methods, self.feature_dim, len(self.class_names), self.seed)
         return MappingProxyType(self._shared)
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether the auxiliary heads' tensors are at hand, not the definition only."""
+        return self._has_tensors
 
     @property
     def reference(self) -> str | None:
@@ -199,7 +206,7 @@ class CompatSpace(Component):
             "level": self.level,
             "normalization": self.normalization,
             "methods": list(self.methods),
-            "class_names": list(self.class_names),
+            "class_names": list(self._recorded_names),
             "shared": dict(self._digests),
             "initial_weights": dict(self._initial_weights),
             "reference": self._reference,
@@ -229,6 +236,7 @@ class CompatSpace(Component):
                 seed=config.get("seed", 0),
             )
             space._format = config["format"]
+            space._recorded_names = tuple(config["class_names"])
             space._digests = _str_map(config["shared"])
             space._initial_weights = _str_map(config["initial_weights"])
             space._reference = None if config["reference"] is None else _check_digest(config["reference"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import timm_compat as tc
 from studies.tasks import Scale, extractor, first, load, own_images
+from timm_compat.evaluation.baselines import RELATIVE_PENALTY
 from timm_compat.evaluation.post_hoc import fitted_classes, least_squares, procrustes, relative_features
 
 SIZES = (30, 300, 1000)
@@ -145,8 +146,8 @@ def _relative(joining: Trained, owner: Trained, theirs: Tensor, mine: Tensor, fo
     start = time.perf_counter()
     anchors = torch.randperm(len(mine), generator=torch.Generator().manual_seed(seed))[:ANCHORS]
     train, test = relative_features(mine, mine[anchors]), relative_features(foreign, theirs[anchors])
-    options = {"standardize": False, "inverse_penalty": 0.1}
-    predicted = fitted_classes(train, owner.images.labels, test, **options)
+    penalty = RELATIVE_PENALTY / len(train)
+    predicted = fitted_classes(train, owner.images.labels, test, standardize=False, penalty=penalty)
     return _share(predicted, owner.test), time.perf_counter() - start
 
 

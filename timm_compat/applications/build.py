@@ -1,9 +1,11 @@
 """From a recipe to the objects that it names: data sets, a space, members, a reference."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from timm.models import get_pretrained_cfg_value
 
 from timm_compat.applications.datasets import read_images
 from timm_compat.config import TrainConfig
@@ -27,6 +29,7 @@ class Built:
         space: new or loaded.
         members: in the recipe's order.
         tests: labelled images by member's name, where the recipe has them.
+        validations: likewise, those that choose the epoch.
         reference: loaded, or None.
         pool: images for the alignment, or None.
     """
@@ -35,6 +38,7 @@ class Built:
     space: CompatSpace
     members: tuple[Member, ...]
     tests: dict[str, Images]
+    validations: dict[str, Images]
     reference: Reference | None
     pool: Images | None
 
@@ -49,11 +53,9 @@ def build(recipe: Recipe) -> Built:
     datasets = {
         member.name: _images(f"member {member.name!r}", member.data, config, member) for member in recipe.members
     }
-    tests = {
-        member.name: _images(f"test of member {member.name!r}", member.test, config, member)
-        for member in recipe.members
-        if member.test is not None
-    }
+    tests = _measured("test", recipe)
+    validations = _measured("validation", recipe)
+    _check_apart(validations, {"test": tests, "data": datasets})
     labelled = [datasets[member.name] for member in recipe.members if member.labelled]
     recipe = replace(recipe, space=with_common_classes(recipe.space, labelled))
     space = build_space(recipe.space, config.seed)
@@ -66,11 +68,28 @@ def build(recipe: Recipe) -> Built:
             None if folder is None else TaskHead.from_pretrained(folder),
         )
     pool = None if recipe.pool is None else _images("pool", recipe.pool, config, recipe.members[0])
-    return Built(recipe, space, members, tests, reference, pool)
+    return Built(recipe, space, members, tests, validations, reference, pool)
 
 
 def _images(what: str, data: DataRecipe, config: TrainConfig, member: MemberRecipe) -> Images:
     return read_images(what, data, config.seed, in_chans=member.arguments.get("in_chans"), pretrained=member.pretrained)
+
+
+def _measured(use: str, recipe: Recipe) -> dict[str, Images]:
+    given = {member.name: (member, getattr(member, use)) for member in recipe.members}
+    return {
+        name: _images(f"{use} of member {name!r}", data, recipe.training, member)
+        for name, (member, data) in given.items()
+        if data is not None
+    }
+
+
+def _check_apart(validations: Mapping[str, Images], others: Mapping[str, Mapping[str, Images]]) -> None:
+    digests = {name: dataset.digest() for name, dataset in validations.items()}
+    for use, datasets in others.items() if digests else ():
+        for name in digests.keys() & datasets.keys():
+            if datasets[name].digest() == digests[name]:
+                raise DataError(f"validation of member {name!r}: expected other images than its {use}, got the same")
 
 
 def with_common_classes(space: SpaceRecipe, labelled: Sequence[Images]) -> SpaceRecipe:
@@ -128,6 +147,11 @@ def build_member(given: MemberRecipe, space: CompatSpace, dataset: Images, seed:
     arguments: dict[str, Any] = dict(given.arguments)
     if isinstance(dataset, ArrayDataset):
         arguments.setdefault("in_chans", dataset.images.shape[1])
+    crop_pct = given.crop_pct
+    if (
+        crop_pct is None and given.weights is not None
+    ):  # learned elsewhere: they see the part of an image that timm says
+        crop_pct = get_pretrained_cfg_value(given.backbone, "crop_pct")
     with seeded(seed, "member", given.name):
         extractor = create_extractor(
             given.backbone,
@@ -136,6 +160,7 @@ def build_member(given: MemberRecipe, space: CompatSpace, dataset: Images, seed:
             trainable=given.trainable,
             out_index=given.out_index,
             img_size=given.img_size,
+            crop_pct=crop_pct,
             **arguments,
         )
         if given.weights is not None:

@@ -18,13 +18,13 @@ from timm_compat.errors import ConfigError, MissingExtraError
 from timm_compat.evaluation.baselines import retrained_head_accuracy
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.seeding import generator, seeded
 from timm_compat.space import CompatSpace
 from timm_compat.storage.files import new_folder
 from timm_compat.training.fit import fit, save_members
-from timm_compat.training.join import join
 from timm_compat.training.members import Member
 
 NAMES = ("a", "b")

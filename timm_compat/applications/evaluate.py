@@ -10,17 +10,18 @@ import numpy as np
 from torch import Tensor
 
 from timm_compat.applications.parts import Parts
-from timm_compat.data.arrays import ArrayDataset
 from timm_compat.errors import ConfigError
+from timm_compat.evaluation.answers import Images, sampled
 from timm_compat.evaluation.baselines import BASELINES, Baseline, BaselineConfig, measure_baselines
 from timm_compat.evaluation.matrix import measure
-from timm_compat.evaluation.passes import Images
 from timm_compat.evaluation.report import ComponentFacts, EvaluationReport, Retrieval
 from timm_compat.evaluation.report_pictures import draw_pictures
 from timm_compat.evaluation.retrieval import retrieve
 from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.models.extractor import CompatExtractor
-from timm_compat.storage.files import library_versions, tensor_sha256, tensors_sha256
+from timm_compat.models.passes import DEFAULTS
+from timm_compat.models.run_options import RunOptions
+from timm_compat.storage.files import library_versions, tensors_sha256
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class EvaluateConfig:
         retrieval: whether to measure retrieval among the extractors.
         pictures: whether to draw them, where Matplotlib is installed.
         seed: of the baselines.
-        workers: processes that decode image files.
+        options: device, batch size, precision, workers, progress.
 
     Raises:
         ConfigError: an unknown baseline.
@@ -44,7 +45,7 @@ class EvaluateConfig:
     retrieval: bool = False
     pictures: bool = True
     seed: int = 0
-    workers: int = 0
+    options: RunOptions = DEFAULTS
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.baselines if name not in BASELINES]
@@ -65,6 +66,9 @@ def evaluate(
     alone: Mapping[str, Any] | None = None,
 ) -> EvaluationReport:
     """Measure everything that the settings ask for; the test images pass every extractor once.
+
+    What needs all features together (similarity, retrieval, baselines, pictures) takes 20,000 images of larger sets,
+    evenly spread: memory does not grow with the set.
 
     Args:
         parts: extractors and heads.
@@ -91,36 +95,39 @@ def evaluate(
     is_pooled = all(extractor.space.level == "pooled" for extractor in parts.extractors.values())
     if config.retrieval and not is_pooled:
         raise ConfigError('retrieval: expected extractors of level "pooled", got level "map"')
-    digest = _digest(test)
-    if config.baselines and train is not None and _digest(train) == digest:
+    digest = test.digest()
+    if config.baselines and train is not None and train.digest() == digest:
         raise ConfigError("baselines: expected training images apart from the test images, got the same")
     own_alone = {} if alone is None else _own_accuracies(alone, digest, parts)
     matrix, features = measure(
         parts.extractors, parts.heads, test,
-        cross_space=config.cross_space, keep_features=is_pooled, workers=config.workers,
+        cross_space=config.cross_space, keep_features=is_pooled, options=config.options,
     )  # fmt: skip
     baselines: list[Baseline] = []
     if config.baselines and train is not None:
         baselines = measure_baselines(
             parts.extractors, parts.heads, train, test,
             names=config.baselines, config=BaselineConfig(seed=config.seed), cross_space=config.cross_space,
-            test_features=features, workers=config.workers,
+            test_features=features, options=config.options,
         )  # fmt: skip
+    compared = sampled(test)
     data = {"name": test_name, "test_images": len(test), "test_sha256": digest}
+    if len(compared) < len(test):
+        data |= {"compared_images": len(compared)}
     if baselines and train is not None:
-        data |= {"train_name": train_name, "train_images": len(train), "train_sha256": _digest(train)}
+        data |= {"train_name": train_name, "train_images": len(train), "train_sha256": train.digest()}
     return EvaluationReport(
         matrix=matrix,
         baselines=baselines,
         cka=_similarities(features) if len(features) > 1 else None,
-        retrieval=_retrieval(parts.extractors, features, test.labels) if config.retrieval else None,
+        retrieval=_retrieval(parts.extractors, features, compared.labels) if config.retrieval else None,
         components=_components(parts),
         data={**data, "classes": ", ".join(test.class_names)},
         command=command,
         versions=library_versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - start,
-        pictures=draw_pictures(matrix, baselines, features, test, history) if config.pictures else {},
+        pictures=draw_pictures(matrix, baselines, features, compared, history) if config.pictures else {},
         alone=own_alone,
     )
 
@@ -146,10 +153,6 @@ def _own_accuracies(alone: Mapping[str, Any], digest: str, parts: Parts) -> dict
     if not own:
         raise ConfigError(f"alone: expected own accuracies of {', '.join(parts.extractors)}, got other names")
     return own
-
-
-def _digest(dataset: Images) -> str:
-    return tensor_sha256(dataset.images) if isinstance(dataset, ArrayDataset) else dataset.digest()
 
 
 def _components(parts: Parts) -> list[ComponentFacts]:

@@ -43,7 +43,7 @@ def load_parts(sources: Sequence[str]) -> Parts:
     heads: dict[str, TaskHead] = {}
     origins: dict[tuple[str, str], str] = {}
     for word in sources:
-        name, source = _name(word)
+        name, source = named_source(word)
         role = open_files(source).config()[ROOT_KEY]["role"]
         if (role, name) in origins:
             raise ConfigError(f"expected every {role}'s name once, got {name!r} twice; write NAME={source}")
@@ -59,7 +59,12 @@ def load_parts(sources: Sequence[str]) -> Parts:
     return Parts(extractors, heads, origins)
 
 
-def _name(word: str) -> tuple[str, str]:
+def named_source(word: str) -> tuple[str, str]:
+    """Name and source of "NAME=SOURCE" or "SOURCE", whose name is its last part, less "extractor-" or "head-".
+
+    Raises:
+        ConfigError: nothing before or behind the sign.
+    """
     name, sign, source = word.partition("=")
     if sign and not Path(word).exists():
         if not name or not source:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from timm_compat.applications.build import Built, build
-from timm_compat.evaluation.columns import side_by_side
-from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.evaluation.columns import matrix_of_columns
+from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.recipes.schema import Recipe
 from timm_compat.recipes.writer import recipe_to_text
 from timm_compat.storage.files import replace_text
@@ -52,7 +52,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
     """Train and measure; ``output_dir`` gets components, checkpoints, log, the resolved recipe and the matrix.
 
     Args:
-        recipe: what to train. ``training.best_metric`` may be "native" or "recombined", measured on the test images.
+        recipe: what to train. ``training.best_metric`` may be "native" or "recombined", measured on the members'
+            validation images; test images choose nothing.
         resume: go on from the newest checkpoint.
         progress: label of the progress bar; no bar if None.
 
@@ -63,7 +64,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
     config = built.recipe.training
 
     def validate() -> dict[str, float]:
-        matrix = matrix_of(built.members, built.tests)
+        matrix = matrix_of(built.members, built.validations)
         if matrix is None:
             return {}
         return {"native": matrix.native_accuracy, "recombined": matrix.recombined_accuracy}
@@ -74,7 +75,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
         config,
         reference=built.reference,
         pool=built.pool,
-        validate=None if config.best_metric is None else validate,
+        validate=validate if built.validations else None,
         resume=resume,
         progress=progress,
     )
@@ -89,12 +90,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
 def matrix_of(members: Sequence[Member], tests: Mapping[str, Images]) -> RecombinationMatrix | None:
     """Every member's extractor under every head, each head on its own member's test images; None without any."""
     extractors = {member.name: member.extractor for member in members}
-    columns = [
-        recombination_matrix(extractors, {member.name: member.head}, tests[member.name])
-        for member in members
-        if member.head is not None and member.name in tests
-    ]
-    return side_by_side(columns) if columns else None
+    heads = {member.name: member.head for member in members if member.head is not None and member.name in tests}
+    return matrix_of_columns(extractors, heads, tests) if heads else None
 
 
 def _number(value: float) -> float | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from timm_compat.applications.domain_adaptation.recipe import MODES, AdaptRecipe
 from timm_compat.applications.domain_adaptation.run import COMPONENTS, SELECTED, AdaptResult, run_adaptation
-from timm_compat.cli.run_options import add_run_command
+from timm_compat.cli.recipe_options import add_run_command
 
 
 def add_parser(commands: Any) -> None:

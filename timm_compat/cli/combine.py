@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from timm_compat.applications.predict import image_files, open_classifier, predict
+from timm_compat.applications.predict import Prediction, image_files, open_classifier, predict
 from timm_compat.cli.places import add_place_options, place
-from timm_compat.errors import SpaceMismatchError
+from timm_compat.cli.run_options import add_run_options, run_options
+from timm_compat.errors import DataError, SpaceMismatchError
 from timm_compat.models.composed import compose
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -35,8 +37,18 @@ def add_parser(commands: Any) -> None:
     uses = commands.add_parser("predict", help="classify an image, or every image in a folder")
     uses.add_argument("model", metavar="MODEL", help="Hub id or folder of a classifier, or of an extractor with --head")
     uses.add_argument("images", metavar="PATH", help="an image or a folder")
-    uses.add_argument("--head", metavar="ID|DIR", help="a head for the extractor")
+    uses.add_argument(
+        "--head",
+        action="append",
+        default=[],
+        metavar="ID|DIR",
+        help="a head for the extractor, or a further one for a composed model; NAME=ID gives a name (repeat)",
+    )
+    uses.add_argument(
+        "--skip-corrupt", action="store_true", help="succeed also where images cannot be decoded, which are left out"
+    )
     uses.add_argument("--top", type=int, default=3, help="classes an image (default: %(default)s)")
+    add_run_options(uses)
     add_place_options(uses)
     uses.set_defaults(run=run_predict)
     for each in (parser, uses):
@@ -87,22 +99,52 @@ def _check_fit(extractor: str, head: str, where: Where) -> list[Files]:
     return found
 
 
-def run_predict(options: argparse.Namespace) -> None:
-    """Run ``predict``.
+def run_predict(options: argparse.Namespace) -> int:
+    """Run ``predict``; what can be read is answered, whatever else lies there.
+
+    Returns:
+        1 where a file could not be decoded, and that was not asked to be passed over; else 0.
 
     Raises:
-        CompatError: any of ours.
+        CompatError: any of ours; a ``DataError`` where no file could be decoded.
     """
-    files = image_files(options.images)
+    run, files = run_options(options), image_files(options.images)
     classifier = open_classifier(options.model, options.head, **place(options))
-    found = list(predict(classifier, files, options.top))
+    failed: list[DataError] = []
+
+    def left_out(position: int, error: DataError) -> None:
+        failed.append(error)
+        if len(files) > 1:
+            print(f"timm-compat: left out {error}", file=sys.stderr, flush=True)
+
+    width, listed = max(len(str(file)) for file in files), []
+    for one in predict(classifier, files, options.top, options=run, left_out=left_out):
+        if options.json:
+            listed.append(_as_json(one))
+        else:
+            print(f"{one.file:{width}}  {_as_text(one)}", flush=True)
+    if len(failed) == len(files):
+        raise (
+            failed[0]
+            if len(files) == 1
+            else DataError(f"{options.images}: expected images that can be decoded, got none among {len(files)} files")
+        )
     if options.json:
-        listed = [
-            {"file": one.file, "classes": [{"name": name, "probability": share} for name, share in one.classes]}
-            for one in found
-        ]
         print(json.dumps(listed))
-        return
-    width = max(len(one.file) for one in found)
-    for one in found:
-        print(f"{one.file:{width}}  " + "   ".join(f"{printable(name)} {share:.3f}" for name, share in one.classes))
+    return 1 if failed and not options.skip_corrupt else 0
+
+
+def _as_json(one: Prediction) -> dict[str, Any]:
+    answers = {
+        head: [{"name": name, "probability": share} for name, share in classes] for head, classes in one.heads.items()
+    }
+    single = answers.get("")
+    return {"file": one.file, **({"heads": answers} if single is None else {"classes": single})}
+
+
+def _as_text(one: Prediction) -> str:
+    texts = {
+        head: "   ".join(f"{printable(name)} {share:.3f}" for name, share in classes)
+        for head, classes in one.heads.items()
+    }
+    return "   |   ".join(f"{printable(head)}: {text}" if head else text for head, text in texts.items())

@@ -8,13 +8,15 @@ from typing import Any
 
 from timm_compat.applications.evaluate import EvaluateConfig, evaluate
 from timm_compat.applications.parts import load_parts
+from timm_compat.cli.run_options import add_run_options, run_options
+from timm_compat.data.listing import ALL, is_divided
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import ConfigError
+from timm_compat.evaluation.answers import Images
 from timm_compat.evaluation.baselines import BASELINES
-from timm_compat.evaluation.passes import Images
-from timm_compat.evaluation.processes import current_process
 from timm_compat.evaluation.report import EvaluationReport
 from timm_compat.evaluation.report_text import HTML_FILE, save_report, summary_text
+from timm_compat.processes import current_process
 from timm_compat.storage.files import check_new_folder
 
 
@@ -34,7 +36,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--data", required=True, metavar="NAME", help="a data set's name, or a folder of class folders")
     parser.add_argument("--root", metavar="DIR", help="where the data set is, if --data is a name")
-    parser.add_argument("--split", default="test", help="to measure on (default: %(default)s)")
+    parser.add_argument("--split", help="to measure on (default: test; all of a folder without splits)")
     parser.add_argument("--limit", type=int, help="use at most so many images of it, drawn at random")
     parser.add_argument("--in-chans", type=int, help="channels of the images; the extractors' if left out")
     parser.add_argument("--cross-space", action="store_true", help="allow parts of different spaces, and mark them")
@@ -56,7 +58,7 @@ def add_parser(commands: Any) -> None:
         help="report.json of the same networks trained without regard to compatibility, for update gain and cost",
     )
     parser.add_argument("--seed", type=int, default=0, help="of limits and baselines (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode image files")
+    add_run_options(parser)
     parser.add_argument("--report", metavar="DIR", help="a new folder for report.html, report.md and report.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(run=run)
@@ -76,8 +78,9 @@ def run(options: argparse.Namespace) -> None:
         retrieval=options.retrieval,
         pictures=folder is not None,
         seed=options.seed,
-        workers=options.workers,
+        options=run_options(options),
     )
+    options.split = options.split or ("test" if _undivided_folder(options) is None else ALL)
     if names:
         _check_fresh(options)
     parts = load_parts(options.components)
@@ -108,13 +111,17 @@ def _images(options: argparse.Namespace, split: str, limit: int | None, channels
 
 def _check_fresh(options: argparse.Namespace) -> None:
     """Baselines must not be fitted on the images that they are measured on."""
-    is_undivided = options.root is None and Path(options.data).is_dir()
-    is_undivided = is_undivided and not (Path(options.data) / options.train_split).is_dir()
-    if options.split == options.train_split or is_undivided:
+    if options.split == options.train_split or _undivided_folder(options) is not None:
         raise ConfigError(
             "baselines: expected training images apart from the test images, got the same; give a folder with one "
             f"subfolder a split, such as {options.train_split} and test, or another --train-split"
         )
+
+
+def _undivided_folder(options: argparse.Namespace) -> Path | None:
+    place = options.data if options.root is None else options.root
+    is_folder = options.root is None or options.data.lower() == "folder"
+    return Path(place) if is_folder and Path(place).is_dir() and not is_divided(Path(place)) else None
 
 
 def _title(options: argparse.Namespace, split: str) -> str:

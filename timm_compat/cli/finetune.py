@@ -6,7 +6,7 @@ from typing import Any
 from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
 from timm_compat.applications.transfer_learning.run import PICTURE_FILE, FinetuneResult, run_finetune
 from timm_compat.applications.transfer_learning.sections import ADAPTERS, CHEAP_HEAD, START
-from timm_compat.cli.run_options import add_run_command
+from timm_compat.cli.recipe_options import add_run_command
 
 TITLES = {
     START: "Where the training of a whole network starts",

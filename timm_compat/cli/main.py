@@ -1,6 +1,9 @@
 """The ``timm-compat`` command: its subcommands, and how errors reach the shell."""
 
 import argparse
+import contextlib
+import io
+import os
 import signal
 import sys
 import threading
@@ -8,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from timm_compat._version import __version__
-from timm_compat.cli import adapt, combine, demo, evaluate, finetune, join, share, train, transfer
+from timm_compat.cli import adapt, combine, demo, evaluate, finetune, join, probe, share, split, swap, train, transfer
+from timm_compat.cli.run_options import said_on_stderr
 from timm_compat.errors import CompatError
 
-COMMANDS = (demo, train, join, adapt, transfer, finetune, evaluate, share, combine)
+COMMANDS = (demo, split, probe, join, swap, train, adapt, transfer, finetune, evaluate, share, combine)
 USER_ERROR = 2
 INTERRUPTED = 130
+READER_GONE = 141  # 128 + SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; those of the process if None.
 
     Returns:
-        Exit code: 0, 2 for an error that the user can mend (one line on standard error), 130 when interrupted.
+        Exit code: 0; 1 where a part of the work could not be done, and was told of; 2 for an error that the user can
+        mend (one line on standard error); 130 when interrupted; 141 when nobody reads the output any more.
     """
     parser = argparse.ArgumentParser(prog="timm-compat", description="Compatible feature extractors for timm.")
     parser.add_argument("--version", action="version", version=f"timm-compat {__version__}")
@@ -39,16 +45,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _end)  # so that half-written folders vanish, as they do on Ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character (cp1252, say) gets its escape instead of ending the command.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
-        options.run(options)
+        with said_on_stderr():
+            code: int | None = options.run(options)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return _reader_gone()
     except CompatError as error:
         print(f"timm-compat: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("timm-compat: interrupted; what was written is whole, --resume goes on", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    return code or 0
 
 
 def _end(number: int, frame: Any) -> None:
     raise SystemExit(128 + number)
+
+
+def _reader_gone() -> int:
+    """End as other commands do when ``| head`` has read enough: without a word."""
+    # Python would flush what is left once more at the end, and complain.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return READER_GONE

@@ -1,65 +1,70 @@
-"""Commands that run a recipe of an application: their options, and what they print."""
+"""Options of every command that passes images through networks, and the word about what they came to."""
 
 import argparse
-import json
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from timm_compat.recipes.reader import read_as
-from timm_compat.recipes.trials import TrialsRecipe
+from timm_compat.models.run_options import PRECISIONS, RunKeywords, RunOptions
 
-Kind = TypeVar("Kind", bound=TrialsRecipe)
-
-
-class Result(Protocol):
-    """What an application gives."""
-
-    def summary(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-
-
-Given = TypeVar("Given", bound=Result)
+LOGGER = "timm_compat.models.passes"
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """The recipe, changes to it, and where results go."""
-    parser.add_argument("recipe", type=Path, help="a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as training.epochs=5")
-    parser.add_argument("--output", metavar="DIR", help="a new folder, in place of the recipe's output_dir")
-    parser.add_argument("--resume", action="store_true", help="go on with what the folder holds")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    """Device, batch size, precision, workers."""
+    parser.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images at a time (default: chosen for device, size and network)"
+    )
+    parser.add_argument("--amp", choices=PRECISIONS, help="automatic mixed precision (default: float32)")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that decode image files (default: %(default)s)"
+    )
 
 
-def add_run_command(
-    commands: Any,
-    name: str,
-    kind: type[Kind],
-    execute: Callable[..., Given],
-    report: Callable[[Given], str],
-    **texts: str,
-) -> None:
-    """A command that reads a recipe, runs it and prints what came out.
+def run_options(options: argparse.Namespace) -> RunOptions:
+    """Those options.
 
-    Args:
-        commands: the parser's.
-        name: of the command.
-        kind: of the recipe.
-        execute: takes the recipe, and ``resume``.
-        report: the result as text.
-        **texts: help and description.
+    Raises:
+        ConfigError: one is out of range, or the device is not there.
     """
-
-    def run(options: argparse.Namespace) -> None:
-        result = execute(_chosen(kind, options), resume=options.resume)
-        print(json.dumps(result.summary()) if options.json else report(result))
-
-    parser = commands.add_parser(name, **texts)
-    add_run_options(parser)
-    parser.set_defaults(run=run)
+    return RunOptions(options.device, options.batch_size, options.amp, options.workers)
 
 
-def _chosen(kind: type[Kind], options: argparse.Namespace) -> Kind:
-    recipe = read_as(kind, options.recipe, options.overrides)
-    return recipe if options.output is None else replace(recipe, output_dir=options.output)
+def run_keywords(options: argparse.Namespace) -> RunKeywords:
+    """The same as keywords of functions that take them.
+
+    Raises:
+        ConfigError: one is out of range, or the device is not there.
+    """
+    given = run_options(options)
+    return RunKeywords(device=given.device, batch_size=given.batch_size, amp=given.amp, workers=given.workers)
+
+
+@contextmanager
+def said_on_stderr() -> Iterator[None]:
+    """For a block, standard error gets what the passes log: device, batch size, precision; each line once."""
+    logger, handler = logging.getLogger(LOGGER), _OnStandardError()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(min(logging.INFO, level or logging.INFO))
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _OnStandardError(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.said:
+            self.said.add(text)
+            print(f"timm-compat: {text}", file=sys.stderr, flush=True)

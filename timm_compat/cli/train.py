@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from timm_compat.applications.recipe_run import RecipeResult, run_recipe
-from timm_compat.cli.run_options import add_run_options
+from timm_compat.cli.recipe_options import add_recipe_options
 from timm_compat.errors import ConfigError
 from timm_compat.recipes.reader import read_recipe
 from timm_compat.recipes.schema import Recipe
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     )
     add.add_argument("--space", metavar="ID|DIR", help="the space, a Hub id or a folder, in place of the recipe's")
     for parser in (train, add):
-        add_run_options(parser)
+        add_recipe_options(parser)
     train.set_defaults(run=run, space=None, adds=False)
     add.set_defaults(run=run, adds=True)
 

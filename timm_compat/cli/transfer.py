@@ -4,7 +4,7 @@ from typing import Any
 
 from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
 from timm_compat.applications.classifier_transfer.run import ClassifierTransferResult, run_classifier_transfer
-from timm_compat.cli.run_options import add_run_command
+from timm_compat.cli.recipe_options import add_run_command
 
 
 def add_parser(commands: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from timm_compat.data.arrays import ArrayDataset
+from timm_compat.data.listing import ALL
 from timm_compat.data.map_style import numbered, whole_labels
 from timm_compat.errors import DataError
 
@@ -20,7 +21,8 @@ def load_npz(path: Path, split: str) -> ArrayDataset:
     """A set from a .npz file: ``images`` and ``labels``, or ``train_images``, ``train_labels`` and so on by split.
 
     Images are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W); labels are whole numbers (N,). ``x`` and ``y`` are
-    taken for the same; ``class_names``, an array of strings, may be there. A file without splits is itself the split.
+    taken for the same; ``class_names``, an array of strings, may be there. A file without splits
+    is the split "train", or "all".
 
     Raises:
         DataError: no such file, one that NumPy cannot read, or arrays that are missing or do not fit.
@@ -50,14 +52,14 @@ def _read(arrays: Any, path: Path, split: str) -> ArrayDataset:
         raise DataError(f"{path}: {images_key}: expected at least one image, got none")
     labels = whole_labels(arrays[labels_key], len(images), f"{path}: {labels_key}")
     given = arrays[CLASS_NAMES_KEY] if CLASS_NAMES_KEY in arrays.files else numbered(labels)
-    return ArrayDataset.from_arrays(images, labels, [str(name) for name in given])
+    return ArrayDataset.from_arrays(images, labels, np.atleast_1d(given))
 
 
 def _find_keys(present: list[str], path: Path, split: str) -> tuple[str, str]:
     by_split = [(f"{split}_{images}", f"{split}_{labels}") for images, labels in KEYS]
-    for pair in (*by_split, *KEYS):
+    whole = KEYS if split in (ALL, "train") else ()
+    for pair in (*by_split, *whole):
         if set(pair) <= set(present):
             return pair
-    raise DataError(
-        f"{path}: expected arrays images and labels, or {split}_images and {split}_labels, got {', '.join(present)}"
-    )
+    undivided = "arrays images and labels, or " if whole else ""
+    raise DataError(f"{path}: expected {undivided}{split}_images and {split}_labels, got {', '.join(present)}")

@@ -1,6 +1,6 @@
 """A labelled set of small images in memory, as uint8."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from timm_compat.data.decoding import Place, decoded
+from timm_compat.data.decoding import Place, decoded_for
+from timm_compat.data.framing import same_framing
 from timm_compat.data.image_dataset import ImageDataset, mode_of
-from timm_compat.data.labelled import LabelledSet, check_labels
+from timm_compat.data.labelled import LabelledSet, check_labels, checked_names
 from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import DataError
+from timm_compat.storage.files import tensor_sha256
 
 # Weights of red, green and blue in grey, of 65,536: ITU-R BT.601, as Pillow rounds them.
 LUMA = (19595, 38470, 7471)
+MOST_COLOURS = 4  # red, green, blue and opacity
 _AT_ONCE = 4096  # images
 
 
@@ -29,7 +32,7 @@ class ArrayDataset(LabelledSet):
         class_names: K names.
 
     Raises:
-        DataError: shapes, dtypes or labels that do not fit together.
+        DataError: shapes, dtypes, labels or class names that do not fit together.
     """
 
     images: Tensor
@@ -40,6 +43,7 @@ class ArrayDataset(LabelledSet):
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             found = f"{tuple(self.images.shape)}, {self.images.dtype}"
             raise DataError(f"images: expected (N, C, H, W) of uint8, got {found}")
+        object.__setattr__(self, "class_names", checked_names(self.class_names))
         check_labels(self.labels, len(self.images), self.class_names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
@@ -47,6 +51,10 @@ class ArrayDataset(LabelledSet):
 
     def _pick(self, chosen: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Self:
         return replace(self, images=self.images[chosen], labels=labels, class_names=class_names)
+
+    def digest(self) -> str:
+        """SHA-256 of the pixels; tells this set's images, in their order, from others."""
+        return tensor_sha256(self.images)
 
     def with_channels(self, count: int) -> Self:
         """The same images in grey (1) or colour (3): grey is repeated, colours are weighed as Pillow does.
@@ -66,13 +74,40 @@ class ArrayDataset(LabelledSet):
 
     @classmethod
     def from_arrays(cls, images: Any, labels: Any, class_names: Iterable[str]) -> "ArrayDataset":
-        """From anything that ``torch.as_tensor`` takes; images (N, H, W) or (N, H, W, C) with C of 1 or 3 as well."""
-        pictures = torch.as_tensor(images)
-        if pictures.ndim == 3:
-            pictures = pictures[:, None]
-        elif pictures.ndim == 4 and pictures.shape[1] not in (1, 3) and pictures.shape[3] in (1, 3):
-            pictures = pictures.permute(0, 3, 1, 2).contiguous()
-        return cls(pictures, torch.as_tensor(labels).to(torch.int64), tuple(class_names))
+        """From anything that ``torch.as_tensor`` takes, in one of these forms; class names may be bytes in UTF-8.
+
+        Images are (N, H, W), grey; (N, C, H, W); or (N, H, W, C) with C of 1, 3, 2 (grey and opacity) or 4 (RGBA),
+        whose opacity is dropped, as it is of image files. What could be both is taken for (N, C, H, W).
+
+        Raises:
+            DataError: images, labels or class names that do not fit.
+        """
+        pictures = channels_first(torch.as_tensor(images))
+        return cls(pictures, torch.as_tensor(labels).to(torch.int64), tuple(map(name_text, class_names)))
+
+
+def channels_first(pictures: Tensor) -> Tensor:
+    """Images (N, H, W), (N, C, H, W) or (N, H, W, C) as (N, C, H, W), without opacity; see ``from_arrays``."""
+    if pictures.ndim == 3:
+        return pictures[:, None]
+    if pictures.ndim == 4 and pictures.shape[3] <= MOST_COLOURS < pictures.shape[1]:
+        opaque = MOST_COLOURS - 1 if pictures.shape[3] >= MOST_COLOURS - 1 else 1
+        return pictures[..., :opaque].permute(0, 3, 1, 2).contiguous()
+    return pictures
+
+
+def name_text(name: Any) -> str:
+    """A class name as text; NumPy keeps text in bytes as well.
+
+    Raises:
+        DataError: bytes that are not UTF-8.
+    """
+    if not isinstance(name, bytes):
+        return str(name)
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"class_names: expected text in UTF-8, got {name!r}; decode it first") from error
 
 
 def _luma(images: Tensor) -> Tensor:
@@ -107,6 +142,37 @@ def image_batches(
         raise DataError("images: expected at least one image, got none")
 
 
+def batches_for(
+    data_configs: Sequence[Mapping[str, Any]],
+    images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor],
+    batch_size: int,
+    *,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Batches for several networks, each framed for its own: image files are decoded once.
+
+    Args:
+        data_configs: of the backbones that the images are for.
+        images: as for ``image_batches``; raw images are the same for all.
+        batch_size: likewise.
+        workers: likewise.
+
+    Raises:
+        DataError: as ``image_batches``.
+    """
+    if not isinstance(images, ImageDataset):
+        yield from ((batch,) * len(data_configs) for batch in image_batches(images, batch_size))
+        return
+    if not len(images):
+        raise DataError("images: expected at least one image, got none")
+    distinct = {same_framing(config): evaluation_transform(config) for config in data_configs}
+    places = list(distinct)
+    numbers = range(len(images))
+    parts = ([Place(i, i) for i in numbers[start : start + batch_size]] for start in numbers[::batch_size])
+    for framed, _ in decoded_for(images, list(distinct.values()), parts, workers=workers):
+        yield tuple(framed[places.index(same_framing(config))] for config in data_configs)
+
+
 def _batches(
     images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor],
     size: int,
@@ -116,10 +182,7 @@ def _batches(
     if isinstance(images, ImageDataset):
         if data_config is None:
             raise DataError("images: expected a data_config, which says the size, to decode image files with, got none")
-        numbers = range(len(images))
-        parts = ([Place(i, i) for i in numbers[start : start + size]] for start in numbers[::size])
-        transform = evaluation_transform(data_config)
-        return (batch for batch, _ in decoded(images, transform, parts, workers=workers))
+        return (batch for (batch,) in batches_for([data_config], images, size, workers=workers))
     if isinstance(images, ArrayDataset):
         images = images.images
     if isinstance(images, Tensor):

@@ -31,9 +31,9 @@ class Place:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """One image (C, H, W) or a batch of them (b, C, H, W); labels (b,); what was skipped."""
+    """One image (C, H, W) or a batch (b, C, H, W), as each transform gives it; labels (b,); what was skipped."""
 
-    images: Tensor
+    images: tuple[Tensor, ...]
     labels: Tensor
     skipped: tuple[int, ...]
 
@@ -47,27 +47,45 @@ def decoded(
     name: str = "",
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Decode and augment, a batch at a time.
+    """Decode and augment, a batch at a time; see ``decoded_for``.
+
+    Yields:
+        Images (b, C, H, W), uint8, and labels (b,), int64.
+    """
+    for images, labels in decoded_for(dataset, [transform], batches, seed=seed, name=name, workers=workers):
+        yield images[0], labels
+
+
+def decoded_for(
+    dataset: ImageDataset,
+    transforms: Sequence[Transform],
+    batches: Iterable[list[Place]],
+    *,
+    seed: int = 0,
+    name: str = "",
+    workers: int = 0,
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Decode every image once, for several networks, a batch at a time.
 
     What random augmentation draws follows from seed, name and position alone, and the caller's random states stay as
     they were.
 
     Args:
         dataset: where the images are.
-        transform: from a PIL image to (C, H, W), uint8.
+        transforms: from a PIL image to (C, H, W), uint8, each with the same random numbers.
         batches: which images; none is empty.
         seed: of the augmentation.
         name: keeps the augmentation of several members apart.
         workers: processes that decode; 0 decodes in this one.
 
     Yields:
-        Images (b, C, H, W), uint8, and labels (b,), int64.
+        Images (b, C, H, W), uint8, by transform, and labels (b,), int64.
 
     Raises:
         DataError: an image cannot be decoded, or the transform gives anything but uint8 of one size.
     """
     loader = DataLoader(
-        _Samples(dataset, transform, seed, name),
+        _Samples(dataset, transforms, seed, name),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
@@ -83,7 +101,7 @@ def decoded(
 @dataclass(frozen=True)
 class _Samples(Dataset[_Decoded | DataError]):
     dataset: ImageDataset
-    transform: Transform
+    transforms: Sequence[Transform]
     seed: int
     name: str
 
@@ -93,12 +111,15 @@ class _Samples(Dataset[_Decoded | DataError]):
             found = self.dataset.find(place.index)
         except DataError as error:
             return DataError(str(error))
-        with _seeded(derive_seed(self.seed, self.name, "augment", str(place.position))):
-            pixels = self.transform(found.image)
-        if not isinstance(pixels, Tensor) or pixels.ndim != 3 or pixels.dtype != torch.uint8:
-            what = f"{tuple(pixels.shape)}, {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
-            return DataError(f"transform: expected to get a tensor (C, H, W) of uint8, got {what}")
-        return _Decoded(pixels, self.dataset.labels[place.index], found.skipped)
+        images = []
+        for transform in self.transforms:
+            with _seeded(derive_seed(self.seed, self.name, "augment", str(place.position))):
+                pixels = transform(found.image)
+            if not isinstance(pixels, Tensor) or pixels.ndim != 3 or pixels.dtype != torch.uint8:
+                what = f"{tuple(pixels.shape)}, {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
+                return DataError(f"transform: expected to get a tensor (C, H, W) of uint8, got {what}")
+            images.append(pixels)
+        return _Decoded(tuple(images), self.dataset.labels[place.index], found.skipped)
 
 
 def _collate(samples: Sequence[_Decoded | DataError]) -> _Decoded | DataError:
@@ -107,13 +128,13 @@ def _collate(samples: Sequence[_Decoded | DataError]) -> _Decoded | DataError:
         if isinstance(sample, DataError):
             return sample
         good.append(sample)
-    shapes = {tuple(sample.images.shape) for sample in good}
-    if len(shapes) > 1:
-        return DataError(f"transform: expected to get images of one size, got {sorted(shapes)}")
+    batches = list(zip(*(sample.images for sample in good), strict=True))
+    for batch in batches:
+        shapes = {tuple(image.shape) for image in batch}
+        if len(shapes) > 1:
+            return DataError(f"transform: expected to get images of one size, got {sorted(shapes)}")
     skipped = tuple(number for sample in good for number in sample.skipped)
-    return _Decoded(
-        torch.stack([sample.images for sample in good]), torch.stack([sample.labels for sample in good]), skipped
-    )
+    return _Decoded(tuple(map(torch.stack, batches)), torch.stack([sample.labels for sample in good]), skipped)
 
 
 @contextmanager

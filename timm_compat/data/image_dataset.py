@@ -15,13 +15,15 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
-from timm_compat.data.labelled import LabelledSet, check_labels
-from timm_compat.errors import ConfigError, DataError
+from timm_compat.data.labelled import LabelledSet, check_labels, checked_names
+from timm_compat.errors import ConfigError, DataError, ImageError
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's name for images of so many channels
 
 # What Pillow and the sources raise over a file that is damaged, cut off, missing or no image.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+_SIXTEEN_BITS = ("PNG", "PPM")  # formats that have no more, though Pillow may hold them in 32
 
 _FILE_LISTS = ("samples", "_samples", "_image_files", "_images", "imgs", "data")  # where torchvision keeps its paths
 
@@ -64,7 +66,7 @@ class ImageDataset(LabelledSet):
 
     Raises:
         ConfigError: another mode.
-        DataError: indices or labels that do not fit.
+        DataError: indices, labels or class names that do not fit.
     """
 
     source: ImageSource
@@ -83,6 +85,7 @@ class ImageDataset(LabelledSet):
         outside = (self.indices < 0) | (self.indices >= len(self.source))
         if outside.any():
             raise DataError(f"indices: expected 0 to {len(self.source) - 1}, got {int(self.indices[outside][0])}")
+        object.__setattr__(self, "class_names", checked_names(self.class_names))
         check_labels(self.labels, len(self.indices), self.class_names)
 
     @classmethod
@@ -176,7 +179,8 @@ class ImageDataset(LabelledSet):
         labels = self.labels.tolist() if self.skip_corrupt else None
         digest = hashlib.sha256(f"{self.mode} {labels}".encode())
         for number in self.indices.tolist():
-            digest.update(f"\n{_facts(self.source, number)}".encode())
+            # A file's name may be bytes that are no text.
+            digest.update(f"\n{_facts(self.source, number)}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def report(self, skipped: Sequence[int]) -> None:
@@ -224,14 +228,19 @@ def read_image(file: str | IO[bytes]) -> Image.Image:
 def convert(image: Image.Image, mode: str) -> Image.Image:
     """A decoded image in a mode; transparency is dropped, of 16 bits a pixel the upper 8 are kept.
 
+    Whatever reads images goes through here: training, evaluation and predictions see the same pixels.
+
     Raises:
-        ValueError: pixels whose range is not known (32-bit integers, floating point).
+        ImageError: pixels whose range is not known (32-bit integers, floating point).
     """
     image.load()
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BITS):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # Pillow would cut them off at 255
     elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of Pillow's mode {image.mode}, whose range is not known")
+        raise ImageError(
+            f"expected pixels of 8 or 16 bits, got Pillow's mode {image.mode}, whose range is not known; scale and "
+            "save the image as 8-bit"
+        )
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # what Pillow asks for, by a warning, before a palette's transparency goes
     return image if image.mode == mode else image.convert(mode)

@@ -1,10 +1,10 @@
 """Batches of image files, decoded and augmented on the way, as a pure function of the step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from timm_compat.data.decoding import Place, decoded
+from timm_compat.data.decoding import Place, decoded_for
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.order import PassOrder
 from timm_compat.data.transforms import Transform
@@ -21,7 +21,7 @@ class ImageStream:
         batch_size: images a step, over all processes.
         seed: of orders and augmentation.
         name: keeps the streams of several members apart.
-        transform: from a PIL image to (C, H, W), uint8; see ``training_transform``. It can be pickled.
+        transforms: by any key, from a PIL image to (C, H, W), uint8; see ``training_transform``. They can be pickled.
         process: (rank, number of processes); each draws its share of every batch.
         workers: processes that decode; 0 decodes in this one.
 
@@ -37,7 +37,7 @@ class ImageStream:
         seed: int,
         name: str,
         *,
-        transform: Transform,
+        transforms: Mapping[str, Transform],
         process: tuple[int, int] = (0, 1),
         workers: int = 0,
     ) -> None:
@@ -49,19 +49,22 @@ class ImageStream:
         if workers < 0:
             raise ConfigError(f"workers: expected 0 or more, got {workers}")
         self.order = PassOrder(len(dataset), batch_size, seed, name)
-        self.dataset, self.transform, self.workers = dataset, transform, workers
+        self.dataset, self.transforms, self.workers = dataset, transforms, workers
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's images (b, C, H, W) of uint8 and labels (b,) of steps ``first`` to ``last`` - 1, from 0.
+    def batches(self, first: int, last: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """This process's images and labels (b,) of steps ``first`` to ``last`` - 1, from 0.
 
-        Worker processes live as long as the iterator.
+        Images are (b, C, H, W) of uint8, by the keys of the transforms, augmented alike and decoded once. Worker
+        processes live as long as the iterator.
 
         Raises:
             DataError: an image cannot be decoded, or the transform gives anything but uint8 of one size.
         """
         places = (self._places(step) for step in range(first, last))
-        order = self.order
-        return decoded(self.dataset, self.transform, places, seed=order.seed, name=order.name, workers=self.workers)
+        order, transforms = self.order, list(self.transforms.values())
+        steps = decoded_for(self.dataset, transforms, places, seed=order.seed, name=order.name, workers=self.workers)
+        for images, labels in steps:
+            yield dict(zip(self.transforms, images, strict=True)), labels
 
     def labels(self, step: int) -> Tensor:
         """Labels (batch_size,) of a step over all processes, as the set states them."""

@@ -1,7 +1,8 @@
 """What every labelled set can do, however it holds its images: select by position or by class, split."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from timm_compat.errors import DataError
+from timm_compat.errors import ConfigError, DataError
+from timm_compat.vocabulary import check_class_names, listed, normal_name
 
 
 class LabelledSet(Dataset[tuple[Any, int]]):
@@ -30,6 +32,10 @@ class LabelledSet(Dataset[tuple[Any, int]]):
     def _pick(self, chosen: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Self:
         """The images at the positions ``chosen`` (M,), with these labels (M,) and class names."""
 
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 that tells this set's images, in their order, from others."""
+
     def subset(self, indices: Tensor | Sequence[int]) -> Self:
         """The images at these positions, with the same class names."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
@@ -41,18 +47,19 @@ class LabelledSet(Dataset[tuple[Any, int]]):
         Raises:
             DataError: a name that the set does not have, or one given twice.
         """
-        unknown = [name for name in names if name not in self.class_names]
+        positions = {name: position for position, name in enumerate(self.class_names)}
+        wanted = [normal_name(name) for name in names]
+        unknown = [name for name in wanted if name not in positions]
         if unknown:
-            raise DataError(f"expected classes among {', '.join(self.class_names)}, got {', '.join(unknown)}")
-        repeated = [name for name in names if list(names).count(name) > 1]
-        if repeated:
-            raise DataError(f"expected every class once, got {repeated[0]!r} several times")
-        new_label = torch.full((len(self.class_names),), -1, dtype=torch.int64)
-        for position, name in enumerate(names):
-            new_label[self.class_names.index(name)] = position
-        labels = new_label[self.labels]
+            raise DataError(f"expected classes among {listed(self.class_names)}, got {listed(unknown)}")
+        new_label = [-1] * len(positions)
+        for position, name in enumerate(wanted):
+            if new_label[positions[name]] >= 0:
+                raise DataError(f"expected every class once, got {name!r} several times")
+            new_label[positions[name]] = position
+        labels = torch.tensor(new_label)[self.labels]
         kept = (labels >= 0).nonzero().flatten()
-        return self._pick(kept, labels[kept], tuple(names))
+        return self._pick(kept, labels[kept], tuple(wanted))
 
     def renamed(self, names: Mapping[str, str]) -> Self:
         """The same images with other names for some classes.
@@ -63,11 +70,12 @@ class LabelledSet(Dataset[tuple[Any, int]]):
         Raises:
             DataError: a class that the set does not have, or two classes of one name afterwards.
         """
-        unknown = [name for name in names if name not in self.class_names]
+        changed = {normal_name(old): normal_name(new) for old, new in names.items()}
+        unknown = sorted(changed.keys() - set(self.class_names))
         if unknown:
-            raise DataError(f"rename: expected classes among {', '.join(self.class_names)}, got {', '.join(unknown)}")
-        renamed = tuple(names.get(name, name) for name in self.class_names)
-        repeated = [name for name in renamed if renamed.count(name) > 1]
+            raise DataError(f"rename: expected classes among {listed(self.class_names)}, got {listed(unknown)}")
+        renamed = tuple(changed.get(name, name) for name in self.class_names)
+        repeated = [name for name, count in Counter(renamed).items() if count > 1]
         if repeated:
             raise DataError(f"rename: expected every class to keep a name of its own, got {repeated[0]!r} twice")
         return self._pick(torch.arange(len(self)), self.labels, renamed)
@@ -85,6 +93,18 @@ class LabelledSet(Dataset[tuple[Any, int]]):
         order = torch.randperm(len(self), generator=generator)
         middle = len(self) // 2
         return self.subset(order[:middle]), self.subset(order[middle:])
+
+
+def checked_names(class_names: Iterable[str]) -> tuple[str, ...]:
+    """Class names of a data set, in Unicode's form NFC.
+
+    Raises:
+        DataError: as ``check_class_names`` refuses them.
+    """
+    try:
+        return check_class_names(class_names, least=0)
+    except ConfigError as error:
+        raise DataError(str(error)) from error
 
 
 def check_labels(labels: Tensor, count: int, class_names: Sequence[str]) -> None:

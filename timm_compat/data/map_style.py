@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timm_compat.data.arrays import ArrayDataset
+from timm_compat.data.arrays import ArrayDataset, name_text
 from timm_compat.data.image_dataset import ImageDataset, ImageSource
 from timm_compat.errors import DataError
+from timm_compat.vocabulary import MAX_CLASSES
 
 LABEL_LISTS = ("targets", "labels", "_labels", "y")
 SAMPLE_LISTS = ("samples", "_samples")
@@ -76,12 +77,19 @@ def class_names_of(source: Any, labels: Tensor) -> tuple[str, ...]:
 def told_apart(names: Sequence[str | Sequence[str]]) -> tuple[str, ...]:
     """Class names as text; one that several classes bear gets the class's number. Synonyms are joined by commas."""
     plain = [
-        ", ".join(name) if isinstance(name, Sequence) and not isinstance(name, str) else str(name) for name in names
+        ", ".join(name) if isinstance(name, Sequence) and not isinstance(name, (str, bytes)) else name_text(name)
+        for name in names
     ]
     counts = Counter(plain)
     return tuple(name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(plain))
 
 
 def numbered(labels: Tensor) -> tuple[str, ...]:
-    """Numbers from 0 to the largest label, as class names."""
+    """Numbers from 0 to the largest label, as class names.
+
+    Raises:
+        DataError: a label that is too large for the number of a class.
+    """
+    if int(labels.max()) >= MAX_CLASSES:
+        raise DataError(f"labels: expected numbers of classes, 0 to {MAX_CLASSES - 1}, got {int(labels.max())}")
     return tuple(str(number) for number in range(int(labels.max()) + 1))

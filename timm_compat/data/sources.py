@@ -8,19 +8,17 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from timm_compat.data.array_files import load_npz
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.digits import load_digits
-from timm_compat.data.image_dataset import ImageDataset, read_image
+from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data.image_files import load_folder, load_images
 from timm_compat.data.labelled import LabelledSet
-from timm_compat.data.map_style import adopt
 from timm_compat.data.tar_shards import load_shards
 from timm_compat.data.timm_sets import load_hugging_face, load_torch
 from timm_compat.data.torchvision_sets import NAMES as TORCHVISION_NAMES
-from timm_compat.data.torchvision_sets import TEST_WORDS, TRAIN_WORDS, load_torchvision
-from timm_compat.data.unlabelled import load_images
+from timm_compat.data.torchvision_sets import load_torchvision
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.seeding import generator
 
@@ -32,7 +30,7 @@ _STREAMED = {
     "hfids": "hfds/... reads the same set with random access",
     "tfds": "write the images into one folder a class and load 'folder', or find the set on the Hub for hfds/...",
 }
-_PART = re.compile(r"(\d+)/(\d+)")
+_PART = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?/([0-9]{1,6})")
 
 _TORCHVISION = {name.lower(): name for name in TORCHVISION_NAMES}
 
@@ -56,17 +54,18 @@ def load_dataset(
     except by ``datasets`` for "hfds/...".
 
     Args:
-        name: "digits" (8 x 8, carried along); "folder" (one folder a class in ``root`` or ``root``/``split``);
-            "images" (every image below ``root``, without labels); "npz" (``root`` is a file of ``images``, ``labels``
-            and perhaps ``class_names``); a torchvision set such as "CIFAR10" or "Flowers102", in any case; or timm's
-            form with a prefix: "hfds/owner/name" (Hugging Face), "torch/..." (timm's choice of torchvision), "wds/..."
-            (tar shards in ``root``).
+        name: "digits" (8 x 8, carried along); "folder" (one folder a class in ``root``, or in the folder of the split);
+            "images" (every image below, without labels); "npz" (``root`` is a file of ``images``, ``labels`` and
+            perhaps ``class_names``); a torchvision set such as "CIFAR10" or "Flowers102", in any case; or timm's form
+            with a prefix: "hfds/owner/name" (Hugging Face), "torch/..." (timm's choice of torchvision), "wds/..." (tar
+            shards in ``root``).
         root: folder or file where the images are; for "hfds/..." the cache, if any.
-        split: "train", "test" or what else the set has.
+        split: "train", "test" or what else the set has; of a folder or file without splits, "train" and "all" are the
+            whole. Folders of splits are found in any case and by usual synonyms (``Training_set``, ``data/val``).
         rename: new names of classes by old ones, where another set calls them otherwise.
         classes: names of the classes to keep; labels then count in this order.
-        part: "2/5" for the second of five disjoint random parts of the set, all of which ``seed`` decides. Which
-            images belong to a part does not depend on ``classes``.
+        part: "2/5" for the second of five disjoint random parts of the set, all of which ``seed`` decides; "1-4/5" for
+            the first four. Which images belong to a part does not depend on ``classes``.
         limit: keep at most so many images of what part and classes leave, drawn at random.
         seed: of parts and limit.
         in_chans: 1 or 3: grey images are repeated, colours turned grey; as the files are if None (decoded in colour).
@@ -77,7 +76,7 @@ def load_dataset(
         DataError: images are missing, damaged or without labels; an unknown class; nothing is left.
         MissingExtraError: "hfds/..." without the package ``datasets``.
     """
-    selected = _parse_part(part)
+    selected = parse_part(part)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: expected at least 1, got {limit}")
     dataset = _load(name, None if root is None else Path(root).expanduser(), split, skip_corrupt)
@@ -104,7 +103,7 @@ def _load(name: str, root: Path | None, split: str, skip: bool) -> ArrayDataset 
     if plain == "folder":
         return load_folder(_folder(name, root), split, skip_corrupt=skip)
     if plain == "images":
-        return load_images(_folder(name, root), skip_corrupt=skip)
+        return load_images(_folder(name, root), split, skip_corrupt=skip)
     if plain == "npz":
         return load_npz(_given(name, root), split)
     if plain in _TORCHVISION:
@@ -112,30 +111,6 @@ def _load(name: str, root: Path | None, split: str, skip: bool) -> ArrayDataset 
     choices = {own: own for own in OWN} | _TORCHVISION | {f"{known}/": f"{known}/..." for known in PREFIXES}
     close = difflib.get_close_matches(plain, choices, n=3) or list(choices)
     raise ConfigError(f"data set: expected {' or '.join(choices[choice] for choice in close)}, got {name!r}")
-
-
-def load_folder(root: Path, split: str, *, skip_corrupt: bool = False) -> ImageDataset:
-    """One folder a class, in ``root``/``split`` if there is such a folder, else in ``root`` itself.
-
-    Raises:
-        DataError: no class folders, or one that holds no image.
-    """
-    folder = root
-    if (folder / split).is_dir():
-        folder = folder / split
-    else:
-        found = sorted(child.name for child in folder.iterdir() if child.is_dir())
-        if splits := [name for name in found if name in TRAIN_WORDS + TEST_WORDS]:
-            raise DataError(f"{folder}: expected a folder {split}, got {', '.join(splits)}")
-        if not found:
-            raise DataError(f"{folder}: expected one folder of images a class, got no folder in it")
-    try:
-        source = ImageFolder(str(folder), loader=read_image)
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: expected images in every class folder, got: {error} Remove empty ones") from error
-    adopted = adopt(source, skip_corrupt=skip_corrupt)
-    assert isinstance(adopted, ImageDataset)
-    return adopted
 
 
 def _given(name: str, root: Path | None) -> Path:
@@ -151,21 +126,28 @@ def _folder(name: str, root: Path | None) -> Path:
     return folder
 
 
-def _parse_part(part: str | None) -> tuple[int, int] | None:
+def parse_part(part: str | None) -> tuple[range, int] | None:
+    """Numbers of the parts that are taken, from 0, and how many there are: "2/5" is (1,) of 5, "1-4/5" the first four.
+
+    Raises:
+        ConfigError: something else.
+    """
     if part is None:
         return None
-    parted = _PART.fullmatch(part)
-    if not parted or not 1 <= int(parted[1]) <= int(parted[2]):
-        raise ConfigError(f'part: expected such as "2/5", the second of five, got {part!r}')
-    return int(parted[1]), int(parted[2])
+    parted = _PART.fullmatch(part) if isinstance(part, str) else None
+    first, last, count = (int(number or parted[1]) for number in parted.groups()) if parted else (0, 0, 0)
+    if not 1 <= first <= last <= count:
+        raise ConfigError(f'part: expected such as "2/5", the second of five, or "1-4/5", the first four, got {part!r}')
+    return range(first - 1, last), count
 
 
 def _select(
-    dataset: Images, part: tuple[int, int] | None, classes: Sequence[str] | None, limit: int | None, seed: int
+    dataset: Images, part: tuple[range, int] | None, classes: Sequence[str] | None, limit: int | None, seed: int
 ) -> Images:
     if part is not None:
-        number, count = part
-        dataset = dataset.subset(_shuffled(len(dataset), seed, "part")[number - 1 :: count].sort().values)
+        numbers, count = part
+        order = _shuffled(len(dataset), seed, "part")
+        dataset = dataset.subset(torch.cat([order[number::count] for number in numbers]).sort().values)
     if classes is not None:
         dataset = dataset.of_classes(classes)
     if limit is not None:

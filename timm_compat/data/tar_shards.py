@@ -10,21 +10,22 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from PIL import Image
 
 from timm_compat.data.image_dataset import ImageDataset, read_image
+from timm_compat.data.listing import is_hidden, readable_extensions
 from timm_compat.data.map_style import numbered
 from timm_compat.errors import DataError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff")
-LABEL_SUFFIX = "cls"
+LABEL_SUFFIX = ".cls"
 INFO_FILES = ("_info.json", "info.json")  # where timm looks for a set's splits
 
+MOST_DIGITS = 18  # of a label: more than there may be classes, and less than int64 holds
+
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # key and suffix, as WebDataset parts them
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,25 +130,38 @@ def _read_index(shard: Path) -> Iterator[_Sample]:
     try:
         with tarfile.open(shard, "r:") as members:
             for member in members:
-                parted = _MEMBER.fullmatch(member.name)
-                if not member.isfile() or not parted:
+                path = PurePosixPath(member.name)
+                if not member.isfile() or any(is_hidden(part) for part in path.parts):
                     continue
-                key, suffix = parted[1], parted[2].lower()
-                if suffix in IMAGE_SUFFIXES:
-                    images[key] = member
+                suffix = path.suffix.lower()
+                if suffix in readable_extensions():
+                    images[str(path)] = member
                 elif suffix == LABEL_SUFFIX:
-                    labels[key] = _read_label(members, member, shard)
+                    labels[str(path.with_suffix(""))] = _read_label(members, member, shard)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{shard}: expected a tar file without compression, got {error}") from error
-    for key, member in images.items():
-        if key not in labels:
-            raise DataError(f"{shard}: expected {key}.{LABEL_SUFFIX}, the label of {member.name}, got none")
+    for name, member in images.items():
+        key = next((key for key in _keys(PurePosixPath(name)) if key in labels), None)
+        if key is None:
+            label = PurePosixPath(name).with_suffix(LABEL_SUFFIX)
+            raise DataError(f"{shard}: expected {label}, the label of {member.name}, got none")
         yield _Sample(shard, member.offset_data, member.size, member.name, labels[key])
+
+
+def _keys(path: PurePosixPath) -> Iterator[str]:
+    """Names under which an image's label may stand: "a.b" and "a" for "a.b.jpg".
+
+    WebDataset parts names at their first dot, and so takes all images of names such as "2024.01.jpg" for one sample.
+    """
+    while path.suffix:
+        path = path.with_suffix("")
+        yield str(path)
 
 
 def _read_label(members: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> int:
     file = members.extractfile(member)
     text = file.read() if file else b""
-    if not text.strip().isdigit():
+    digits = text.strip()
+    if not digits.isdigit() or len(digits) > MOST_DIGITS:
         raise DataError(f"{shard}:{member.name}: expected a class as a whole number from 0, got {text[:20]!r}")
-    return int(text)
+    return int(digits)

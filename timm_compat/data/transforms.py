@@ -1,33 +1,32 @@
-"""From a decoded image to uint8 pixels of the size that a backbone takes; its own preprocessing normalises."""
+"""From a PIL image to the pixels that a backbone takes; uint8 ones are normalised by its own preprocessing."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, PILToTensor
 
+from timm_compat.data.augmentation import Augmentation, Augmenter
+from timm_compat.data.framing import image_framing
 from timm_compat.data.image_dataset import MODES, convert
 from timm_compat.errors import DataError
 
 Transform = Callable[[Image.Image], Tensor]
 
 
-def training_transform(
-    data_config: Mapping[str, Any], crop: bool = True, *, flip: bool = True, color_jitter: float = 0.4, **options: Any
-) -> Transform:
-    """timm's training transform, without normalisation.
+def training_transform(data_config: Mapping[str, Any], augmentation: Augmentation | None = None) -> Transform:
+    """Decode, augment, and frame.
 
-    Random augmentation draws from the global states of torch, ``random`` and NumPy; see ``decoding``.
+    Random numbers are drawn from torch's global state; see ``decoding``.
 
     Args:
         data_config: a backbone's: ``input_size`` (C, H, W), ``interpolation`` ...; C decides on grey or colour.
-        crop: whether a random part of the image is enlarged to the size; else resize and centre crop.
-        flip: whether half of the images are mirrored.
-        color_jitter: strength of random brightness, contrast and saturation; 0 for none.
-        **options: further keywords of ``timm.data.create_transform``, such as ``auto_augment`` and ``scale``.
+        augmentation: how images are changed; not at all if None.
 
     Returns:
         A function from a PIL image to (C, H, W), uint8.
@@ -35,24 +34,15 @@ def training_transform(
     Raises:
         DataError: C is neither 1 nor 3.
     """
-    decode = partial(convert, mode=image_mode(data_config))
-    augmented, jittered, as_tensor = create_transform(
-        **{**data_config, **options},
-        is_training=True,
-        normalize=False,
-        separate=True,
-        hflip=0.5 if flip else 0.0,
-        color_jitter=color_jitter,
+    if not augmentation:
+        return evaluation_transform(data_config)
+    return Compose(
+        [_decoder(data_config), PILToTensor(), _Augmented(augmentation, Augmenter(augmentation, data_config))]
     )
-    steps = augmented.transforms
-    if not crop:
-        resized = create_transform(**data_config, is_training=False, normalize=False)
-        steps = [*resized.transforms[:-1], *steps[1:]]  # without making a tensor; without the random crop
-    return Compose([decode, *steps, jittered, as_tensor])
 
 
 def evaluation_transform(data_config: Mapping[str, Any]) -> Transform:
-    """timm's evaluation transform, without normalisation: resize and centre crop.
+    """Decode and frame: timm's evaluation transform, without normalisation.
 
     Args:
         data_config: as in ``training_transform``.
@@ -63,8 +53,16 @@ def evaluation_transform(data_config: Mapping[str, Any]) -> Transform:
     Raises:
         DataError: C is neither 1 nor 3.
     """
-    decode = partial(convert, mode=image_mode(data_config))
-    return Compose([decode, create_transform(**data_config, is_training=False, normalize=False)])
+    return Compose([_decoder(data_config), image_framing(data_config), PILToTensor()])
+
+
+def inference_transform(data_config: Mapping[str, Any]) -> Transform:
+    """timm's evaluation transform with normalisation: from a PIL image to (C, H, W), float32.
+
+    The image is decoded as those of data sets are; for backbones of neither 1 nor 3 channels it must have the mode.
+    """
+    known = data_config["input_size"][0] in MODES
+    return Compose([*([_decoder(data_config)] if known else []), create_transform(**data_config, is_training=False)])
 
 
 def image_mode(data_config: Mapping[str, Any]) -> str:
@@ -92,3 +90,18 @@ def shared_data_config(*data_configs: Mapping[str, Any]) -> Mapping[str, Any]:
     if len(channels) != 1:
         raise DataError(f"input_size: expected backbones of equally many channels, got {sorted(channels)}")
     return max(data_configs, key=lambda config: config["input_size"][1] * config["input_size"][2])
+
+
+@dataclass(frozen=True)
+class _Augmented:
+    """One decoded image (C, h, w) to (C, H, W)."""
+
+    augmentation: Augmentation
+    augmenter: Augmenter
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.augmenter(image[None], self.augmentation.draw(1, torch.default_generator))[0]
+
+
+def _decoder(data_config: Mapping[str, Any]) -> Callable[[Image.Image], Image.Image]:
+    return partial(convert, mode=image_mode(data_config))

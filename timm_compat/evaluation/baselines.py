@@ -11,9 +11,9 @@ from torch import Tensor
 
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.errors import ConfigError
+from timm_compat.evaluation.answers import Images, extracted, sampled
 from timm_compat.evaluation.cells import Targets, check_parts, find_targets
 from timm_compat.evaluation.matrix import json_numbers
-from timm_compat.evaluation.passes import Images, extracted
 from timm_compat.evaluation.post_hoc import (
     fitted_classes,
     least_squares,
@@ -23,8 +23,9 @@ from timm_compat.evaluation.post_hoc import (
 )
 from timm_compat.evaluation.scores import Array, accuracy, recombined_accuracy
 from timm_compat.models.extractor import CompatExtractor
-from timm_compat.models.features import evaluating, extract_features
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import DEFAULTS, evaluating, extract_features
+from timm_compat.models.run_options import RunOptions
 from timm_compat.seeding import generator
 
 PAIRED = "the same unlabelled images through both extractors"
@@ -32,7 +33,7 @@ LABELS = "labelled images of the head's classes"
 
 # Standardised cosines, or a weak penalty, would magnify what differs between two networks: on three small networks
 # trained apart on CIFAR-10 that costs 3 to 8 points.
-RELATIVE_HEAD: dict[str, Any] = {"standardize": False, "inverse_penalty": 0.1}
+RELATIVE_PENALTY = 10.0  # of the squared weights beside the sum of the images' losses
 
 # In this order from what asks for little to what asks for everything.
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -120,12 +121,12 @@ def measure_baselines(
     config: BaselineConfig | None = None,
     cross_space: bool = False,
     test_features: Mapping[str, Tensor] | None = None,
-    workers: int = 0,
+    options: RunOptions = DEFAULTS,
 ) -> list[Baseline]:
     """Every baseline on every pair of a recombination matrix, fitted on ``train``, measured on ``test``.
 
     An extractor and a head of one name belong together; a head without an extractor of its name has no features to
-    map to, so the first two leave its column out.
+    map to, so the first two leave its column out. Of larger sets 20,000 images are taken, evenly spread.
 
     Args:
         extractors: by name, of level "pooled".
@@ -135,8 +136,8 @@ def measure_baselines(
         names: which of ``BASELINES``.
         config: settings; the defaults if None.
         cross_space: allow parts of different spaces.
-        test_features: of ``test`` by extractor's name, if they are at hand already.
-        workers: processes that decode image files.
+        test_features: of ``sampled(test)`` by extractor's name, if they are at hand already.
+        options: device, batch size, precision, workers, progress.
 
     Raises:
         ConfigError: an unknown name, or features of level "map".
@@ -152,11 +153,12 @@ def measure_baselines(
     for space in spaces:
         if space.level != "pooled":
             raise ConfigError('baselines: expected parts of level "pooled", got level "map"; leave the baselines out')
+    train, test = sampled(train), sampled(test)
     sides = _Sides(
         extractors=tuple(extractors),
         heads=dict(heads),
-        train=extracted(extractors, train, workers=workers),
-        test=dict(test_features) if test_features else extracted(extractors, test, workers=workers),
+        train=extracted(extractors, train, options=options, description="fitting baselines"),
+        test=dict(test_features) if test_features else extracted(extractors, test, options=options),
         train_targets=find_targets(heads, train),
         test_targets=find_targets(heads, test),
         config=config,
@@ -167,8 +169,8 @@ def measure_baselines(
 def retrained_head_accuracy(extractor: CompatExtractor, train: ArrayDataset, test: ArrayDataset) -> float:
     """Accuracy in [0, 1] of a head trained anew, with labels, on a frozen extractor: the ceiling of a recombination.
 
-    The head is scikit-learn's logistic regression on the features (N, D). Unlike a compatible head it needs labelled
-    images and a training run for every pair.
+    The head is a logistic regression on the features (N, D), as that of ``linear_probe``. Unlike a compatible head it
+    needs labelled images and a training run for every pair.
 
     Args:
         extractor: of a level "pooled" space.
@@ -258,7 +260,7 @@ def _relative(sides: _Sides, row: str, column: str) -> Any:
     features, positions = sides.fitting(column, column)
     own = _cosines(features, sides.train[column], chosen)
     other = _cosines(sides.testing(row, column)[0], sides.train[row], chosen)
-    return fitted_classes(own, positions, other, **RELATIVE_HEAD)
+    return fitted_classes(own, positions, other, standardize=False, penalty=RELATIVE_PENALTY / len(own))
 
 
 def _cosines(features: Tensor, train: Tensor, chosen: Tensor) -> Tensor:

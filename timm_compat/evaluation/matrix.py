@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.evaluation import plots, scores
+from timm_compat.evaluation.answers import Images, Outputs, run_once, spread
 from timm_compat.evaluation.cells import Targets, check_classes, check_parts, find_targets, why_not
 from timm_compat.evaluation.intervals import CONFIDENCE, wilson_interval
-from timm_compat.evaluation.passes import Images, Outputs, run_once
 from timm_compat.evaluation.predictions import (
     calibration_error,
     negative_flip_rate,
@@ -23,10 +24,13 @@ from timm_compat.evaluation.predictions import (
 from timm_compat.evaluation.table import markdown_table
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import DEFAULTS
+from timm_compat.models.run_options import RunKeywords, RunOptions
 from timm_compat.storage.facts import Facts, Result
 
 CROSS_SPACE_SIGN = "†"
 NOT_MEASURED = "n/a"
+LEFT_OUT = "images left out"
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class RecombinationMatrix:
         native: (rows, columns), where extractor and head bear one name.
         chance: of guessing one of each head's classes: (columns,).
         counts: images that each column was measured on: (columns,).
+        left_out: images of the data set that each column was not measured on, as its head does not know their class:
+            (columns,); empty if not known.
         cross_space: (rows, columns), where extractor and head live in different spaces; nowhere if None.
         reasons: why a cell was not measured, by (row, column).
         predictions: of every image, for flips and calibration.
@@ -69,6 +75,7 @@ class RecombinationMatrix:
     cross_space: scores.Mask | None = None
     reasons: Mapping[tuple[int, int], str] = field(default_factory=dict)
     predictions: Predictions | None = field(default=None, repr=False, compare=False)
+    left_out: tuple[int, ...] = ()
 
     @property
     def native_accuracy(self) -> float:
@@ -135,12 +142,18 @@ class RecombinationMatrix:
         return result
 
     def to_markdown(self) -> str:
-        """A table, native cells in bold; below it what the signs mean, where any stand."""
+        """A table, native cells in bold; below it what the signs mean, where any stand.
+
+        Where a head does not know the classes of all images, the last line says how many it was not measured on.
+        """
         lines = [["extractor \\ head", *self.columns]]
         lines += [
             [name, *(self._cell(row, column) for column in range(len(self.columns)))]
             for row, name in enumerate(self.rows)
         ]
+        if any(self.left_out):
+            pairs = zip(self.left_out, self.counts, strict=True)
+            lines.append([LEFT_OUT, *(f"{missing} of {missing + count}" for missing, count in pairs)])
         return "\n".join([markdown_table(lines), *self._notes()])
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,6 +175,7 @@ class RecombinationMatrix:
             "chance": self.chance.tolist(),
             "counts": list(self.counts),
             "cell_counts": self.cell_counts.tolist(),
+            "left_out": list(self.left_out),
             "not_measured": [
                 {"row": self.rows[row], "column": self.columns[column], "reason": reason}
                 for (row, column), reason in self.reasons.items()
@@ -230,7 +244,7 @@ def recombination_matrix(
     dataset: Images,
     *,
     cross_space: bool = False,
-    workers: int = 0,
+    **run: Unpack[RunKeywords],
 ) -> RecombinationMatrix:
     """Measure every extractor under every head; an extractor and a head of one name are native to each other.
 
@@ -243,14 +257,14 @@ def recombination_matrix(
         heads: by name.
         dataset: labelled images.
         cross_space: allow parts of different spaces, as a baseline; such cells are marked.
-        workers: processes that decode image files.
+        **run: ``device``, ``batch_size``, ``amp``, ``workers``, ``progress`` (see ``RunOptions``).
 
     Raises:
-        ConfigError: no extractor or no head.
+        ConfigError: no extractor or no head, or a setting out of range.
         DataError: no image, images of one class only, or no head knows two of the classes.
         SpaceMismatchError: parts of different spaces, and ``cross_space`` is false.
     """
-    return measure(extractors, heads, dataset, cross_space=cross_space, workers=workers)[0]
+    return measure(extractors, heads, dataset, cross_space=cross_space, options=RunOptions(**run))[0]
 
 
 def measure(
@@ -260,12 +274,27 @@ def measure(
     *,
     cross_space: bool = False,
     keep_features: bool = False,
-    workers: int = 0,
+    options: RunOptions = DEFAULTS,
 ) -> tuple[RecombinationMatrix, dict[str, torch.Tensor]]:
-    """``recombination_matrix``, and with ``keep_features`` the features of the same pass, by extractor's name."""
+    """``recombination_matrix``, and with ``keep_features`` the features of ``sampled(dataset)`` by extractor."""
     crossed = check_parts(extractors, heads, cross_space)
     check_classes(dataset)
-    targets = find_targets(heads, dataset)
+    return measure_targets(
+        extractors, heads, dataset, find_targets(heads, dataset), crossed, keep_features=keep_features, options=options
+    )
+
+
+def measure_targets(
+    extractors: Mapping[str, CompatExtractor],
+    heads: Mapping[str, TaskHead],
+    dataset: Images,
+    targets: Mapping[str, Targets],
+    crossed: scores.Mask,
+    *,
+    keep_features: bool = False,
+    options: RunOptions = DEFAULTS,
+) -> tuple[RecombinationMatrix, dict[str, torch.Tensor]]:
+    """``measure`` with what every head should say to every image."""
     reasons = why_not(extractors, heads, targets)
     runs = np.ones((len(extractors), len(heads)), dtype=bool)
     for cell in reasons:
@@ -274,7 +303,8 @@ def measure(
         shown = ", ".join(dataset.class_names[:5])
         whys = "; ".join(f"{name}: {target.reason}" for name, target in targets.items())
         raise DataError(f"expected images of at least two classes that a head knows, got {shown} ...; {whys}")
-    outputs = run_once(extractors, heads, dataset, runs, keep_features=keep_features, workers=workers)
+    kept = spread(len(dataset)) if keep_features else None
+    outputs = run_once(extractors, heads, dataset, runs, keep=kept, options=options)
     return _matrix(extractors, heads, targets, outputs, crossed, reasons), outputs.features
 
 
@@ -307,4 +337,5 @@ def _matrix(
         cross_space=crossed,
         reasons=reasons,
         predictions=Predictions(outputs.predicted, outputs.confidence, expected),
+        left_out=tuple(int((positions < 0).sum()) for positions in expected),
     )

@@ -1,7 +1,7 @@
 """One extractor under one head."""
 
+from timm_compat.evaluation.answers import Images
 from timm_compat.evaluation.matrix import recombination_matrix
-from timm_compat.evaluation.passes import Images
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from timm_compat.errors import DataError
+from timm_compat.methods.logistic import fit_logistic
 from timm_compat.methods.ridge import Moments, fit_ridge
-from timm_compat.models.features import evaluating
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import evaluating
 from timm_compat.seeding import generator
 
 HELD_OUT_EVERY = 10
@@ -136,7 +137,7 @@ def relative_features(features: Tensor, anchors: Tensor) -> Tensor:
 
 
 def fitted_classes(
-    train: Tensor, positions: Tensor, test: Tensor, *, standardize: bool = True, inverse_penalty: float = 1.0
+    train: Tensor, positions: Tensor, test: Tensor, *, standardize: bool = True, penalty: float | None = None
 ) -> NDArray[np.int64]:
     """Classes (M,) that a logistic regression, trained with labels on features (N, F), gives to features (M, F).
 
@@ -144,16 +145,15 @@ def fitted_classes(
         train: (N, F).
         positions: (N,), their classes.
         test: (M, F).
-        standardize: whether every feature is brought to mean 0 and variance 1 first.
-        inverse_penalty: scikit-learn's C.
+        standardize: whether every feature is brought to variance 1 first.
+        penalty: see ``methods.logistic``; chosen by cross-validation if None.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    steps = [StandardScaler()] if standardize else []
-    model = make_pipeline(*steps, LogisticRegression(C=inverse_penalty, max_iter=5000))
-    predicted: NDArray[np.int64] = model.fit(train.numpy(), positions.numpy()).predict(test.numpy())
+    known, labels = positions.unique(return_inverse=True)
+    if len(known) == 1:
+        return np.full(len(test), int(known), dtype=np.int64)
+    draw = generator(0, "fitted classes")
+    fit = fit_logistic(train, labels, len(known), penalty=penalty, standardize=standardize, generator=draw)
+    predicted: NDArray[np.int64] = known[fit.classes(test)].numpy()
     return predicted
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from timm_compat._extras import require
 from timm_compat.errors import MissingExtraError
 from timm_compat.evaluation import plots
+from timm_compat.evaluation.answers import Images
 from timm_compat.evaluation.baselines import BASELINE_TITLES, Baseline
 from timm_compat.evaluation.feature_plot import feature_plot
 from timm_compat.evaluation.intervals import bootstrap_interval
 from timm_compat.evaluation.matrix import RecombinationMatrix
-from timm_compat.evaluation.passes import Images
 
 PICTURE_DPI = 110
 PICTURE_IMAGES = 400

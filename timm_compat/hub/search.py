@@ -14,7 +14,7 @@ from timm_compat.storage.files import ROLES, ROOT_KEY, check_format
 from timm_compat.storage.hub_calls import ask
 from timm_compat.storage.reading import HubFiles
 from timm_compat.storage.source import check_repo_id
-from timm_compat.vocabulary import printable
+from timm_compat.vocabulary import normal_name, printable
 
 DEFAULT_LIMIT = 100
 BATCH = 64  # candidates between two looks at whether there are enough
@@ -244,7 +244,7 @@ def _look(info: Any, token: str | bool | None, cache_dir: str | Path | None) -> 
         space=space.fingerprint,
         feature_dim=space.feature_dim,
         architecture=_architecture(config),
-        class_names=tuple(map(str, names)) if isinstance(names, list) else (),
+        class_names=tuple(normal_name(str(name)) for name in names) if isinstance(names, list) else (),
         parameters=parameters if isinstance(parameters, int) else None,
         accuracy=facts.results[0].accuracy if facts.results else None,
         license=_license(info) or facts.license,
@@ -275,7 +275,7 @@ def _why_not(
     ):
         if wanted is not None and wanted != held:
             return f"its tags say {name} {wanted}, its config.json says {held}"
-    return None if set(classes) <= set(row.class_names) else ""
+    return None if {normal_name(name) for name in classes} <= set(row.class_names) else ""
 
 
 def _cells(row: Found) -> list[str]:

@@ -24,24 +24,14 @@ class RidgeFit:
     Attributes:
         weight: (D, F), float64.
         bias: (D,), float64.
-        trial_weight: (D, F), of the map that was fitted without the held-out images; to be judged on them.
-        trial_bias: (D,).
         penalty: the lambda chosen.
-        r2: share of the targets' variance that the trial explains on held-out images, at most 1.
-        num_fitted: images that the trial was fitted on.
-        num_held_out: images that chose lambda.
-        extended: whether the altered images were of use and took part.
+        r2: share of the targets' variance that a map fitted without the held-out images explains on them, at most 1.
     """
 
     weight: Tensor
     bias: Tensor
-    trial_weight: Tensor
-    trial_bias: Tensor
     penalty: float
     r2: float
-    num_fitted: int
-    num_held_out: int
-    extended: bool
 
 
 class Moments:
@@ -87,19 +77,12 @@ def solve(moments: Moments, penalty: float) -> tuple[Tensor, Tensor]:
     return _Spectrum(moments).solve(penalty)
 
 
-def fit_ridge(
-    fitted: Moments,
-    held_out: Moments,
-    altered: tuple[Moments, Moments] | None = None,
-    penalties: tuple[float, ...] = LAMBDAS,
-) -> RidgeFit:
+def fit_ridge(fitted: Moments, held_out: Moments, penalties: tuple[float, ...] = LAMBDAS) -> RidgeFit:
     """The ridge regression whose lambda predicts the held-out images best, then refitted on all of them.
 
     Args:
         fitted: images to fit.
         held_out: images to choose lambda.
-        altered: altered copies of both, as further samples. They take part where the unaltered held-out images are
-            predicted better with them: mirrored photographs help, mirrored digits may not.
         penalties: lambdas to choose from.
 
     Raises:
@@ -110,34 +93,12 @@ def fit_ridge(
             f"expected at least 2 images to fit and 2 to choose lambda, got {fitted.count} and {held_out.count}; "
             "give more unlabelled images"
         )
-    trials = [_best(fitted, held_out, penalties)]
-    if altered is not None and altered[0].count:
-        trials.append(_best(fitted.merged(altered[0]), held_out, penalties))
-    extended = trials[-1].error < trials[0].error
-    trial = trials[-1] if extended else trials[0]
-    everything = fitted.merged(held_out)
-    if altered is not None and extended:
-        everything = everything.merged(altered[0]).merged(altered[1])
-    weight, bias = solve(everything, trial.penalty)
-    r2 = 1 - trial.error / max(float(held_out.spread().sum()), LEAST_SPREAD)
-    return RidgeFit(weight, bias, trial.weight, trial.bias, trial.penalty, r2, fitted.count, held_out.count, extended)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    weight: Tensor
-    bias: Tensor
-    penalty: float
-    error: float  # sum of squares over the held-out images
-
-
-def _best(fitted: Moments, held_out: Moments, penalties: tuple[float, ...]) -> _Trial:
-    spectrum = _Spectrum(fitted)
-    trials = []
+    spectrum, errors = _Spectrum(fitted), {}
     for penalty in penalties:
-        weight, bias = spectrum.solve(penalty)
-        trials.append(_Trial(weight, bias, penalty, float(held_out.residual(weight, bias).sum())))
-    return min(trials, key=lambda trial: trial.error)
+        errors[penalty] = float(held_out.residual(*spectrum.solve(penalty)).sum())
+    best = min(errors, key=lambda penalty: errors[penalty])
+    r2 = 1 - errors[best] / max(float(held_out.spread().sum()), LEAST_SPREAD)
+    return RidgeFit(*solve(fitted.merged(held_out), best), best, r2)
 
 
 class _Spectrum:

@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -54,16 +53,44 @@ def build_backbone(
         BackboneError: unknown name (close matches are listed), arguments that the architecture does not take, or
             weights that cannot be loaded.
     """
+    size = parse_image_size(img_size)
+    model = build_model(model_name, 0, pretrained=pretrained, img_size=size, **timm_kwargs)
+    named = ":" not in model_name
+    return Backbone(model, _arguments(model), level=level, out_index=out_index, image_size=size, as_registered=named)
+
+
+def build_model(
+    model_name: str,
+    num_classes: int | None = None,
+    /,  # timm's keywords may not name it
+    *,
+    pretrained: bool = False,
+    img_size: tuple[int, int] | None = None,
+    **timm_kwargs: Any,
+) -> Any:
+    """A model from timm's registry, with a classifier over ``num_classes``; timm's own classifier if None.
+
+    Args:
+        model_name: any name that ``timm.create_model`` takes.
+        num_classes: 0 for none.
+        pretrained: whether to load timm's weights.
+        img_size: (H, W), handed to timm where the architecture's size is fixed.
+        **timm_kwargs: timm's own keywords.
+
+    Raises:
+        BackboneError: as ``build_backbone``.
+        ConfigError: a keyword that timm_compat sets itself.
+    """
     reserved = sorted(RESERVED_ARGUMENTS & timm_kwargs.keys())
     if reserved:
         raise ConfigError(f"{reserved[0]}: expected timm's model arguments, but this one is set by timm_compat itself")
     check_model_name(model_name)
     _check_channels(timm_kwargs.get("in_chans"))
-    size = parse_image_size(img_size)
+    classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        if size is not None and _default_is_fixed(model_name):
-            timm_kwargs["img_size"] = size
-        model = timm.create_model(model_name, pretrained=pretrained, num_classes=0, **timm_kwargs)
+        if img_size is not None and _default_is_fixed(model_name):
+            timm_kwargs["img_size"] = img_size
+        model: Any = timm.create_model(model_name, pretrained=pretrained, **classes, **timm_kwargs)
     except DOWNLOAD_ERRORS as error:
         raise BackboneError(
             f"{model_name}: its pretrained weights could not be fetched ({error}); check the network, "
@@ -74,8 +101,8 @@ def build_backbone(
             f"{model_name}: timm could not build it with {timm_kwargs or 'its defaults'}, pretrained={pretrained} "
             f"({error}); drop the argument that it does not take, or choose another architecture"
         ) from error
-    args, named = _arguments(model, timm_kwargs), ":" not in model_name
-    return Backbone(model, args, level=level, out_index=out_index, image_size=size, as_registered=named)
+    model._model_args = {**getattr(model, "_model_args", {}), **timm_kwargs}  # older versions of timm do not note them
+    return model
 
 
 def adopt_backbone(
@@ -127,9 +154,9 @@ def _check_channels(channels: object) -> None:
         raise ConfigError(f"in_chans: expected a whole number from 1 to {MAX_CHANNELS}, got {channels!r}")
 
 
-def _arguments(model: nn.Module, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _arguments(model: nn.Module) -> dict[str, Any]:
     # timm notes with a model what it was built with; a Hub repository brings arguments of its own.
-    args = {**getattr(model, "_model_args", {}), **(given or {})}
+    args = getattr(model, "_model_args", {})
     return {key: value for key, value in args.items() if key not in RESERVED_ARGUMENTS and value is not None}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
 from timm_compat.models.fusion import fuse
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.multi_head import MultiHeadModel
 from timm_compat.space import CompatSpace
 from timm_compat.storage.cards import render_card
 from timm_compat.storage.component import Component
@@ -45,6 +46,7 @@ class CompatModel(Component, nn.Module):
         self.num_classes = head.num_classes
         self.num_features = self.head_hidden_size = extractor.num_features
         self.class_names = head.class_names
+        self.swap_report: Any = None
         self.train(extractor.training and head.training)
 
     @property
@@ -204,13 +206,25 @@ class CompatModel(Component, nn.Module):
         )
 
 
-def compose(extractor: CompatExtractor, head: TaskHead) -> CompatModel:
-    """Join an extractor and a head of one space.
+@overload
+def compose(extractor: CompatExtractor, head: TaskHead) -> CompatModel: ...
+
+
+@overload
+def compose(extractor: CompatExtractor, head: Mapping[str, TaskHead]) -> MultiHeadModel: ...
+
+
+def compose(extractor: CompatExtractor, head: TaskHead | Mapping[str, TaskHead]) -> CompatModel | MultiHeadModel:
+    """Join an extractor and a head of one space, or several heads by name, which share the extractor's pass.
+
+    Returns:
+        A classifier, or with several heads a model that gives logits (B, K) by head's name.
 
     Raises:
+        ConfigError: a mapping without heads.
         SpaceMismatchError: they live in different spaces; the message lists the fields that differ.
     """
-    return CompatModel(extractor, head)
+    return MultiHeadModel(extractor, head) if isinstance(head, Mapping) else CompatModel(extractor, head)
 
 
 def _part(part: CompatExtractor | TaskHead) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_transform
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
+from timm_compat.data.transforms import inference_transform
 from timm_compat.errors import ConfigError
 from timm_compat.methods.initial_weights import same_start, start_name
 from timm_compat.models.backbone import Backbone
@@ -23,6 +23,7 @@ from timm_compat.storage.files import INTERFACE_FILE, ROOT_KEY, WEIGHTS_FILE, te
 from timm_compat.storage.reading import cached_commit, open_files
 from timm_compat.storage.source import Where
 
+WHOLE_IMAGE = 1.0  # crop_pct of networks that start at random: nothing demands that they see less
 TRAINABLE = ("full", "adapter")
 RELATIONS = {"full": "finetune", "adapter": "adapter"}  # to the base model, in the Hub's words
 
@@ -93,8 +94,11 @@ class CompatExtractor(Component, nn.Module):
         return self.interface(self.backbone(images))
 
     def transform(self) -> Any:
-        """timm's evaluation transform for single PIL images: resize, centre crop, to tensor, normalise."""
-        return create_transform(**self.backbone.data_config, is_training=False)
+        """timm's evaluation transform for single PIL images of any mode: resize, centre crop, to tensor, normalise.
+
+        Equal to ``preprocess`` of the image's pixels to within rounding.
+        """
+        return inference_transform(self.backbone.data_config)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode; with ``trainable="adapter"`` the backbone stays in evaluation mode."""
@@ -208,8 +212,8 @@ class CompatExtractor(Component, nn.Module):
         )
 
 
-def _origin(hub_id: str | None) -> Facts:
-    # timm has just fetched these weights; the cache tells their commit.
+def origin_facts(hub_id: str | None) -> Facts:
+    """Where weights that timm has just fetched come from: the Hub's cache tells their commit."""
     if not hub_id:
         return Facts()
     repo_id, _, revision = hub_id.partition("@")
@@ -224,6 +228,14 @@ def unbounded_buffers(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_buffers() if not name.endswith(statistics)}
 
 
+def _set_crop(backbone: Backbone, crop_pct: float | None) -> None:
+    if crop_pct is None:
+        return
+    if isinstance(crop_pct, bool) or not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
+        raise ConfigError(f"crop_pct: expected a number over 0 and at most 1, got {crop_pct!r}")
+    backbone.set_data_config({**backbone.data_config, "crop_pct": float(crop_pct)})
+
+
 def create_extractor(
     model: str | nn.Module,
     space: CompatSpace,
@@ -232,6 +244,7 @@ def create_extractor(
     trainable: str = "full",
     out_index: int = -1,
     img_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
     **timm_kwargs: Any,
 ) -> CompatExtractor:
     """Make any timm backbone a compatible extractor.
@@ -244,6 +257,8 @@ def create_extractor(
         out_index: at level "map" the stage to read, an index into timm's intermediate features.
         img_size: H = W, or (H, W), of the images; the model's own if None. Works for every architecture: where the
             size is fixed it is handed to timm, elsewhere it sets the preprocessing.
+        crop_pct: share of an image's side that the backbone sees, over 0 and at most 1. If None, timm's own where there
+            are weights that learned with it (``pretrained``, or a model given), else 1.0: the whole image.
         **timm_kwargs: timm's own keywords, such as ``in_chans``, ``drop_path_rate``.
 
     Raises:
@@ -257,15 +272,17 @@ def create_extractor(
         if pretrained or timm_kwargs:
             raise ConfigError("pretrained and timm's keywords build a model; this one is built already: drop them")
         backbone = adopt_backbone(model, level=space.level, out_index=out_index, img_size=img_size)
+        _set_crop(backbone, crop_pct)
         return CompatExtractor(backbone, space, trainable)
 
     def build() -> CompatExtractor:
         backbone = build_backbone(
             model, level=space.level, out_index=out_index, pretrained=pretrained, img_size=img_size, **timm_kwargs
         )
+        _set_crop(backbone, WHOLE_IMAGE if crop_pct is None and not pretrained else crop_pct)
         extractor = CompatExtractor(backbone, space, trainable)
         if pretrained:
-            extractor.facts = _origin(backbone.model.pretrained_cfg.get("hf_hub_id"))
+            extractor.facts = origin_facts(backbone.model.pretrained_cfg.get("hf_hub_id"))
         return extractor
 
     if "initial_weights" not in space.methods:

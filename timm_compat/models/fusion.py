@@ -26,15 +26,18 @@ def fuse(extractor: CompatExtractor, head: TaskHead) -> nn.Module:
         raise FuseError(f"{backbone.architecture} has no classifier in timm that could hold the head; keep it composed")
     plain: Any = copy.deepcopy(backbone.model)
     plain.reset_classifier(head.num_classes)
+    own = {**backbone.data_config, "num_classes": head.num_classes}  # images of the parts' size and crop
+    plain.pretrained_cfg = plain.default_cfg = {**plain.pretrained_cfg, **own}
     plain.eval()
-    slots = _linear_slots(plain.get_classifier(), (head.num_classes, weight.shape[1]))
-    if not slots:
+    slots = _linear_slots(plain.get_classifier())
+    parts = _parts(weight, [slot.weight.flatten(1).shape for slot in slots])
+    if not parts or any(slot.bias is None for slot in slots):
         raise FuseError(
             f"{backbone.architecture}: timm's classifier is {type(plain.get_classifier()).__name__}, not one "
             f"linear map of its {weight.shape[1]} pooled features; keep the model composed"
         )
-    for slot in slots:
-        slot.weight.copy_(weight.reshape(slot.weight.shape))
+    for slot, part in zip(slots, parts, strict=True):
+        slot.weight.copy_(part.reshape(slot.weight.shape))
         slot.bias.copy_(bias)
     _check_same(extractor, head, plain)
     return plain
@@ -73,14 +76,24 @@ def _check_same(extractor: CompatExtractor, head: TaskHead, plain: nn.Module) ->
         )
 
 
-def _linear_slots(classifier: Any, shape: tuple[int, int]) -> list[Any]:
-    # One linear layer, or two whose outputs timm averages (it distils through the second); a fresh BatchNorm before
-    # them is made the identity. Anything else gives no slot.
+def _linear_slots(classifier: Any) -> list[Any]:
+    # One linear layer, or several whose outputs timm averages (it distils through the second); a fresh BatchNorm before
+    # them is made the identity.
     parts = classifier if isinstance(classifier, (tuple, list)) else [classifier]
     modules: list[Any] = [module for part in parts for module in part.modules()]
-    slots = [module for module in modules if isinstance(module, (nn.Linear, nn.Conv2d))]
     for norm in modules:
         if isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None:
             norm.running_var.fill_(1 - norm.eps)
-    fits = all(slot.bias is not None and tuple(slot.weight.flatten(1).shape) == shape for slot in slots)
-    return slots if fits else []
+    return [module for module in modules if isinstance(module, (nn.Linear, nn.Conv2d))]
+
+
+def _parts(weight: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
+    """The weights of averaged layers that together are the map ``weight`` (K, F); none where they cannot be."""
+    if not all(rows == len(weight) for rows, _ in shapes):
+        return []
+    widths = [width for _, width in shapes]
+    if all(width == weight.shape[1] for width in widths):
+        return [weight] * len(shapes)
+    if sum(widths) == weight.shape[1]:  # each reads features of its own, which stand side by side
+        return [part * len(shapes) for part in weight.split(widths, dim=1)]
+    return []

@@ -62,6 +62,7 @@ class TaskHead(Component, nn.Module):
         if isinstance(drop_rate, bool) or not isinstance(drop_rate, (int, float)) or not 0 <= drop_rate < 1:
             raise ConfigError(f"drop_rate: expected a number from 0 up to 1, got {drop_rate!r}")
         self.space = space
+        self.fit_report: Any = None
         self.num_classes = len(self.class_names)
         self.depth, self.hidden_dim, self.drop_rate = depth, hidden_dim, drop_rate
         if space.level == "map":

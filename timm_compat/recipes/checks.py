@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from timm_compat.errors import ConfigError
+from timm_compat.vocabulary import normal_name
 
 # Keywords of create_extractor that have a key of their own in a member, or that the recipe as a whole decides.
-OWN_KEYS = ("model", "space", "pretrained", "trainable", "out_index", "img_size")
+OWN_KEYS = ("model", "space", "pretrained", "trainable", "out_index", "img_size", "crop_pct")
 
 
 def check_text(key: str, value: object, *, optional: bool = False) -> None:
@@ -54,21 +55,23 @@ def check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def check_names(key: str, names: Iterable[str]) -> tuple[str, ...]:
-    """The names as a tuple.
+    """The names as a tuple, in Unicode's form NFC.
 
     Raises:
         ConfigError: no list, an empty name, or one that comes twice.
     """
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ConfigError(f"{key}: expected a list of names, got {names!r}")
-    result = tuple(names)
+    result = []
     seen: set[str] = set()
-    for name in result:
-        check_text(key, name)
+    for given in names:
+        check_text(key, given)
+        name = normal_name(given)
+        result.append(name)
         if name in seen:
             raise ConfigError(f"{key}: expected every name once, got {name!r} twice")
         seen.add(name)
-    return result
+    return tuple(result)
 
 
 def check_renaming(key: str, names: object) -> dict[str, str]:
@@ -84,7 +87,7 @@ def check_renaming(key: str, names: object) -> dict[str, str]:
         if not isinstance(new, str):
             raise ConfigError(f"{key}.{old}: expected a text, got {new!r:.80}; put it into quotes")
         check_text(f"{key}.{old}", new)
-    return dict(names)
+    return {normal_name(old): normal_name(new) for old, new in names.items()}
 
 
 def check_arguments(arguments: object) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from timm_compat.space import LEVELS, MAX_FEATURE_DIM, METHODS, NORMALIZATIONS
 
 TRAINABLE = ("full", "adapter")
 ROOTED_DATASETS = ("folder", "images", "npz")
+METRICS = ("native", "recombined")  # what a recipe's run measures
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class DataRecipe:
         root: folder or file where the images are.
         split: part of the data set as it names it.
         classes: these only, in this order; all if empty.
-        part: one of n disjoint random parts of equal size, such as "1/2".
+        part: one of n disjoint random parts of equal size, such as "1/2", or some of them, such as "1-4/5".
         limit: largest number of images.
         seed: of ``part`` and ``limit``; the training's if None.
         skip_corrupt: whether images that cannot be decoded are left out; otherwise they are an error.
@@ -118,9 +119,10 @@ class DataRecipe:
     def _check_part(self) -> None:
         if self.part is None:
             return
-        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", self.part) if isinstance(self.part, str) else None
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise ConfigError(f"part: expected one of n parts, such as '1/2', got {self.part!r}")
+        form = r"([0-9]{1,6})(?:-([0-9]{1,6}))?/([0-9]{1,6})"
+        found = re.fullmatch(form, self.part) if isinstance(self.part, str) else None
+        if found is None or not 1 <= int(found[1]) <= int(found[2] or found[1]) <= int(found[3]):
+            raise ConfigError(f"part: expected one of n parts, such as '1/2', got {self.part!r}; '1-4/5' are several")
 
 
 @dataclass(frozen=True)
@@ -161,31 +163,37 @@ class MemberRecipe:
         backbone: name of a timm model.
         data: training images.
         test: images that measure it; none if None.
+        validation: images that are measured after every epoch, and by which ``training.best_metric`` chooses one; they
+            must be others than the test images. A part of the training images serves: ``data: {..., part: 1-4/5}``
+            and ``validation: {..., part: 5/5}``.
         head: its task head.
         labelled: whether it learns from labels; otherwise it has no head, and its labels are never looked at.
         pretrained: whether to load timm's weights.
         weights: a safetensors checkpoint of the plain timm model.
         trainable: "full", or "adapter": the backbone stays as it is.
         img_size: H = W, or (H, W), of the images; the backbone's own if None.
+        crop_pct: share of an image's side that the backbone sees; as ``create_extractor`` chooses it if None.
         out_index: at level "map" the stage to read.
         arguments: timm's own keywords, such as ``in_chans``; their values are texts, numbers, switches, None, or lists
             of these (a tuple becomes a list).
 
     Raises:
         ConfigError: a value out of range, ``weights`` together with ``pretrained``, an argument that has a key of its
-            own, or a test or head of a member without labels.
+            own, or a test, a validation or a head of a member without labels.
     """
 
     name: str
     backbone: str
     data: DataRecipe
     test: DataRecipe | None = None
+    validation: DataRecipe | None = None
     head: HeadRecipe = field(default_factory=HeadRecipe)
     labelled: bool = True
     pretrained: bool = False
     weights: str | None = None
     trainable: str = "full"
     img_size: int | tuple[int, int] | None = None
+    crop_pct: float | None = None
     out_index: int = -1
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -200,6 +208,9 @@ class MemberRecipe:
             check_switch(key, getattr(self, key))
         check_choice("trainable", self.trainable, TRAINABLE)
         self._check_img_size()
+        share = self.crop_pct
+        if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1):
+            raise ConfigError(f"crop_pct: expected a number over 0 and at most 1, got {share!r}")
         check_whole("out_index", self.out_index)
         object.__setattr__(self, "arguments", check_arguments(self.arguments))
         if self.weights is not None and self.pretrained:
@@ -220,8 +231,11 @@ class MemberRecipe:
     def _check_labels(self) -> None:
         if self.labelled:
             return
-        if self.test is not None:
-            raise ConfigError("test: a member without labels has no head that could be tested; drop it, or label it")
+        for key in ("test", "validation"):
+            if getattr(self, key) is not None:
+                raise ConfigError(
+                    f"{key}: a member without labels has no head that could be tested; drop it, or label it"
+                )
         if self.head != HeadRecipe():
             raise ConfigError("head: a member without labels has no head; drop it, or set labelled: true")
 
@@ -280,6 +294,20 @@ class Recipe:
             if name in names[:position]:
                 raise ConfigError(f"members.{position}.name: expected every name once, got {name!r} twice")
         self._check_reference()
+        self._check_choice()
+
+    def _check_choice(self) -> None:
+        if self.training.best_metric is None:
+            return
+        check_choice("training.best_metric", self.training.best_metric, METRICS)
+        for position, member in enumerate(self.members):
+            # Chosen by the test images, an epoch would score better on them than on any others.
+            if member.labelled and member.validation is None:
+                raise ConfigError(
+                    f"training.best_metric: needs members.{position}.validation, images to choose the epoch by, which "
+                    "are no test images, got none; give another split, or take a part of the training images: data: "
+                    "{..., part: 1-4/5} and validation: {..., part: 5/5}"
+                )
 
     def _check_reference(self) -> None:
         factors = [name for name in ("influence_weight", "distillation_weight") if getattr(self.training, name)]

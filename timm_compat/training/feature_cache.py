@@ -8,27 +8,28 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from timm_compat.data.arrays import ArrayDataset, image_batches
+from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.order import PassOrder
-from timm_compat.data.transforms import shared_data_config
 from timm_compat.methods.self_supervised import every_view
 from timm_compat.models.extractor import CompatExtractor
-from timm_compat.models.features import BATCH_SIZE, evaluating, prepare
-from timm_compat.storage.files import replaced_file, tensor_sha256, tensors_sha256
+from timm_compat.models.passes import Network, run_networks
+from timm_compat.models.run_options import RunOptions
+from timm_compat.processes import current_process, gathered, is_main_on_its_machine, summed
+from timm_compat.storage.files import replaced_file, tensors_sha256
 
 logger = logging.getLogger(__name__)
 
 KEY = "features"
+MOST_OF_GPU = 0.25  # of its free memory, for the images or features of one source
 
 
 @dataclass(frozen=True)
@@ -47,26 +48,40 @@ class Wanted:
 
 
 def compute_features(
-    dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted], folder: str | Path | None = None
+    dataset: ArrayDataset | ImageDataset,
+    wanted: Mapping[str, Wanted],
+    folder: str | Path | None = None,
+    *,
+    workers: int = 0,
 ) -> dict[str, Tensor]:
     """Features (N, V, F), or (N, V, F, H', W'), by name, on the CPU; the V views are those of ``every_view``.
+
+    Under ``accelerate launch`` every process calls this, sees its share of the images and gets all features.
 
     Args:
         dataset: every image is seen once, without augmentation.
         wanted: networks by name.
         folder: keeps the features for later runs; written file by file, each at once.
+        workers: processes that decode image files.
 
     Raises:
         DataError: no image, or one that cannot be read.
     """
     files = _files(dataset, wanted, folder)
-    found = {name: features for name, file in files.items() if (features := _read(file)) is not None}
+    found = _readable(files)
     missing = {name: want for name, want in wanted.items() if name not in found}
-    computed = _one_pass(dataset, missing) if missing else {}
+    computed = _one_pass(dataset, missing, workers) if missing else {}
     for name, features in computed.items():
-        if name in files:
+        if name in files and is_main_on_its_machine():
             _write(files[name], features)
     return {**found, **computed}
+
+
+def home_for(size: int, device: torch.device) -> torch.device:
+    """Where so many bytes are kept: on a GPU that has room to spare for them, else on the CPU."""
+    if device.type == "cuda" and size > MOST_OF_GPU * torch.cuda.mem_get_info(device)[0]:
+        return torch.device("cpu")
+    return device
 
 
 class FeatureStream:
@@ -79,7 +94,7 @@ class FeatureStream:
         seed: of the orders.
         name: keeps the streams of several members apart.
         process: (rank, number of processes).
-        device: where the features are kept.
+        device: where batches are wanted; the features themselves lie there too, where it has room to spare for them.
     """
 
     def __init__(
@@ -93,8 +108,9 @@ class FeatureStream:
         process: tuple[int, int] = (0, 1),
         device: torch.device | str = "cpu",
     ) -> None:
-        self.features = {key: value.to(device) for key, value in features.items()}
-        self.targets, self.device = labels, device
+        self.targets, self.device = labels, torch.device(device)
+        home = home_for(sum(value.nbytes for value in features.values()), self.device)
+        self.features = {key: value.to(home) for key, value in features.items()}
         self.order = PassOrder(len(labels), batch_size, seed, name)
         self.rank, self.processes = process
 
@@ -102,29 +118,49 @@ class FeatureStream:
         """This process's features by name (b, V, ...) and labels (b,) of steps ``first`` to ``last`` - 1, from 0."""
         for step in range(first, last):
             indices = self.order.indices(step)[self.rank :: self.processes]
-            here = indices.to(self.device)
-            yield {key: value[here] for key, value in self.features.items()}, self.targets[indices].to(self.device)
+            batch = {key: value[indices.to(value.device)].to(self.device) for key, value in self.features.items()}
+            yield batch, self.targets[indices].to(self.device)
 
     def labels(self, step: int) -> Tensor:
         """Labels (batch_size,) of a step over all processes."""
         return self.targets[self.order.indices(step)]
 
 
-@torch.no_grad()
-def _one_pass(dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted]) -> dict[str, Tensor]:
-    parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
-    extractors = [want.extractor for want in wanted.values()]
-    data_config = shared_data_config(*(extractor.data_config for extractor in extractors))
-    with evaluating(*extractors):
-        for images in image_batches(dataset, BATCH_SIZE, data_config):
-            for name, want in wanted.items():
-                parts[name].append(_views(want, prepare(want.extractor, images)).cpu())
-    return {name: torch.cat(chunks) for name, chunks in parts.items()}
+def _one_pass(dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted], workers: int) -> dict[str, Tensor]:
+    parts: list[list[Tensor]] = [[] for _ in wanted]
+    positions = [torch.zeros(0, dtype=torch.int64)]
+    options = RunOptions(workers=workers, progress=False)
+    for passed in run_networks([_network(want) for want in wanted.values()], dataset, options):
+        positions.append(passed.positions)
+        for part, output in zip(parts, passed.outputs, strict=True):
+            part.append(output.cpu())
+    found = {}
+    for name, part in zip(wanted, parts, strict=True):
+        found[name] = gathered(torch.cat(part) if part else None, torch.cat(positions), len(dataset))
+        part.clear()
+    return found
 
 
-def _views(want: Wanted, inputs: Tensor) -> Tensor:
-    network: Any = want.extractor if want.whole else want.extractor.backbone
-    return torch.stack([network(images) for images in every_view(inputs, want.tasks)], dim=1)
+def _network(want: Wanted) -> Network:
+    """A network whose outputs are the features of every view: (b, V, ...)."""
+    network = Network.of(want.extractor, pooled=not want.whole)
+
+    def forward(images: Tensor) -> Tensor:
+        return torch.stack([network.forward(view) for view in every_view(images, want.tasks)], dim=1)
+
+    return replace(network, forward=forward)
+
+
+def _readable(files: Mapping[str, Path]) -> dict[str, Tensor]:
+    """What every process finds: one that found less than the others would wait for them in vain."""
+    found = {name: _read(file) for name, file in files.items()}
+    here = torch.tensor([features is not None for features in found.values()], dtype=torch.int64)
+    everywhere = (summed(here) == current_process()[1]).tolist() if files else []
+    return {
+        name: features
+        for (name, features), common in zip(found.items(), everywhere, strict=True)
+        if common and features is not None
+    }
 
 
 def _files(
@@ -132,12 +168,8 @@ def _files(
 ) -> dict[str, Path]:
     if folder is None:
         return {}
-    images = _image_digest(dataset)
+    images = dataset.digest()
     return {name: Path(folder) / f"{_key(images, want)}.safetensors" for name, want in wanted.items()}
-
-
-def _image_digest(dataset: ArrayDataset | ImageDataset) -> str:
-    return tensor_sha256(dataset.images) if isinstance(dataset, ArrayDataset) else dataset.digest()
 
 
 def _key(images: str, want: Wanted) -> str:

@@ -1,5 +1,6 @@
 """Train the members of a space together; Accelerate places them, casts them, and runs them in several processes."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,11 @@ from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError, OutputExistsError
 from timm_compat.methods.self_supervised import shared_tasks
 from timm_compat.models.extractor import CompatExtractor
-from timm_compat.models.features import evaluating
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import evaluating
 from timm_compat.seeding import seeded
 from timm_compat.space import CompatSpace
-from timm_compat.storage.files import check_new_folder, replace_text
+from timm_compat.storage.files import check_new_folder, replace_text, tensor_sha256
 from timm_compat.training.checkpoint import FOLDER, Checkpoints
 from timm_compat.training.joint import JointModule
 from timm_compat.training.loop import Loop, Validate, steps_per_epoch
@@ -97,15 +98,15 @@ def fit(
     view = FeatureView(tasks) if cached else ImageView(config.channels_last)
     joint = JointModule(space, members, config, reference=reference, view=view)
     accelerator = _accelerator(config)
-    _open_run(output, space, members, config, accelerator)
+    _open_run(output, space, members, config, accelerator, _images(members, pool, reference) if output else {})
     with _frozen(reference, accelerator.device), seeded(config.seed, "training"), _laid_out(joint, config):
         steps = steps_per_epoch([len(member.dataset) for member in members], config.batch_size)
         optimizer = create_optimizer(joint, config)
         schedule = Schedule(optimizer, config, steps)
         model, prepared = accelerator.prepare(joint, optimizer)
         joint.prepare_old_heads(accelerator.device)
-        sources = Sources(members, pool, config, accelerator)
-        streams = sources.features(space, reference) if cached else sources.images()
+        sources = Sources(members, pool, config, accelerator, reference)
+        streams = sources.features(space) if cached else sources.images()
         checkpoints = None if output is None else Checkpoints(output, config.keep_checkpoints)
         loop = Loop(joint, model, prepared, schedule, streams, accelerator, config, steps, checkpoints)
         found = checkpoints.load() if checkpoints is not None and resume else None
@@ -220,7 +221,12 @@ def _laid_out(joint: JointModule, config: TrainConfig) -> Iterator[None]:
 
 
 def _open_run(
-    output: Path | None, space: CompatSpace, members: Sequence[Member], config: TrainConfig, accelerator: Any
+    output: Path | None,
+    space: CompatSpace,
+    members: Sequence[Member],
+    config: TrainConfig,
+    accelerator: Any,
+    given: Mapping[str, str],
 ) -> None:
     """Note what is trained; where a run stands already, refuse to go on with other settings."""
     settings = {name: value for name, value in asdict(config).items() if name not in MAY_DIFFER}
@@ -228,6 +234,7 @@ def _open_run(
         **{f"config.{name}": value for name, value in settings.items()},
         **{f"space.{name}": value for name, value in space.definition().items()},
         **{f"members.{member.name}": _facts(member) for member in members},
+        **given,
     }
     facts = json.loads(json.dumps(facts, default=str))
     if accelerator.trackers or config.log_with:
@@ -245,6 +252,22 @@ def _open_run(
     if accelerator.is_main_process and not file.is_file():
         output.mkdir(parents=True, exist_ok=True)
         replace_text(file, json.dumps(facts, indent=2) + "\n")
+
+
+def _images(members: Sequence[Member], pool: Images | None, reference: Reference | None) -> dict[str, str]:
+    """Hashes of what a run is given beside its settings: images with their labels, and a reference."""
+    datasets = {f"images.{member.name}": member.dataset for member in members}
+    if pool is not None:
+        datasets["images of the pool"] = pool
+    found = {}
+    for name, dataset in datasets.items():
+        labels = tensor_sha256(dataset.labels)
+        found[name] = hashlib.sha256(repr((dataset.digest(), labels, dataset.class_names)).encode()).hexdigest()
+    if reference is not None:
+        found["reference.extractor"] = reference.extractor.digest()
+        if reference.head is not None:
+            found["reference.head"] = reference.head.digest()
+    return found
 
 
 def _facts(member: Member) -> dict[str, Any]:

@@ -142,8 +142,7 @@ class Loop:
 
     def _batch(self, name: str, images: Any, labels: Tensor, step: int) -> Batch:
         device = self.accelerator.device
-        if isinstance(images, Tensor):
-            images = images.to(device, non_blocking=True)
+        images = {key: part.to(device, non_blocking=True) for key, part in images.items()}
         return Batch(images, labels.to(device, non_blocking=True), self.streams[name].labels(step))
 
     def _train_step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
@@ -241,8 +240,8 @@ def _part(batch: Batch, part: int, parts: int) -> Batch:
     if parts == 1:
         return batch
     mine = slice(part, None, parts)
-    images = {key: value[mine] for key, value in batch.images.items()} if isinstance(batch.images, dict) else None
-    return Batch(batch.images[mine] if images is None else images, batch.labels[mine], batch.step_labels)
+    images = {key: value[mine] for key, value in batch.images.items()}
+    return Batch(images, batch.labels[mine], batch.step_labels)
 
 
 def _average(joint: JointModule, config: TrainConfig) -> Any:

@@ -13,8 +13,8 @@ from timm_compat.methods.common_classes import NOT_COMMON, vocabulary_positions
 from timm_compat.methods.focal_distillation import focal_distillation_losses
 from timm_compat.methods.influence import extend_classifier, influence_losses
 from timm_compat.models.extractor import CompatExtractor
-from timm_compat.models.features import extract_features
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import extract_features
 
 IMAGES_PER_CLASS = 200
 

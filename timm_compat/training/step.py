@@ -1,7 +1,6 @@
 """What one pass of a step sees, and how means stay those of the whole step however it is split."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -31,12 +30,12 @@ class Batch:
     """Images of one source, a member's or the pool.
 
     Attributes:
-        images: what the view takes, b images.
+        images: what the view takes, b images by framing, or features by network.
         labels: (b,), as the data set numbers its classes.
         step_labels: (batch_size,), labels of the step's whole batch over all processes.
     """
 
-    images: Any
+    images: dict[str, Tensor]
     labels: Tensor
     step_labels: Tensor
 

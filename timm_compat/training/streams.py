@@ -3,22 +3,20 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
+from timm_compat.data.augmentation import Augmentation
 from timm_compat.data.batches import BatchStream
+from timm_compat.data.framing import same_framing
 from timm_compat.data.image_stream import ImageStream
 from timm_compat.data.transforms import training_transform
 from timm_compat.methods.self_supervised import shared_tasks
-from timm_compat.models.extractor import CompatExtractor
 from timm_compat.space import CompatSpace
-from timm_compat.training.feature_cache import FeatureStream, Wanted, compute_features
+from timm_compat.training.feature_cache import FeatureStream, Wanted, compute_features, home_for
 from timm_compat.training.members import Images, Member, Reference
 from timm_compat.training.views import POOL, REFERENCE
-
-MOST_OF_GPU = 0.25  # of its free memory, for the images of one source
 
 
 class Stream(Protocol):
@@ -34,7 +32,14 @@ class Stream(Protocol):
 def uses_cache(members: Sequence[Member], config: TrainConfig) -> bool:
     """Whether backbones see every image once: all are frozen, and images are not augmented."""
     frozen = all(member.extractor.trainable == "adapter" for member in members)
-    return frozen and config.cache_features and not config.random_crop and not config.random_flip
+    return frozen and config.cache_features and not augmentation_of(config)
+
+
+def augmentation_of(config: TrainConfig) -> Augmentation:
+    """How a run changes its training images."""
+    return Augmentation(
+        config.random_crop, config.random_flip, config.scale, config.ratio, color_jitter=config.color_jitter
+    )
 
 
 class Sources:
@@ -45,9 +50,18 @@ class Sources:
         pool: unlabelled images, or None.
         config: settings.
         accelerator: Accelerate's; its process takes its share of every batch.
+        reference: of the run, or None.
     """
 
-    def __init__(self, members: Sequence[Member], pool: Images | None, config: TrainConfig, accelerator: Any) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        pool: Images | None,
+        config: TrainConfig,
+        accelerator: Any,
+        reference: Reference | None = None,
+    ) -> None:
+        self.reference = reference
         self.members, self.pool, self.config, self.device = members, pool, config, accelerator.device
         self.process = (accelerator.process_index, accelerator.num_processes)
         self.datasets = {member.name: member.dataset for member in members}
@@ -55,22 +69,20 @@ class Sources:
             self.datasets[POOL] = pool
 
     def images(self) -> dict[str, Stream]:
-        """Streams of augmented images."""
-        extractors = {member.name: member.extractor for member in self.members}
-        extractors[POOL] = self.members[0].extractor
-        return {
-            source: self._image_stream(source, dataset, extractors[source]) for source, dataset in self.datasets.items()
-        }
+        """Streams of augmented images, by ``same_framing`` of the networks that look on."""
+        return {source: self._image_stream(source, dataset) for source, dataset in self.datasets.items()}
 
-    def features(self, space: CompatSpace, reference: Reference | None) -> dict[str, Stream]:
+    def features(self, space: CompatSpace) -> dict[str, Stream]:
         """Streams of features of frozen backbones; a data set's images are seen once, by all that need them."""
         tasks = shared_tasks(space.methods, self.config.rotation_fraction)
-        wanted = {source: self._wanted(source, reference, tasks) for source in self.datasets}
+        wanted = {source: self._wanted(source, tasks) for source in self.datasets}
         features: dict[int, dict[str, Tensor]] = {}
         for dataset in self.datasets.values():
             if id(dataset) not in features:
                 asked = [wanted[source] for source, other in self.datasets.items() if other is dataset]
-                features[id(dataset)] = compute_features(dataset, _merged(asked), self.config.cache_dir)
+                features[id(dataset)] = compute_features(
+                    dataset, _merged(asked), self.config.cache_dir, workers=self.config.workers
+                )
         return {
             source: FeatureStream(
                 {name: features[id(dataset)][name] for name in wanted[source]},
@@ -91,25 +103,25 @@ class Sources:
         passes = self.process[1] * self.config.gradient_accumulation
         return max(1, round(self.config.alignment_fraction * self.config.batch_size / passes)) * passes
 
-    def _image_stream(self, source: str, dataset: Images, extractor: CompatExtractor) -> Stream:
-        config, size = self.config, self._batch_size(source)
+    def _image_stream(self, source: str, dataset: Images) -> Stream:
+        config, augmentation = self.config, augmentation_of(self.config)
+        seen_by = [want.extractor for want in self._wanted(source, ()).values()]
+        data_configs = {same_framing(extractor.data_config): extractor.data_config for extractor in seen_by}
+        place: dict[str, Any] = {"seed": config.seed, "name": source, "process": self.process}
         if isinstance(dataset, ArrayDataset):
             return BatchStream(
                 dataset,
-                size,
-                config.seed,
-                source,
-                random_crop=config.random_crop,
-                random_flip=config.random_flip,
-                process=self.process,
-                device=_home(dataset, self.device),
+                self._batch_size(source),
+                augmentation=augmentation,
+                data_configs=data_configs,
+                device=home_for(dataset.images.nbytes, self.device),
+                **place,
             )
-        transform = training_transform(extractor.data_config)
-        return ImageStream(
-            dataset, size, config.seed, source, transform=transform, process=self.process, workers=config.workers
-        )
+        transforms = {key: training_transform(found, augmentation) for key, found in data_configs.items()}
+        return ImageStream(dataset, self._batch_size(source), transforms=transforms, workers=config.workers, **place)
 
-    def _wanted(self, source: str, reference: Reference | None, tasks: tuple[str, ...]) -> dict[str, Wanted]:
+    def _wanted(self, source: str, tasks: tuple[str, ...]) -> dict[str, Wanted]:
+        reference = self.reference
         own = [member for member in self.members if member.name == source]
         wanted = {member.name: Wanted(member.extractor, tasks=tasks) for member in own}
         aligned = self.config.alignment != "none" and (self.pool is None or source == POOL)
@@ -118,13 +130,6 @@ class Sources:
         if reference is not None and (aligned or (self.config.distillation_weight and source != POOL)):
             wanted[REFERENCE] = Wanted(reference.extractor, whole=True)
         return wanted
-
-
-def _home(dataset: ArrayDataset, device: torch.device) -> torch.device:
-    """Where the images are kept: on a GPU that has room to spare for them."""
-    if device.type == "cuda" and dataset.images.nbytes > MOST_OF_GPU * torch.cuda.mem_get_info(device)[0]:
-        return torch.device("cpu")
-    return device
 
 
 def _merged(asked: Sequence[Mapping[str, Wanted]]) -> dict[str, Wanted]:

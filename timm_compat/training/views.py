@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from timm_compat.data.framing import same_framing
 from timm_compat.methods.self_supervised import TASKS, view_numbers
 from timm_compat.models.extractor import CompatExtractor
 
@@ -33,17 +34,19 @@ class View(Protocol):
 
 
 class ImageView:
-    """Batches are raw images (b, C, h, w) of uint8."""
+    """Batches are images (b, C, H, W) of uint8 by ``same_framing`` of the networks that look on."""
 
     def __init__(self, channels_last: bool = False) -> None:
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
 
-    def upright(self, name: str, extractor: CompatExtractor, batch: Tensor) -> Tensor:
+    def upright(self, name: str, extractor: CompatExtractor, batch: dict[str, Tensor]) -> Tensor:
         """Preprocessed images."""
-        images: Tensor = extractor.preprocess(batch)
+        images: Tensor = extractor.preprocess(batch[same_framing(extractor.data_config)], framed=True)
         return images.to(memory_format=self.memory_format)
 
-    def changed(self, task: str, name: str, upright: Tensor, batch: Tensor, places: Tensor, answers: Tensor) -> Tensor:
+    def changed(
+        self, task: str, name: str, upright: Tensor, batch: dict[str, Tensor], places: Tensor, answers: Tensor
+    ) -> Tensor:
         """Preprocessed images, changed."""
         return TASKS[task].change(upright[places], answers)
 
@@ -52,13 +55,13 @@ class ImageView:
         return extractor(inputs)
 
     @torch.no_grad()
-    def targets(self, extractor: CompatExtractor, batch: Tensor, places: Tensor) -> Tensor:
+    def targets(self, extractor: CompatExtractor, batch: dict[str, Tensor], places: Tensor) -> Tensor:
         """Through the frozen reference."""
-        return extractor(self.upright(REFERENCE, extractor, batch[places]))
+        return extractor(self.upright(REFERENCE, extractor, self.select(batch, places)))
 
-    def select(self, batch: Tensor, places: Tensor) -> Tensor:
+    def select(self, batch: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
         """Some of the images."""
-        return batch[places]
+        return {framing: images[places] for framing, images in batch.items()}
 
 
 class FeatureView:

@@ -15,14 +15,12 @@ from timm_compat.applications.trials import Trials
 from timm_compat.config import TrainConfig
 from timm_compat.errors import DataError
 from timm_compat.evaluation.cells import LEAST_CLASSES
-from timm_compat.evaluation.columns import side_by_side
-from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
+from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor
-from timm_compat.models.features import extract_features
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import extract_features
 from timm_compat.recipes.schema import DataRecipe, MemberRecipe, SpaceRecipe
 from timm_compat.space import CompatSpace
-from timm_compat.training.join import join
 from timm_compat.training.members import Images, Member
 
 # Trained on its own: no loss but the task's. Methods of the space play no part then.
@@ -148,32 +146,12 @@ def same_images(
         yield test, {name: head for name, head in heads.items() if tests[name] is test}
 
 
-def measured(
-    extractors: Mapping[str, CompatExtractor],
-    heads: Mapping[str, TaskHead],
-    tests: Mapping[str, Images],
-    *,
-    cross_space: bool = False,
-) -> RecombinationMatrix:
-    """Every extractor under every head, each head on its own test images; heads of the same images share a pass.
-
-    Raises:
-        CompatError: as ``recombination_matrix`` does.
-    """
-    columns = [
-        recombination_matrix(extractors, group, test, cross_space=cross_space)
-        for test, group in same_images(heads, tests)
-    ]
-    return columns[0] if len(columns) == 1 else side_by_side(columns)
-
-
 def joined(
     member: Member,
     given: MemberRecipe,
     images: Images,
     reference: CompatExtractor,
     heads: Sequence[TaskHead],
-    seed: int,
 ) -> CompatExtractor:
     """A trained network, frozen, joined to the space of a reference.
 
@@ -184,5 +162,5 @@ def joined(
         warnings.filterwarnings("ignore", "join")  # about a poor fit, whose accuracy is measured next
         return join(
             reference.space, member.extractor.backbone.model, images,
-            reference=reference, heads=heads, seed=seed, img_size=given.img_size,
+            reference=reference, heads=heads, img_size=given.img_size,
         )  # fmt: skip

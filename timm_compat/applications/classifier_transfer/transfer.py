@@ -10,13 +10,13 @@ from timm_compat.applications.classifier_transfer.networks import (
     Network,
     Read,
     joined,
-    measured,
     read_network,
     train_alone,
     trained_head,
 )
 from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
 from timm_compat.applications.trials import Trials
+from timm_compat.evaluation.columns import matrix_of_columns
 from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.evaluation.pair import pair_accuracy
 from timm_compat.models.heads import TaskHead
@@ -97,7 +97,7 @@ def _apart(
     def join_pair(row: str, column: str) -> float:
         # Images like those that the head learned from serve it best; their labels are not looked at.
         reference, head, network = members[column].extractor, _head(members[column]), networks[column]
-        extractor = joined(members[row], networks[row].given, network.data, reference, [head], seed)
+        extractor = joined(members[row], networks[row].given, network.data, reference, [head])
         return pair_accuracy(extractor, head, network.test)
 
     def retrain_pair(row: str, column: str) -> float:
@@ -117,7 +117,7 @@ def _matrix(
     extractors = {name: member.extractor for name, member in members.items()}
     heads = {name: _head(member) for name, member in members.items()}
     tests = {name: network.test for name, network in networks.items()}
-    return measured(extractors, heads, tests, cross_space=cross_space)
+    return matrix_of_columns(extractors, heads, tests, cross_space=cross_space)
 
 
 def _head(member: Member) -> TaskHead:

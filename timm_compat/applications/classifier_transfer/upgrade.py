@@ -151,7 +151,7 @@ def measure_upgrade(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrad
     }
     for way in recipe.upgrade.ways:
         if way == "joined":
-            ways[way] = _joined(upgrade, old, free, seconds, seed)
+            ways[way] = _joined(upgrade, old, free, seconds)
         elif way not in ways:
             ways[way] = _trained(way, training, upgrade, old, trials)
     _keep(trials, seed, upgrade, old, ways)
@@ -231,9 +231,9 @@ def _of_member(member: Member, heads: Mapping[str, TaskHead], seconds: float) ->
     return _Way(member.extractor, heads, member.extractor, member.head, seconds)
 
 
-def _joined(upgrade: Upgrade, old: _Old, free: Member, seconds: float, seed: int) -> _Way:
+def _joined(upgrade: Upgrade, old: _Old, free: Member, seconds: float) -> _Way:
     start, heads = time.perf_counter(), list(old.heads.values())
-    extractor = joined(free, upgrade.new.given, upgrade.new.data, old.extractor, heads, seed)
+    extractor = joined(free, upgrade.new.given, upgrade.new.data, old.extractor, heads)
     alone = _of_member(free, old.heads, seconds)
     return replace(alone, extractor=extractor, seconds=seconds + time.perf_counter() - start)
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from timm_compat.applications.copies import extractor_in
 from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
 from timm_compat.data.arrays import image_batches
+from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.models.batch_statistics import measure_statistics
 from timm_compat.models.extractor import CompatExtractor, create_extractor
-from timm_compat.models.features import evaluating, extract_features, prepare
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import evaluating, extract_features, prepare
 from timm_compat.seeding import generator, seeded
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images
@@ -72,4 +73,4 @@ def _shuffled_batches(extractor: CompatExtractor, images: Images, size: int, see
     if len(order) % size == 1:
         order = order[:-1]  # one image has no variance
     for batch in image_batches(images.subset(order), size, extractor.data_config):
-        yield prepare(extractor, batch)
+        yield prepare(extractor, batch, isinstance(images, ImageDataset))

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from timm_compat.applications.transfer_learning.live_bytes import LiveBytes
 from timm_compat.config import TrainConfig
-from timm_compat.models.features import BATCH_SIZE
 from timm_compat.seeding import seeded
 from timm_compat.training.joint import JointModule
 from timm_compat.training.members import Member
@@ -22,6 +21,7 @@ from timm_compat.training.step import Batch, Share
 from timm_compat.training.streams import Sources, uses_cache
 from timm_compat.training.views import FeatureView, ImageView
 
+SAMPLE = 256  # images that stand for the others in the pass of a frozen backbone
 STEPS = 2  # with the second one the optimiser's state is there from the beginning
 
 
@@ -55,7 +55,7 @@ def measure_cost(member: Member, config: TrainConfig) -> Cost:
     member = replace(member, extractor=copy.deepcopy(member.extractor), head=copy.deepcopy(member.head))
     size, count = config.batch_size // config.gradient_accumulation, len(member.dataset)
     config = replace(config, batch_size=size, cache_dir=None, workers=0)
-    sample = member.dataset.subset(range(min(count, max(BATCH_SIZE, size))))
+    sample = member.dataset.subset(range(min(count, max(SAMPLE, size))))
     device = member.extractor.preprocess.mean.device
     process: Any = SimpleNamespace(device=device, process_index=0, num_processes=1)
     sources = Sources([replace(member, dataset=sample)], None, config, process)
@@ -65,7 +65,7 @@ def measure_cost(member: Member, config: TrainConfig) -> Cost:
     optimizer = create_optimizer(joint, config)
     held = LiveBytes(chain(joint.parameters(), joint.buffers()))
     with _uncollected(), seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as setup:
-        stream: Any = (sources.features(space, None) if cached else sources.images())[member.name]
+        stream: Any = (sources.features(space) if cached else sources.images())[member.name]
     joint.train()
     with _uncollected(), seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as steps:
         for step, (images, labels) in enumerate(stream.batches(0, STEPS)):

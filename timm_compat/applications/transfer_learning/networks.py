@@ -3,20 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from timm_compat.applications.build import build
 from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe, JoinedRecipe
 from timm_compat.applications.transfer_learning.target import Target
 from timm_compat.applications.trials import TRAININGS, Trials
 from timm_compat.errors import ConfigError
-from timm_compat.models.extractor import CompatExtractor, create_extractor
+from timm_compat.joining.join import join
+from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.weights import load_weights
 from timm_compat.recipes.schema import Recipe
-from timm_compat.space import CompatSpace
 from timm_compat.training.fit import save_members
-from timm_compat.training.join import join
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def find_networks(recipe: FinetuneRecipe, seed: int, trials: Trials, target: Tar
     """
     named = {} if recipe.source is None else _trained(recipe.source, seed, trials)
     for position, joined in enumerate(recipe.joined):
-        named[joined.name] = _joined(f"joined.{position}", joined, Networks(named), seed, target)
+        named[joined.name] = _joined(f"joined.{position}", joined, Networks(named), target)
     return Networks(named)
 
 
@@ -109,16 +106,12 @@ def _trained(source: Recipe, seed: int, trials: Trials) -> dict[str, Network]:
     return {member: Network(*pair) for member, pair in parts.items()}
 
 
-def _joined(key: str, joined: JoinedRecipe, networks: Networks, seed: int, target: Target) -> Network:
+def _joined(key: str, joined: JoinedRecipe, networks: Networks, target: Target) -> Network:
     reference = networks.extractor(f"{key}.reference", joined.reference)
     known = networks.named.get(joined.reference)
     heads = () if known is None or known.head is None else (known.head,)
     arguments = {"in_chans": reference.backbone.input_size[0], "img_size": joined.img_size, **joined.arguments}
-    model: Any = joined.backbone
-    options: dict[str, Any] = {"pretrained": True, **arguments}
-    if joined.weights is not None:
-        filled = create_extractor(joined.backbone, CompatSpace(1), **arguments)
-        load_weights(filled.backbone, joined.weights)
-        model, options = filled.backbone.model, {"img_size": joined.img_size}
+    weights = {"pretrained": True} if joined.weights is None else {"weights": joined.weights}
     images = target.seen_by(reference).train
-    return Network(join(reference.space, model, images, reference=reference, heads=heads, seed=seed, **options), None)
+    extractor = join(reference.space, joined.backbone, images, reference=reference, heads=heads, **weights, **arguments)
+    return Network(extractor, None)

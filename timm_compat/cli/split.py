@@ -1,0 +1,73 @@
+"""``timm-compat split``: a trained timm classifier becomes an extractor and a head of a space of its own."""
+
+import argparse
+import json
+from typing import Any
+
+from timm_compat.cli.model_options import add_model_options, model_arguments
+from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.data.sources import load_dataset
+from timm_compat.imagenet import class_words
+from timm_compat.models.split import split
+from timm_compat.storage.files import check_new_folder, new_folder
+from timm_compat.vocabulary import printable
+
+SHOWN_CLASSES = 3
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command to the parser's commands."""
+    parser = commands.add_parser(
+        "split",
+        help="take a trained timm classifier apart into an extractor and a head",
+        description="Extractor and head together give the classifier's logits. Their space is new: other networks join "
+        "it, with or without images, and its heads run on them.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a name that timm knows")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for space, extractor and head")
+    add_model_options(parser)
+    parser.add_argument("--images", metavar="DIR", help="images over which features are standardised")
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images")
+    add_run_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        CompatError: any of ours.
+    """
+    folder = check_new_folder(options.output)
+    settings, running = model_arguments(options), run_keywords(options)
+    if options.images is not None:
+        settings["images"] = load_dataset("images", options.images, limit=options.limit, in_chans=options.in_chans)
+    extractor, head = split(options.model, **settings, **running)
+    with new_folder(folder) as partial:
+        for name, part in (("space", extractor.space), ("extractor", extractor), ("head", head)):
+            part.save_pretrained(partial / name)
+    space = extractor.space
+    facts = {
+        "output": str(folder),
+        "architecture": extractor.architecture,
+        "space": space.fingerprint,
+        "feature_dim": space.feature_dim,
+        "normalization": space.normalization,
+        "num_classes": head.num_classes,
+        "class_names": list(head.class_names),
+    }
+    print(json.dumps(facts) if options.json else _text(facts))
+
+
+def _text(facts: dict[str, Any]) -> str:
+    shown = [printable(class_words(name)) for name in facts["class_names"][:SHOWN_CLASSES]]
+    rest = facts["num_classes"] - len(shown)
+    classes = "; ".join(shown) + (f"; {rest:,} more" if rest else "")
+    return "\n".join(
+        [
+            f"{facts['architecture']} split: {facts['feature_dim']:,} features, {facts['num_classes']:,} classes",
+            f"Classes: {classes}",
+            f"Space: {facts['space']}, in {facts['output']}/space; extractor and head beside it",
+        ]
+    )

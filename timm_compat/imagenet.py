@@ -1,0 +1,36 @@
+"""ImageNet's classes as timm knows them: WordNet ids are their names, their words are what people read."""
+
+import functools
+import re
+from typing import Any
+
+WORDNET_ID = re.compile(r"n\d{8}", re.ASCII)
+
+
+def imagenet_names(num_classes: int) -> tuple[str, ...] | None:
+    """The WordNet ids of a classifier over ImageNet, in the order of its logits; None for another number of classes.
+
+    Args:
+        num_classes: 1,000, or that of one of the larger subsets (12k, 21k, 22k), which timm tells apart by it.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return None if subset is None else tuple(ImageNetInfo(subset).label_names())
+
+
+def class_words(name: str) -> str:
+    """What a class is called in words: "tench, Tinca tinca" for "n01440764"; any other name as it is."""
+    if WORDNET_ID.fullmatch(name) is None:
+        return name
+    try:
+        return str(_wordnet().label_name_to_description(name))
+    except KeyError:
+        return name
+
+
+@functools.cache
+def _wordnet() -> Any:
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo()

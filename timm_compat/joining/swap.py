@@ -1,0 +1,195 @@
+"""Swap: another backbone under an existing classifier, without labels: split, join, compose, and what to expect."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from timm_compat.data.raw_batches import RawImages
+from timm_compat.errors import ConfigError, FuseError
+from timm_compat.imagenet import class_words
+from timm_compat.joining.join import join
+from timm_compat.joining.report import Agreement, JoinReport
+from timm_compat.models.composed import CompatModel, compose
+from timm_compat.models.cost import Cost, measure_cost
+from timm_compat.models.extractor import CompatExtractor
+from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import passes
+from timm_compat.models.run_options import RunKeywords, RunOptions, home_of
+from timm_compat.models.split import split
+from timm_compat.processes import gathered, summed
+from timm_compat.vocabulary import printable
+
+SHOWN_CHANGES = 10
+
+
+@dataclass(frozen=True)
+class Change:
+    """How one class of the old model fares.
+
+    Attributes:
+        name: of the class.
+        num_images: images that the old model gives this class.
+        changed: of these, images that the new one gives another class.
+        mostly_to: the class that it gives most of them.
+    """
+
+    name: str
+    num_images: int
+    changed: int
+    mostly_to: str
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What to expect of a classifier on another backbone.
+
+    Attributes:
+        join: what the new backbone's join rests on.
+        agreement: on how many held-out images both say the same, with its interval; None without images.
+        changes: the classes that change most, at most ten, by the number of images that change; measured on all images,
+            the fitted ones too.
+        old: what the old model costs.
+        new: what the new one costs, fused where that can be.
+    """
+
+    join: JoinReport
+    agreement: Agreement | None
+    changes: tuple[Change, ...]
+    old: Cost
+    new: Cost
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {**asdict(self), "join": self.join.to_dict()}
+
+    def __str__(self) -> str:
+        lines = [f"rests on {self.join.rests_on}"]
+        if self.agreement is None:
+            lines.append("agreement with the old model: not measured, for there were no images")
+        else:
+            lines.append(f"agreement with the old model: {self.agreement}")
+        for one in self.changes:
+            name, other = (printable(class_words(text)) for text in (one.name, one.mostly_to))
+            lines.append(f"  {name}: {one.changed} of {one.num_images} change, mostly to {other}")
+        pairs = (("parameters", "{:,}"), ("gflop", "{:.2f}"), ("milliseconds", "{:.1f}"))
+        for name, form in pairs:
+            old, new = (form.format(getattr(cost, name)) for cost in (self.old, self.new))
+            lines.append(f"{name}{'' if name == 'parameters' else ' an image'}: {old} before, {new} now")
+        if self.join.advice:
+            lines.append(f"to do better, give {self.join.advice}")
+        return "\n".join(lines)
+
+
+def swap(
+    old_model: str | nn.Module,
+    model: str | nn.Module,
+    images: RawImages | None = None,
+    *,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    class_names: Iterable[str] | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    old_weights: str | Path | None = None,
+    old_class_names: Iterable[str] | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    amp: str | None = None,
+    workers: int = 0,
+    progress: bool | None = None,
+    **timm_kwargs: Any,
+) -> CompatModel:
+    """Put another backbone under a trained classifier; its classes stay, and no label is needed.
+
+    Args:
+        old_model: a classifier that timm built or ``compose`` made, or a name, which then gets timm's pretrained
+            weights unless ``old_weights`` is given.
+        model: the new backbone: a name for ``timm.create_model``, or a model that timm built; with its own classifier
+            over some of the same classes no image is needed.
+        images: unlabelled images (see ``extract_features``), which both see twice, so no iterator; those that the
+            classifier is for serve best.
+        pretrained: whether to load timm's weights of the new backbone (by name only).
+        weights: a safetensors file of the new backbone (by name only).
+        class_names: the new backbone's own classes, where timm does not know them.
+        img_size: of the new backbone's images; its own if None.
+        old_weights: a safetensors file of the old model (by name only).
+        old_class_names: the old model's classes, where timm does not know them.
+        device: where the networks run; see ``RunOptions``, as for the next four.
+        batch_size: images at a time.
+        amp: precision.
+        workers: processes that decode image files.
+        progress: whether to show a bar.
+        **timm_kwargs: timm's own keywords for the new backbone (by name only).
+
+    Returns:
+        A classifier in evaluation mode, with ``swap_report`` set (``SwapReport``).
+
+    Raises:
+        BackboneError: a model cannot be built, or the old one not be split.
+        ConfigError: unknown class names, neither images nor classes in common, or images that can be read once only.
+        DataError: fewer than 10 images, or one that cannot be decoded.
+    """
+    if isinstance(images, Iterator):
+        raise ConfigError("swap: expected images that can be read twice, such as a tensor or a set, got an iterator")
+    run = RunKeywords(device=device, batch_size=batch_size, amp=amp, workers=workers, progress=progress)
+    options = RunOptions(**run)  # refuses bad settings before anything is built
+    old, head = _taken_apart(old_model, old_weights, old_class_names)
+    evidence: dict[str, Any] = {} if images is None else {"reference": old, "heads": [head]}
+    new = join(
+        old.space, model, images, pretrained=pretrained, weights=weights, class_names=class_names, img_size=img_size,
+        **evidence, **run, **timm_kwargs,
+    )  # fmt: skip
+    changes = () if images is None else _changes(old, new, head, images, options)
+    report, swapped = new.fit_report, compose(new, head).eval()
+    agreements = list(report.agreements.values())
+    costs = [_cost(compose(one, head)) for one in (old, new)]
+    swapped.swap_report = SwapReport(report, agreements[-1] if agreements else None, changes, *costs)
+    return swapped
+
+
+def _taken_apart(model: Any, weights: Any, class_names: Any) -> tuple[CompatExtractor, TaskHead]:
+    if isinstance(model, CompatModel):
+        model = model.fuse()
+    by_name = isinstance(model, str)
+    return split(model, pretrained=by_name and weights is None, weights=weights, class_names=class_names)
+
+
+def _cost(model: CompatModel) -> Cost:
+    try:
+        network: nn.Module = model.fuse()
+    except FuseError:
+        network = model
+    return measure_cost(network, model.extractor.backbone.input_size)
+
+
+def _changes(
+    old: CompatExtractor, new: CompatExtractor, head: TaskHead, images: RawImages, options: RunOptions
+) -> tuple[Change, ...]:
+    home, places, pairs = home_of(head), [], []
+    for passed in passes([old, new], images, options=options, description="swap"):
+        with torch.no_grad():
+            pairs.append(torch.stack([head(one.to(home)).argmax(dim=1).cpu() for one in passed.outputs], dim=1))
+        places.append(passed.positions)
+    own, positions = (torch.cat(parts) if parts else None for parts in (pairs, places))
+    if positions is None:
+        positions = torch.empty(0, dtype=torch.int64)
+    count = int(summed(torch.tensor(len(positions))))
+    table: dict[int, dict[int, int]] = {}
+    for was, now in gathered(own, positions, count).tolist():
+        row = table.setdefault(was, {})
+        row[now] = row.get(now, 0) + 1
+    return _ranked(table, head.class_names)
+
+
+def _ranked(table: dict[int, dict[int, int]], names: tuple[str, ...]) -> tuple[Change, ...]:
+    found = []
+    for was, row in table.items():
+        others = {now: count for now, count in row.items() if now != was}
+        if others:
+            mostly = max(others, key=lambda now: (others[now], -now))
+            found.append(Change(names[was], sum(row.values()), sum(others.values()), names[mostly]))
+    found.sort(key=lambda change: (-change.changed, -change.changed / change.num_images, change.name))
+    return tuple(found[:SHOWN_CHANGES])

@@ -1,0 +1,38 @@
+"""Where a network's features lie, without any image: what its BatchNorm layers know of the images it learned from."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from timm_compat.models.backbone import Backbone
+
+IMAGES = 8
+LEAST_SIDE = 64
+RANGE = 1.7  # normalised images are uniform in +- this: variance 1
+
+
+@torch.no_grad()
+def typical_mean(backbone: Backbone) -> Tensor | None:
+    """Estimated mean (F,) of pooled features over the images that a network learned from; None without BatchNorm.
+
+    Random images pass the network while every BatchNorm normalises by the statistics of the batch, so that every layer
+    gets features of the mean and variance that it is used to. On ImageNet photos of EfficientNet-Lite the mean is off
+    by 0.2 of the features' spread; 30 photos of another kind do not tell it better. Rounded to bfloat16, so that the
+    same weights give the same numbers on any machine.
+    """
+    network: Any = copy.deepcopy(backbone).double().cpu().eval()
+    layers = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    if not layers or backbone.level != "pooled":
+        return None
+    for layer in layers:
+        layer.training, layer.track_running_stats = True, False
+    channels, *size = backbone.input_size
+    if not backbone.fixed_size:
+        size = [max(LEAST_SIDE, side // 2) if side > LEAST_SIDE else side for side in size]
+    draw = torch.rand((IMAGES, channels, *size), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features: Tensor = network((2 * draw - 1) * RANGE)
+    mean = features.mean(dim=0)
+    return mean.bfloat16().float() if bool(mean.isfinite().all()) else None
