@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from timm_compat._version import __version__
@@ -43,14 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)  # so that half-written folders vanish, as they do on Ctrl-C
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character (cp1252, say) gets its escape instead of ending the command.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     try:
-        with said_on_stderr():
+        with _ended_cleanly(), said_on_stderr():
             code: int | None = options.run(options)
             sys.stdout.flush()
     except BrokenPipeError:
@@ -62,6 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("timm-compat: interrupted; what was written is whole, --resume goes on", file=sys.stderr)
         return INTERRUPTED
     return code or 0
+
+
+@contextlib.contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """A block in which SIGTERM, too, lets half-written folders vanish, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end(number: int, frame: Any) -> None:
