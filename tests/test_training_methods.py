@@ -245,8 +245,9 @@ class TestAdapters:
             ]
             config = tc.TrainConfig(epochs=2, batch_size=32, cache_features=cached, alignment="l2")
             history = tc.fit(space, members, config, progress=None).history
-            results.append((weights(members[0]), history))
-        assert close(results[0][0], results[1][0], tolerance=2e-3)
+            # Not the weights: the projection's bias has no gradient before BatchNorm, and Adam makes noise of rounding.
+            results.append((tc.extract_features(members[0].extractor, first), history))
+        torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=2e-3)
         assert results[0][1][-1]["loss"] == pytest.approx(results[1][1][-1]["loss"], rel=1e-3)
 
     def test_backbone_sees_every_image_once(self) -> None:

@@ -100,7 +100,7 @@ class TestHalfPrecision:
         body = make(name="test_efficientnet").backbone.model
         joined = {}
         for dtype in (torch.float32, torch.bfloat16):
-            settings = {"reference": reference, "img_size": SIZE, "augment": False}
+            settings = {"reference": reference, "img_size": SIZE}
             with pytest.warns(UserWarning, match="fitted on only 60 images"):
                 joined[dtype] = tc.join(reference.space, body.to(dtype), images, **settings).fit_report.r2
         assert joined[torch.bfloat16] == pytest.approx(joined[torch.float32], abs=0.1)
