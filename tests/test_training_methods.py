@@ -245,9 +245,11 @@ class TestAdapters:
             ]
             config = tc.TrainConfig(epochs=2, batch_size=32, cache_features=cached, alignment="l2")
             history = tc.fit(space, members, config, progress=None).history
-            # Not the weights: the projection's bias has no gradient before BatchNorm, and Adam makes noise of rounding.
-            results.append((tc.extract_features(members[0].extractor, first), history))
-        torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=2e-3)
+            # The projection's bias has no gradient before BatchNorm: there Adam makes steps of rounding.
+            no_matter = ("projection.bias", "normalization.running_mean")
+            learned = {name: value for name, value in weights(members[0]).items() if not name.endswith(no_matter)}
+            results.append((learned, history))
+        assert close(results[0][0], results[1][0], tolerance=2e-3)
         assert results[0][1][-1]["loss"] == pytest.approx(results[1][1][-1]["loss"], rel=1e-3)
 
     def test_backbone_sees_every_image_once(self) -> None:
