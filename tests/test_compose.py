@@ -28,7 +28,6 @@ UNUSUAL: dict[str, dict[str, Any]] = {
     "deit_tiny_distilled_patch16_224": {"depth": 2},
     "dpn48b": {},
     "efficientformer_l1": {"img_size": None},
-    "efficientvim_m1": {},
     "levit_128s": {},
     "mobilenetv3_small_050": {},
     "repvit_m1": {},
@@ -40,6 +39,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
 NOT_FOLDABLE: dict[str, tuple[dict[str, Any], str]] = {
     "caformer_s18": ({}, "timm's classifier is MlpHead, not one linear map of its 512 pooled features"),
     "deepseek_vit_412m_enc": ({"depth": 1, "img_size": 84}, "has no classifier in timm"),
+    "efficientvim_m1": ({}, "timm treats the pooled features once more before its classifier"),
     "gemma4_vit_167m_enc": ({"depth": 1, "img_size": 96}, "has no classifier in timm"),
     "mobilenetv5_300m_enc": ({"channel_multiplier": 0.1}, "has no classifier in timm"),
     "qwen3_vit_88m_enc": ({"depth": 1}, "has no classifier in timm"),
