@@ -185,7 +185,7 @@ class TestPush:
         with pytest.raises(tc.ConfigError, match="lab/part: holds a component of role 'head' already"):
             parts.extractor.push_to_hub("lab/part")
         hub.edit("lab/part", config__json=b'{"architecture": "resnet18"}')
-        with pytest.raises(tc.ConfigError, match="something else than a component"):
+        with pytest.raises(tc.ConfigError, match=r"something else \(config\.json\)"):
             parts.head.push_to_hub("lab/part")
 
     def test_drafts_and_bad_ids_never_reach_the_hub(self, hub: LoopbackHub, parts: Parts) -> None:

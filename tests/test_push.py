@@ -129,9 +129,8 @@ class TestOldFacts:
         first.facts = tc.Facts(license="mit", base_model="timm/old", datasets=("lab/cats",), results=(result,))
         first.push_to_hub("lab/head")
         text = hub.files("lab/head")["README.md"].decode()
-        mine = text.replace("datasets:\n", "datasets:\n- my/own\n").replace(
-            "metrics:\n", "language: de\nmetrics:\n- f1\n"
-        )
+        mine = text.replace("\ndatasets:\n", "\ndatasets:\n- my/own\n")
+        mine = mine.replace("\nmetrics:\n", "\nlanguage: de\nmetrics:\n- f1\n")
         hub.edit("lab/head", README__md=mine.encode())
         tc.TaskHead(parts.space, ["x", "y"]).push_to_hub("lab/head")
         front, _ = card(hub, "lab/head")

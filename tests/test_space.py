@@ -625,7 +625,7 @@ class TestDamagedFolder:
     )
     def test_a_definition_out_of_range(self, role: str, field: str, value: Any, folders: Path) -> None:
         edit_space(folders / role, lambda space: space.update({field: value}))
-        refuse(role, folders / role, "space: expected a complete definition")
+        refuse(role, folders / role, "space: expected a complete definition|expected a finite number")
 
     @pytest.mark.parametrize("field", ["feature_dim", "class_names", "level", "shared", "reference"])
     def test_a_definition_without_a_field(self, role: str, field: str, folders: Path) -> None:
@@ -656,7 +656,7 @@ class TestDamagedHead:
     )
     def test_a_setting_out_of_range(self, name: str, value: Any, folders: Path) -> None:
         edit(folders / "head", lambda ours: ours["head"].update({name: value}))
-        refuse("head", folders / "head", f"expected a head's settings, got .*{name}")
+        refuse("head", folders / "head", f"expected a head's settings, got .*{name}|expected a finite number")
 
     @pytest.mark.parametrize("settings", [None, [], "depth", {}, {"depth": 1}])
     def test_no_settings(self, settings: Any, folders: Path) -> None:
@@ -674,7 +674,7 @@ class TestDamagedHead:
 
     def test_a_width_of_gigabytes_allocates_nothing(self, folders: Path) -> None:
         edit(folders / "head", lambda ours: ours["head"].update(depth=16, hidden_dim=65_536))
-        refuse("head", folders / "head", "expected .* tensors; missing")
+        refuse("head", folders / "head", "parameters")
 
 
 class TestDamagedExtractor:
@@ -761,7 +761,7 @@ class TestDamagedExtractor:
     )
     def test_preprocessing_out_of_range(self, name: str, value: Any, folders: Path) -> None:
         edit(folders / "extractor", lambda ours: ours["preprocessing"].update({name: value}))
-        refuse("extractor", folders / "extractor", r"config\.json: preprocessing")
+        refuse("extractor", folders / "extractor", r"config\.json: (preprocessing|.*expected a finite number)")
 
     def test_a_missing_interface_file(self, folders: Path) -> None:
         (folders / "extractor" / "interface.safetensors").unlink()

@@ -245,7 +245,10 @@ class TestAdapters:
             ]
             config = tc.TrainConfig(epochs=2, batch_size=32, cache_features=cached, alignment="l2")
             history = tc.fit(space, members, config, progress=None).history
-            results.append((weights(members[0]), history))
+            # The projection's bias has no gradient before BatchNorm: there Adam makes steps of rounding.
+            no_matter = ("projection.bias", "normalization.running_mean")
+            learned = {name: value for name, value in weights(members[0]).items() if not name.endswith(no_matter)}
+            results.append((learned, history))
         assert close(results[0][0], results[1][0], tolerance=2e-3)
         assert results[0][1][-1]["loss"] == pytest.approx(results[1][1][-1]["loss"], rel=1e-3)
 

@@ -235,8 +235,8 @@ class CompatSpace(Component):
                 normalization=config["normalization"],
                 seed=config.get("seed", 0),
             )
-            space._recorded_names = tuple(config["class_names"])
             space._format = config["format"]
+            space._recorded_names = tuple(config["class_names"])
             space._digests = _str_map(config["shared"])
             space._initial_weights = _str_map(config["initial_weights"])
             space._reference = None if config["reference"] is None else _check_digest(config["reference"])

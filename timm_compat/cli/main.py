@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from timm_compat._version import __version__
@@ -47,10 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a character (cp1252, say) gets its escape instead of ending the command.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)  # so that half-written folders vanish, as they do on Ctrl-C
     try:
-        with said_on_stderr():
+        with _ended_cleanly(), said_on_stderr():
             code: int | None = options.run(options)
             sys.stdout.flush()
     except BrokenPipeError:
@@ -64,13 +62,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
+@contextlib.contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """A block in which SIGTERM, too, lets half-written folders vanish, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
 def _reader_gone() -> int:
     """End as other commands do when ``| head`` has read enough: without a word."""
     # Python would flush what is left once more at the end, and complain.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return READER_GONE
-
-
-def _end(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)

@@ -98,7 +98,7 @@ def join(
     rows, num_classes = class_rows(classifier, space, heads)
     if images is None and rows is None:
         raise _nothing_to_rest_on(extractor.architecture, space, classifier)
-    centre = _centre(extractor)
+    centre = None if rows is None else _centre(extractor)
     interface = extractor.interface
     if images is None:
         interface.set_linear(*ClosedForm(None, rows, centre).map())

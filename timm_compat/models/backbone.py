@@ -13,7 +13,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from timm_compat.errors import BackboneError, ConfigError, ImageError
-from timm_compat.models.interface import as_weights
+from timm_compat.models.interface import as_weights, autocast_is_on
 
 # What timm raises for arguments that an architecture does not take, and for images that it cannot take.
 TIMM_ERRORS = (
@@ -103,7 +103,7 @@ class Backbone(nn.Module):
             raise
         except TIMM_ERRORS as error:
             expected = next(self.model.parameters()).dtype
-            if images.dtype != expected and not torch.is_autocast_enabled(images.device.type):
+            if images.dtype != expected and not autocast_is_on(images):
                 raise ImageError(f"images: expected {expected} as the weights are, got {images.dtype}") from error
             if tuple(images.shape[-2:]) == self.input_size[1:]:
                 raise

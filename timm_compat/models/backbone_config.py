@@ -23,7 +23,7 @@ CROP_LIMITS = (0.05, 4.0)  # images are resized to their size over this, which m
 ARCHITECTURE = re.compile(r"\w+", re.ASCII)
 MAX_NUMBER = 65_536  # of any width or rate among timm's arguments
 LIMITS = {"depth": 1_000, "layers": 1_000, "window": 256, "size": MAX_IMAGE_SIDE, "resolution": MAX_IMAGE_SIDE}
-MAX_IMAGE_NUMBERS = 2**26  # channels times height times width
+MAX_IMAGE_NUMBERS = 2**26  # channels times height times width, before the crop
 LEAST_STD, LARGEST_MEAN = 1e-6, 1e6
 SOURCE_KEYS = ("architecture", "label_offset", "state_dict")
 
@@ -136,7 +136,7 @@ def checked_preprocessing(value: object) -> dict[str, Any]:
         and 0 < size[0] <= MAX_CHANNELS
         and all(0 < side <= MAX_IMAGE_SIDE for side in size[1:])
         and len(mean) == len(std) == size[0]
-        and math.prod(size) <= MAX_IMAGE_NUMBERS
+        and math.prod(size) <= MAX_IMAGE_NUMBERS * min(1.0, crop_pct) ** 2
         and all(abs(number) <= LARGEST_MEAN for number in mean)
         and all(LEAST_STD <= number <= LARGEST_MEAN for number in std)
         and CROP_LIMITS[0] <= crop_pct <= CROP_LIMITS[1]

@@ -12,6 +12,7 @@ from timm_compat.models.passes import evaluating
 from timm_compat.models.run_options import home_of
 
 WARM_UP, RUNS = 2, 10
+MOST_SECONDS = 5.0  # after which fewer runs must do: a network may be slow, or the machine busy
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Cost:
     Attributes:
         parameters: number of weights.
         gflop: 1e9 floating-point operations an image, a multiplication and an addition counted as two.
-        milliseconds: an image, median of 10 passes one after the other, without reading and preprocessing.
+        milliseconds: an image, median of up to 10 passes one after the other, without reading and preprocessing.
         input_size: (C, H, W) of the image.
         device: where the time was measured.
     """
@@ -46,7 +47,10 @@ def measure_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
     with evaluating(model):
         with FlopCounterMode(display=False) as counter:
             model(image)
-        seconds = [_timed(model, image) for _ in range(WARM_UP + RUNS)][WARM_UP:]
+        warm = [_timed(model, image) for _ in range(WARM_UP)]
+        seconds = [_timed(model, image)]
+        while len(seconds) < RUNS and sum(warm) + sum(seconds) < MOST_SECONDS:
+            seconds.append(_timed(model, image))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Cost(parameters, counter.get_total_flops() / 1e9, 1000 * median(seconds), input_size, str(device))
 

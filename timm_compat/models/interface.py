@@ -70,7 +70,13 @@ class Interface(nn.Module):
 
 def as_weights(values: Tensor, weight: Tensor) -> Tensor:
     """Values in the type of the weights that meet them: parts of half and of single precision work together."""
-    return values if torch.is_autocast_enabled(values.device.type) else values.to(weight.dtype)
+    return values if autocast_is_on(values) else values.to(weight.dtype)
+
+
+def autocast_is_on(values: Tensor) -> bool:
+    """Whether mixed precision is on where values are; never on "meta", where only shapes are asked for."""
+    kind = values.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 class ChannelNorm(nn.Module):
