@@ -43,6 +43,12 @@ class TestWrapped:
         plain = extractor.backbone.model
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())
 
+    def test_classifier_is_taken_apart(self, wrap: Callable[[nn.Module], Any]) -> None:
+        model = timm.create_model("test_resnet", num_classes=3).eval()
+        extractor, head = tc.split(wrap(model), class_names=["a", "b", "c"])
+        images = extractor.preprocess(torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8))
+        torch.testing.assert_close(tc.compose(extractor, head)(images), model(images), atol=1e-4, rtol=1e-4)
+
     def test_parts_are_composed_and_trained(self, wrap: Callable[[nn.Module], Any]) -> None:
         extractor = make()
         head = make_head(extractor.space)

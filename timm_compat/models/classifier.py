@@ -14,6 +14,7 @@ from timm_compat.imagenet import imagenet_names
 from timm_compat.models.backbone import TIMM_ERRORS, Backbone, parse_image_size
 from timm_compat.models.backbone_build import adopt_backbone, build_model
 from timm_compat.models.passes import evaluating
+from timm_compat.models.unwrapping import unwrapped
 from timm_compat.models.weights import count_classes, load_classifier
 from timm_compat.vocabulary import check_class_names
 
@@ -64,7 +65,7 @@ def open_classifier(
         ConfigError: arguments that do not fit together, or names of another number.
     """
     names = None if class_names is None else check_class_names(class_names)
-    size = parse_image_size(img_size)
+    size, model = parse_image_size(img_size), unwrapped(model)
     if isinstance(model, nn.Module):
         if pretrained or weights is not None or timm_kwargs:
             raise ConfigError("pretrained, weights and timm's keywords build a model; this one is built: drop them")
