@@ -4,6 +4,8 @@ import functools
 import re
 from typing import Any
 
+from timm_compat.vocabulary import printable
+
 WORDNET_ID = re.compile(r"n\d{8}", re.ASCII)
 
 
@@ -27,6 +29,12 @@ def class_words(name: str) -> str:
         return str(_wordnet().label_name_to_description(name))
     except KeyError:
         return name
+
+
+def short_words(name: str) -> str:
+    """The first of a class's words, fit for a terminal: "tench" for "n01440764"; any other name as it is."""
+    words = class_words(name)
+    return printable(words if words == name else words.partition(",")[0])
 
 
 @functools.cache

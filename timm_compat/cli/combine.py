@@ -10,6 +10,7 @@ from timm_compat.applications.predict import Prediction, image_files, open_class
 from timm_compat.cli.places import add_place_options, place
 from timm_compat.cli.run_options import add_run_options, run_options
 from timm_compat.errors import DataError, SpaceMismatchError
+from timm_compat.imagenet import short_words
 from timm_compat.models.composed import compose
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -144,7 +145,7 @@ def _as_json(one: Prediction) -> dict[str, Any]:
 
 def _as_text(one: Prediction) -> str:
     texts = {
-        head: "   ".join(f"{printable(name)} {share:.3f}" for name, share in classes)
+        head: "   ".join(f"{short_words(name)} {share:.3f}" for name, share in classes)
         for head, classes in one.heads.items()
     }
     return "   |   ".join(f"{printable(head)}: {text}" if head else text for head, text in texts.items())

@@ -7,10 +7,9 @@ from typing import Any
 from timm_compat.cli.model_options import add_model_options, model_arguments
 from timm_compat.cli.run_options import add_run_options, run_keywords
 from timm_compat.data.sources import load_dataset
-from timm_compat.imagenet import class_words
+from timm_compat.imagenet import short_words
 from timm_compat.models.split import split
 from timm_compat.storage.files import check_new_folder, new_folder
-from timm_compat.vocabulary import printable
 
 SHOWN_CLASSES = 3
 
@@ -61,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _text(facts: dict[str, Any]) -> str:
-    shown = [printable(class_words(name)) for name in facts["class_names"][:SHOWN_CLASSES]]
+    shown = [short_words(name) for name in facts["class_names"][:SHOWN_CLASSES]]
     rest = facts["num_classes"] - len(shown)
     classes = "; ".join(shown) + (f"; {rest:,} more" if rest else "")
     return "\n".join(

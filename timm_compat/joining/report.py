@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from timm_compat.evaluation.intervals import wilson_interval
-from timm_compat.imagenet import class_words
+from timm_compat.imagenet import short_words
 from timm_compat.methods.ridge import LEAST_SPREAD
 from timm_compat.models.heads import TaskHead
-from timm_compat.vocabulary import printable
 
 LOW_AGREEMENT = 0.4
 LOW_R2 = 0.3  # where neither classes nor heads say more
@@ -134,7 +133,7 @@ def explained(features: Tensor, targets: Tensor) -> float:
 
 def name_of(head: TaskHead, taken: Sequence[str]) -> str:
     """What a head is called in a report: its first classes, in words."""
-    shown = ", ".join(printable(class_words(name)).split(",")[0] for name in head.class_names[:2])
+    shown = ", ".join(short_words(name) for name in head.class_names[:2])
     more = f" and {head.num_classes - 2:,} more" if head.num_classes > 2 else ""
     name = f"the head over {shown}{more}"
     return name if name not in taken else f"{name} (number {len(taken) + 1})"

@@ -10,7 +10,7 @@ from torch import nn
 
 from timm_compat.data.raw_batches import RawImages
 from timm_compat.errors import ConfigError, FuseError
-from timm_compat.imagenet import class_words
+from timm_compat.imagenet import short_words
 from timm_compat.joining.join import join
 from timm_compat.joining.report import Agreement, JoinReport
 from timm_compat.models.composed import CompatModel, compose
@@ -21,7 +21,6 @@ from timm_compat.models.passes import passes
 from timm_compat.models.run_options import RunKeywords, RunOptions, home_of
 from timm_compat.models.split import split
 from timm_compat.processes import gathered, summed
-from timm_compat.vocabulary import printable
 
 SHOWN_CHANGES = 10
 
@@ -73,7 +72,7 @@ class SwapReport:
         else:
             lines.append(f"agreement with the old model: {self.agreement}")
         for one in self.changes:
-            name, other = (printable(class_words(text)) for text in (one.name, one.mostly_to))
+            name, other = (short_words(text) for text in (one.name, one.mostly_to))
             lines.append(f"  {name}: {one.changed} of {one.num_images} change, mostly to {other}")
         pairs = (("parameters", "{:,}"), ("gflop", "{:.2f}"), ("milliseconds", "{:.1f}"))
         for name, form in pairs:
