@@ -299,4 +299,6 @@ def test_what_the_application_promises_holds_over_three_seeds(tmp_path: Path) ->
     for way in ("compatible", "joined"):
         assert (cross[way] > cross["unconstrained"] + 0.4).all()
         assert (flips[way] < flips["unconstrained"] - 0.4).all()
-        assert np.mean(result.upgrade.values(way, "gain")) > 0
+        # Not the gain: the new network is better by three points only, and a ratio to these says little.
+        old = np.mean([accuracy for trial in result.upgrade.trials for accuracy in trial["old"].values()])
+        assert cross[way].mean() > old - 0.05

@@ -84,20 +84,18 @@ def _joined(joining: Trained, owner: Trained, join: Join, scale: Scale, seed: in
     for source, pool, sizes in _pools(joining, owner, join, scale):
         for size in sizes:
             images = first(pool, size).images
-            variants = {"ridge": {"self_training": False}, "ridge, self-trained": {}}
-            for method, options in variants.items():
-                start = time.perf_counter()
-                joined = tc.join(
-                    owner.extractor.space, backbone.model, images, reference=owner.extractor, heads=[owner.head],
-                    img_size=max(32, images.shape[-1]), **options,
-                )  # fmt: skip
-                seconds = time.perf_counter() - start
-                with torch.no_grad():
-                    accuracy = _share(owner.head(joined.interface(outputs)).argmax(dim=1), test)
-                yield {
-                    "source": source, "images": len(images), "method": method, "accuracy": accuracy,
-                    "ceiling": ceiling, "seconds": seconds, "shift": joined.fit_report.shift,
-                }  # fmt: skip
+            start = time.perf_counter()
+            joined = tc.join(
+                owner.extractor.space, backbone.model, images, reference=owner.extractor, heads=[owner.head],
+                img_size=max(32, images.shape[-1]),
+            )  # fmt: skip
+            seconds = time.perf_counter() - start
+            with torch.no_grad():
+                accuracy = _share(owner.head(joined.interface(outputs)).argmax(dim=1), test)
+            yield {
+                "source": source, "images": len(images), "method": "joined", "accuracy": accuracy,
+                "ceiling": ceiling, "seconds": seconds, "shift": joined.fit_report.shift,
+            }  # fmt: skip
     if join.methods:
         for method, accuracy, seconds in _others(joining, owner, scale, seed):
             row = {"source": "head's", "images": len(owner.images), "method": method, "accuracy": accuracy}

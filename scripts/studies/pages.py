@@ -163,7 +163,8 @@ def _chain(rows: Mapping[str, list[dict[str, Any]]]) -> Any:
 def _joined(found: list[dict[str, Any]]) -> Any:
     rows = join_rows(found)
     counts = sorted({count for source, _, count in rows if source == "head's" and count})
-    methods = ("ridge", "ridge, self-trained")
+    known = {method for source, method, count in rows if source == "head's" and count in counts}
+    methods = [method for method in ("ridge", "ridge, self-trained", "joined") if method in known]
     series = {
         method: [100 * statistics.fmean(rows["head's", method, count]["share of the ceiling"]) for count in counts]
         for method in methods
