@@ -16,7 +16,7 @@ from timm_compat.data.augmentation import Augmentation
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.image_stream import ImageStream
 from timm_compat.data.sources import load_dataset
-from timm_compat.data.transforms import evaluation_transform, shared_data_config, training_transform
+from timm_compat.data.transforms import evaluation_transform, training_transform
 
 CONFIG = {
     "input_size": (3, 16, 16),
@@ -303,12 +303,6 @@ class TestTransforms:
         theirs = create_transform(**CONFIG, is_training=False)(image)
         ours = evaluation_transform(CONFIG)(image).float() / 255
         torch.testing.assert_close((ours - 0.5) / 0.5, theirs)
-
-    def test_two_networks_share_the_larger_size(self) -> None:
-        large = {**CONFIG, "input_size": (3, 32, 32)}
-        assert shared_data_config(CONFIG, large, CONFIG)["input_size"] == (3, 32, 32)
-        with pytest.raises(tc.DataError, match="equally many channels"):
-            shared_data_config(CONFIG, GREY)
 
     def test_refuse_other_channels(self) -> None:
         for make in (training_transform, evaluation_transform):

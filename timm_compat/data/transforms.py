@@ -80,18 +80,6 @@ def image_mode(data_config: Mapping[str, Any]) -> str:
     return MODES[channels]
 
 
-def shared_data_config(*data_configs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The data config of the largest images, for one raw batch that several backbones see, each at its own size.
-
-    Raises:
-        DataError: different numbers of channels.
-    """
-    channels = {config["input_size"][0] for config in data_configs}
-    if len(channels) != 1:
-        raise DataError(f"input_size: expected backbones of equally many channels, got {sorted(channels)}")
-    return max(data_configs, key=lambda config: config["input_size"][1] * config["input_size"][2])
-
-
 @dataclass(frozen=True)
 class _Augmented:
     """One decoded image (C, h, w) to (C, H, W)."""
