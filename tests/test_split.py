@@ -10,7 +10,7 @@ from test_sweep import FAMILIES, SIZE, SMALL
 from torch import Tensor, nn
 
 import timm_compat as tc
-from timm_compat.imagenet import class_words, imagenet_names
+from timm_compat.imagenet import class_words, imagenet_names, short_words
 from timm_compat.models.backbone_build import build_model
 from timm_compat.models.weights import count_classes
 
@@ -169,6 +169,8 @@ class TestClassNames:
         assert class_words("n01440764") == "tench, Tinca tinca"
         assert class_words("n99999999") == "n99999999"
         assert class_words("rose") == "rose"
+        assert short_words("n01440764") == "tench"
+        assert short_words("a, b\x1b[0m") == "a, b[0m"  # a name of one's own, without what steers a terminal
 
     def test_that_the_model_brings(self, model) -> None:
         fused = tc.compose(*tc.split(model, class_names=NAMES)).fuse()
