@@ -41,6 +41,7 @@ def test_joins_a_backbone_from_a_folder_of_pictures(capsys, parts) -> None:
     words = ["--backbone", "test_efficientnet", "--img-size", 32, "--images", parts / "photos"]
     code, out, err = run(capsys, parts, *words, "--head", parts / "head", "--space", parts / "space", "--json")
     assert code == 0, err
+    assert err.count("batch size") == 1  # where it ran is said once
     facts = json.loads(out)
     assert facts["fit"]["num_images"] == 40
     assert facts["space"] == tc.CompatSpace.from_pretrained(parts / "space").fingerprint

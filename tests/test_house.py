@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data.framing",),
     ("data.augmentation",),
     ("data.transforms",),
-    ("data.decoding", "models.interface", "models.unwrapping", "models.budget"),
+    ("data.decoding", "models.evaluating", "models.interface", "models.unwrapping", "models.budget"),
     ("models.backbone", "models.blank", "models.preprocess", "data.arrays"),
     ("models.run_options",),
     ("data.map_style", "models.rebuilding"),

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.data.arrays import image_batches
 from timm_compat.data.augmentation import Augmentation
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.image_stream import ImageStream
+from timm_compat.data.raw_batches import raw_batches
 from timm_compat.data.sources import load_dataset
 from timm_compat.data.transforms import evaluation_transform, training_transform
 
@@ -325,10 +325,11 @@ class TestThroughANetwork:
 
     def test_batches_need_a_size(self, folder: Path) -> None:
         with pytest.raises(tc.DataError, match="data_config"):
-            list(image_batches(load(folder), 4))
-        assert [len(batch) for batch in image_batches(load(folder), 5, CONFIG)] == [5, 5, 2]
+            list(raw_batches(load(folder), 4, []))
+        framed = [evaluation_transform(CONFIG)]
+        assert [len(batch.views[0]) for batch in raw_batches(load(folder), 5, framed)] == [5, 5, 2]
         with pytest.raises(tc.DataError, match="at least one"):
-            list(image_batches(load(folder).subset([]), 5, CONFIG))
+            list(raw_batches(load(folder).subset([]), 5, framed))
 
     def test_matrix(self, folder: Path, extractor: tc.CompatExtractor) -> None:
         head = tc.TaskHead(extractor.space, ("a", "b"))

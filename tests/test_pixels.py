@@ -12,12 +12,12 @@ from torch import Tensor
 
 import timm_compat as tc
 from timm_compat.applications.predict import open_classifier, predict
-from timm_compat.data.arrays import batches_for, image_batches
 from timm_compat.data.augmentation import Augmentation, Augmenter
 from timm_compat.data.batches import BatchStream
 from timm_compat.data.image_stream import ImageStream
+from timm_compat.data.raw_batches import raw_batches
 from timm_compat.data.sources import load_dataset
-from timm_compat.data.transforms import training_transform
+from timm_compat.data.transforms import evaluation_transform, training_transform
 from timm_compat.training.feature_cache import Wanted, compute_features
 
 SIZE = 32
@@ -263,10 +263,11 @@ def test_networks_that_share_a_pass_over_files_each_see_their_own_framing(tmp_pa
     images = [photograph(50, 70, seed) for seed in range(3)]
     files = load_dataset("folder", write_classes(tmp_path, images))
     configs = [make(crop_pct=share, img_size=size).data_config for share, size in ((1.0, 32), (0.8, 32), (1.0, 64))]
-    batches = list(batches_for(configs, files, 4))
+    transforms = [evaluation_transform(config) for config in configs]
+    batches = [batch.views for batch in raw_batches(files, 4, transforms)]
     assert [len(batch) for batch, _, _ in batches] == [4, 2]
-    for number, config in enumerate(configs):
-        alone = torch.cat(list(image_batches(files, 6, config)))
+    for number, transform in enumerate(transforms):
+        alone = torch.cat([batch.views[0] for batch in raw_batches(files, 6, [transform])])
         assert torch.equal(torch.cat([batch[number] for batch in batches]), alone)
     extractors = [make(crop_pct=0.8), make(crop_pct=1.0, img_size=64)]
     wanted = {str(number): Wanted(extractor, whole=True) for number, extractor in enumerate(extractors)}

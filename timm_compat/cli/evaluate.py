@@ -8,6 +8,7 @@ from typing import Any
 
 from timm_compat.applications.evaluate import EvaluateConfig, evaluate
 from timm_compat.applications.parts import load_parts
+from timm_compat.cli.image_options import named_set
 from timm_compat.cli.run_options import add_run_options, run_options
 from timm_compat.data.listing import ALL, is_divided
 from timm_compat.data.sources import load_dataset
@@ -106,8 +107,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _images(options: argparse.Namespace, split: str, limit: int | None, channels: int) -> Images:
-    is_folder = options.root is None and Path(options.data).is_dir()
-    name, root = ("folder", options.data) if is_folder else (options.data, options.root)
+    name, root = named_set(options.data, options.root, "folder")
     images: Images = load_dataset(name, root, split, limit=limit, seed=options.seed, in_chans=channels)
     return images
 

@@ -1,4 +1,4 @@
-"""Options of the commands that take images, a folder of them or a data set by name, whose labels do not count."""
+"""Images on the command line: a folder of them, or a data set by name; options where labels do not count."""
 
 import argparse
 from pathlib import Path
@@ -23,6 +23,11 @@ def add_image_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
 
 
+def named_set(place: str, root: str | None, kind: str) -> tuple[str, str | None]:
+    """Name and root for ``load_dataset``: a folder is a set of that kind, anything else is the name of one."""
+    return (kind, place) if root is None and Path(place).is_dir() else (place, root)
+
+
 def given_images(options: argparse.Namespace, channels: int | None) -> ArrayDataset | ImageDataset | None:
     """The images; None where none were asked for.
 
@@ -31,7 +36,6 @@ def given_images(options: argparse.Namespace, channels: int | None) -> ArrayData
     """
     if options.images is None:
         return None
-    is_folder = options.root is None and Path(options.images).is_dir()
-    name, root = ("images", options.images) if is_folder else (options.images, options.root)
+    name, root = named_set(options.images, options.root, "images")
     arguments: dict[str, Any] = {"limit": options.limit, "in_chans": channels, "skip_corrupt": options.skip_corrupt}
     return load_dataset(name, root, options.split, **arguments)

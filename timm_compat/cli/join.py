@@ -6,7 +6,7 @@ from typing import Any
 
 from timm_compat.cli.image_options import add_image_options, given_images
 from timm_compat.cli.model_options import add_model_options, model_arguments
-from timm_compat.cli.run_options import add_run_options, run_keywords, said_on_stderr
+from timm_compat.cli.run_options import add_run_options, run_keywords
 from timm_compat.errors import ConfigError
 from timm_compat.joining.join import join
 from timm_compat.joining.report import JoinReport
@@ -59,8 +59,7 @@ def run(options: argparse.Namespace) -> None:
     if reference is not None:
         settings.setdefault("in_chans", reference.data_config["input_size"][0])
     images = given_images(options, settings.get("in_chans"))
-    with said_on_stderr():
-        extractor = join(space, options.backbone, images, reference=reference, heads=heads, **settings, **running)
+    extractor = join(space, options.backbone, images, reference=reference, heads=heads, **settings, **running)
     report: JoinReport = extractor.fit_report
     facts = {
         "output": str(folder), "space": space.fingerprint, "backbone": options.backbone, "fit": report.to_dict(),

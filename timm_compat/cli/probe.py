@@ -3,9 +3,9 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from timm_compat.cli.image_options import named_set
 from timm_compat.cli.places import add_place_options, place
 from timm_compat.cli.run_options import add_run_options, run_keywords
 from timm_compat.data.sources import load_dataset
@@ -46,8 +46,7 @@ def run(options: argparse.Namespace) -> None:
         CompatError: any of ours.
     """
     folder, running = check_new_folder(options.output), run_keywords(options)
-    is_folder = options.root is None and Path(options.data).is_dir()
-    name, root = ("folder", options.data) if is_folder else (options.data, options.root)
+    name, root = named_set(options.data, options.root, "folder")
     extractor = CompatExtractor.from_pretrained(options.extractor, **place(options))
     settings: dict[str, Any] = {"in_chans": extractor.data_config["input_size"][0]}
     images = load_dataset(name, root, options.split, limit=options.limit, **settings)

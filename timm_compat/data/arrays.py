@@ -1,6 +1,6 @@
 """A labelled set of small images in memory, as uint8."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from timm_compat.data.decoding import Place, decoded_for
-from timm_compat.data.framing import same_framing
-from timm_compat.data.image_dataset import ImageDataset, mode_of
+from timm_compat.data.image_dataset import mode_of
 from timm_compat.data.labelled import LabelledSet, check_labels, checked_names
-from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import DataError
 from timm_compat.storage.files import tensor_sha256
 
@@ -114,77 +111,3 @@ def _luma(images: Tensor) -> Tensor:
     weights = torch.tensor(LUMA, dtype=torch.int32)[:, None, None]
     weighed = (images * weights).sum(1, keepdim=True, dtype=torch.int32)
     return ((weighed + 2**15) >> 16).to(torch.uint8)
-
-
-def image_batches(
-    images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor],
-    batch_size: int,
-    data_config: Mapping[str, Any] | None = None,
-    *,
-    workers: int = 0,
-) -> Iterator[Tensor]:
-    """Batches of raw images from a tensor (N, C, H, W), a data set, or an iterable of batches.
-
-    Args:
-        images: an ``ImageDataset`` is decoded on the way, a batch at a time.
-        batch_size: images at a time, where a tensor or data set came.
-        data_config: of the backbone that the images are for; decoded images get its size and number of channels.
-        workers: processes that decode.
-
-    Raises:
-        DataError: no image at all, one that cannot be decoded, or images to decode and no ``data_config``.
-    """
-    empty = True
-    for batch in _batches(images, batch_size, data_config, workers):
-        empty = False
-        yield batch
-    if empty:
-        raise DataError("images: expected at least one image, got none")
-
-
-def batches_for(
-    data_configs: Sequence[Mapping[str, Any]],
-    images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor],
-    batch_size: int,
-    *,
-    workers: int = 0,
-) -> Iterator[tuple[Tensor, ...]]:
-    """Batches for several networks, each framed for its own: image files are decoded once.
-
-    Args:
-        data_configs: of the backbones that the images are for.
-        images: as for ``image_batches``; raw images are the same for all.
-        batch_size: likewise.
-        workers: likewise.
-
-    Raises:
-        DataError: as ``image_batches``.
-    """
-    if not isinstance(images, ImageDataset):
-        yield from ((batch,) * len(data_configs) for batch in image_batches(images, batch_size))
-        return
-    if not len(images):
-        raise DataError("images: expected at least one image, got none")
-    distinct = {same_framing(config): evaluation_transform(config) for config in data_configs}
-    places = list(distinct)
-    numbers = range(len(images))
-    parts = ([Place(i, i) for i in numbers[start : start + batch_size]] for start in numbers[::batch_size])
-    for framed, _ in decoded_for(images, list(distinct.values()), parts, workers=workers):
-        yield tuple(framed[places.index(same_framing(config))] for config in data_configs)
-
-
-def _batches(
-    images: Tensor | ArrayDataset | ImageDataset | Iterable[Tensor],
-    size: int,
-    data_config: Mapping[str, Any] | None,
-    workers: int,
-) -> Iterable[Tensor]:
-    if isinstance(images, ImageDataset):
-        if data_config is None:
-            raise DataError("images: expected a data_config, which says the size, to decode image files with, got none")
-        return (batch for (batch,) in batches_for([data_config], images, size, workers=workers))
-    if isinstance(images, ArrayDataset):
-        images = images.images
-    if isinstance(images, Tensor):
-        return images.split(size) if len(images) else ()
-    return images

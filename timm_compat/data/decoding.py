@@ -38,24 +38,6 @@ class _Decoded:
     skipped: tuple[int, ...]
 
 
-def decoded(
-    dataset: ImageDataset,
-    transform: Transform,
-    batches: Iterable[list[Place]],
-    *,
-    seed: int = 0,
-    name: str = "",
-    workers: int = 0,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Decode and augment, a batch at a time; see ``decoded_for``.
-
-    Yields:
-        Images (b, C, H, W), uint8, and labels (b,), int64.
-    """
-    for images, labels in decoded_for(dataset, [transform], batches, seed=seed, name=name, workers=workers):
-        yield images[0], labels
-
-
 def decoded_for(
     dataset: ImageDataset,
     transforms: Sequence[Transform],

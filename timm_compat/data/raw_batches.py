@@ -78,6 +78,8 @@ def raw_batches(
         DataError: no image at all, an iterable's item that holds no images, or an image that cannot be decoded.
     """
     if isinstance(images, ImageDataset):
+        if not transforms:
+            raise DataError("images: expected a transform, such as that of a data_config, for image files, got none")
         parts = _own(len(images), batch_size, process)
         yield from _decoded(images, transforms, parts, workers, pin_memory, left_out)
     elif isinstance(images, Tensor | np.ndarray | ArrayDataset):

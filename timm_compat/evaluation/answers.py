@@ -12,9 +12,10 @@ from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.errors import ConfigError
 from timm_compat.evaluation.scores import Mask
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.passes import DEFAULTS, evaluating, passes, placed
+from timm_compat.models.passes import DEFAULTS, passes, placed
 from timm_compat.models.run_options import RunOptions
 from timm_compat.processes import gathered
 

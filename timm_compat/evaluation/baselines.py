@@ -22,9 +22,10 @@ from timm_compat.evaluation.post_hoc import (
     stitching,
 )
 from timm_compat.evaluation.scores import Array, accuracy, recombined_accuracy
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.passes import DEFAULTS, evaluating, extract_features
+from timm_compat.models.passes import DEFAULTS, extract_features
 from timm_compat.models.run_options import RunOptions
 from timm_compat.seeding import generator
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from timm_compat.errors import DataError
 from timm_compat.methods.logistic import fit_logistic
 from timm_compat.methods.ridge import Moments, fit_ridge
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.passes import evaluating
 from timm_compat.seeding import generator
 
 HELD_OUT_EVERY = 10

@@ -248,9 +248,7 @@ def _measured(
 
 def _shift(images: Moments) -> float:
     """Mean square of the reference features' means, in units of their variance over these images."""
-    mean = images.sum_y / images.count
-    variance = images.yy / images.count - mean.square()
-    return float(mean.square().sum() / variance.sum())
+    return float((images.sum_y / images.count).square().sum() / (images.spread() / images.count).sum())
 
 
 def _training_facts(report: JoinReport) -> dict[str, Any]:

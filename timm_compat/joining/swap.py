@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from timm_compat.data.raw_batches import RawImages
-from timm_compat.errors import ConfigError, FuseError
+from timm_compat.errors import ConfigError
 from timm_compat.imagenet import short_words
 from timm_compat.joining.join import join
 from timm_compat.joining.report import Agreement, JoinReport
-from timm_compat.models.composed import CompatModel, compose
+from timm_compat.models.composed import CompatModel, compose, plainest
 from timm_compat.models.cost import Cost, measure_cost
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -157,11 +157,7 @@ def _taken_apart(model: Any, weights: Any, class_names: Any) -> tuple[CompatExtr
 
 
 def _cost(model: CompatModel) -> Cost:
-    try:
-        network: nn.Module = model.fuse()
-    except FuseError:
-        network = model
-    return measure_cost(network, model.extractor.backbone.input_size)
+    return measure_cost(plainest(model), model.extractor.backbone.input_size)
 
 
 def _changes(

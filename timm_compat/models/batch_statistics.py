@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_compat.errors import ConfigError
-from timm_compat.models.passes import evaluating
+from timm_compat.models.evaluating import evaluating
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from timm_compat.errors import BackboneError, ConfigError
 from timm_compat.imagenet import imagenet_names
 from timm_compat.models.backbone import TIMM_ERRORS, Backbone, parse_image_size
 from timm_compat.models.backbone_build import adopt_backbone, build_model
-from timm_compat.models.passes import evaluating
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.unwrapping import unwrapped
 from timm_compat.models.weights import count_classes, load_classifier
 from timm_compat.vocabulary import check_class_names

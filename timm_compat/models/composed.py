@@ -8,7 +8,7 @@ from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
-from timm_compat.errors import ComponentFileError
+from timm_compat.errors import ComponentFileError, FuseError
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
 from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
@@ -242,6 +242,14 @@ def compose(extractor: CompatExtractor, head: TaskHead | Mapping[str, TaskHead])
         SpaceMismatchError: they live in different spaces; the message lists the fields that differ.
     """
     return MultiHeadModel(extractor, head) if isinstance(head, Mapping) else CompatModel(extractor, head)
+
+
+def plainest(model: CompatModel) -> nn.Module:
+    """The plain timm model that it fuses to, or itself where it does not fuse."""
+    try:
+        return model.fuse()
+    except FuseError:
+        return model
 
 
 def _part(part: CompatExtractor | TaskHead) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_compat.models.passes import evaluating
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.run_options import home_of
 
 WARM_UP, RUNS = 2, 10

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_compat._extras import require
-from timm_compat.errors import ConfigError, ExportError, FuseError, OutputExistsError
+from timm_compat.errors import ConfigError, ExportError, OutputExistsError
 from timm_compat.models.backbone import TIMM_ERRORS
-from timm_compat.models.composed import CompatModel
-from timm_compat.models.passes import evaluating
+from timm_compat.models.composed import CompatModel, plainest
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.run_options import home_of
 from timm_compat.storage.files import replaced_file
 
@@ -61,7 +61,7 @@ def export_model(model: CompatModel, file: str | Path, images: Tensor | None = N
     """
     path = check_export(file)
     size = model.extractor.backbone.input_size
-    network = _network(model)
+    network = plainest(model)
     draw = torch.Generator().manual_seed(0)
     examples = torch.randn(EXAMPLES, *size, generator=draw) if images is None else images
     examples = examples.to(home_of(network))
@@ -91,13 +91,6 @@ def export_model(model: CompatModel, file: str | Path, images: Tensor | None = N
                 f"(by {difference:.2g} of the largest); keep the model composed"
             )
     return path
-
-
-def _network(model: CompatModel) -> nn.Module:
-    try:
-        return model.fuse()
-    except FuseError:
-        return model
 
 
 def _write_program(network: Any, example: Tensor, file: Path, facts: dict[str, Any], examples: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from timm_compat.errors import FuseError
 from timm_compat.models.backbone import Backbone
 from timm_compat.models.backbone_build import RESERVED_ARGUMENTS
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.rebuilding import check_rebuilds, in_evaluation
+from timm_compat.models.rebuilding import check_rebuilds
 from timm_compat.models.unwrapping import unwrapped
 
 FUSE_TOLERANCE = 1e-4
@@ -78,7 +79,8 @@ def _check_same(extractor: CompatExtractor, head: TaskHead, plain: nn.Module) ->
     device, dtype = head.classifier.weight.device, next(plain.parameters()).dtype
     shape = (2, *extractor.backbone.input_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    own = in_evaluation(lambda inputs: head(extractor(inputs)), extractor, head)(images)
+    with evaluating(extractor, head):
+        own = head(extractor(images))
     try:
         other = plain(images)
     except RuntimeError as error:  # a classifier on features that timm does not pool

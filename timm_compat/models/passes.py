@@ -16,6 +16,7 @@ from timm_compat.data.raw_batches import LeftOut, RawBatch, RawImages, count_ima
 from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import ConfigError
 from timm_compat.models.batch_size import default_batch_size
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.preprocess import Preprocess
 from timm_compat.models.run_options import PRECISIONS, RunKeywords, RunOptions, home_of
@@ -153,8 +154,11 @@ def run_networks(
     )  # fmt: skip
     compute = _Computer(networks, views, isinstance(images, ImageDataset), device, options.amp, layout, size)
     with _bar(options, count_images(images), description) as bar, evaluating(*modules), placed(modules, device, layout):
+        said = 0
         for batch, outputs in _one_ahead(batches, compute):
-            _logger.info("%s, batch size %d, %s", device, compute.size, options.amp or "float32")
+            if said != compute.size:
+                said = compute.size
+                _logger.info("%s, batch size %d, %s", device, said, options.amp or "float32")
             yield Passed(batch.positions, outputs, batch.labels)
             bar.update(len(batch.positions))
         compute.check_finite()
@@ -305,19 +309,6 @@ def placed(modules: Sequence[nn.Module], device: torch.device, layout: torch.mem
         for own, name, tensor, data in kept:
             tensor.data = data
             own[name] = tensor
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a block; afterwards the modules are as they were."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def prepare(extractor: CompatExtractor, images: Tensor, framed: bool = False) -> Tensor:

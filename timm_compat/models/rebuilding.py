@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from timm_compat.errors import ConfigError
 from timm_compat.models.backbone import TIMM_ERRORS, size_text
 from timm_compat.models.blank import Blank, with_tensors
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.unwrapping import plain_state
 
 TOLERANCE = 1e-4  # of the largest output; the same network on the same machine differs by rounding at most
@@ -74,13 +75,14 @@ def check_rebuilds(
     weight = next(model.parameters())
     rebuilt = with_tensors(rebuilt, partial(_build, model, args), plain_state(model), copied=False).to(weight.device)
     whole = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
-    try:  # a third of the pixels takes a third of the time
-        image = whole[..., :TRIAL_SIDE, :TRIAL_SIDE]
-        own = in_evaluation(forward, model)(model, image)
-    except TIMM_ERRORS:  # not every architecture takes other sizes
-        image = whole
-        own = in_evaluation(forward, model)(model, image)
-    other = in_evaluation(forward, rebuilt)(rebuilt, image)
+    with evaluating(model, rebuilt):
+        try:  # a third of the pixels takes a third of the time
+            image = whole[..., :TRIAL_SIDE, :TRIAL_SIDE]
+            own = forward(model, image)
+        except TIMM_ERRORS:  # not every architecture takes other sizes
+            image = whole
+            own = forward(model, image)
+        other = forward(rebuilt, image)
     if not _are_close(own, other):
         raise ConfigError(
             f"{name}: expected a model as timm builds it with {settings}, got one that differs at "
@@ -94,22 +96,6 @@ def classifier_names(model: Any, args: Mapping[str, Any]) -> set[str]:
     """Names of the tensors that a backbone lacks and its architecture's classifier has, norms before it included."""
     built = {name for name, _ in _shapes(_on_meta(model, args, num_classes=SOME_CLASSES))}
     return built - plain_state(model).keys()
-
-
-def in_evaluation(function: Callable[..., Tensor], *modules: nn.Module) -> Callable[..., Tensor]:
-    """A function that runs with these modules in evaluation mode; afterwards they are as they were."""
-
-    def run(*arguments: Any) -> Tensor:
-        modes = [(part, part.training) for module in modules for part in module.modules()]
-        try:
-            for module in modules:
-                module.eval()
-            return function(*arguments)
-        finally:
-            for part, mode in modes:
-                part.training = mode
-
-    return run
 
 
 def _build(model: Any, args: Mapping[str, Any], num_classes: int | None = None) -> Any:

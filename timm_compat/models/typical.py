@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_compat.models.backbone import Backbone
@@ -23,11 +23,10 @@ def typical_mean(backbone: Backbone) -> Tensor | None:
     by 0.2 of the features' spread; 30 photos of another kind do not tell it better. Rounded to bfloat16, so that the
     same weights give the same numbers on any machine.
     """
-    network: Any = copy.deepcopy(backbone).double().cpu().eval()
-    layers = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    if not layers or backbone.level != "pooled":
+    if backbone.level != "pooled" or not _keeping_statistics(backbone):
         return None
-    for layer in layers:
+    network: Any = copy.deepcopy(backbone).double().cpu().eval()
+    for layer in _keeping_statistics(network):
         layer.training, layer.track_running_stats = True, False
     channels, *size = backbone.input_size
     if not backbone.fixed_size:
@@ -36,3 +35,7 @@ def typical_mean(backbone: Backbone) -> Tensor | None:
     features: Tensor = network((2 * draw - 1) * RANGE)
     mean = features.mean(dim=0)
     return mean.bfloat16().float() if bool(mean.isfinite().all()) else None
+
+
+def _keeping_statistics(network: nn.Module) -> list[_BatchNorm]:
+    return [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]

@@ -15,9 +15,9 @@ from torch import nn
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError, OutputExistsError
 from timm_compat.methods.self_supervised import shared_tasks
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.passes import evaluating
 from timm_compat.seeding import seeded
 from timm_compat.space import CompatSpace
 from timm_compat.storage.files import check_new_folder, check_writable, replace_text, tensor_sha256

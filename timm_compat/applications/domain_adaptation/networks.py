@@ -9,12 +9,14 @@ from torch import Tensor
 
 from timm_compat.applications.copies import extractor_in
 from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
-from timm_compat.data.arrays import image_batches
 from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data.raw_batches import raw_batches
+from timm_compat.data.transforms import evaluation_transform
 from timm_compat.models.batch_statistics import measure_statistics
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.passes import evaluating, extract_features, prepare
+from timm_compat.models.passes import extract_features, prepare
 from timm_compat.seeding import generator, seeded
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images
@@ -72,5 +74,5 @@ def _shuffled_batches(extractor: CompatExtractor, images: Images, size: int, see
     order = torch.randperm(len(images), generator=generator(seed, "batch statistics"))
     if len(order) % size == 1:
         order = order[:-1]  # one image has no variance
-    for batch in image_batches(images.subset(order), size, extractor.data_config):
-        yield prepare(extractor, batch, isinstance(images, ImageDataset))
+    for batch in raw_batches(images.subset(order), size, [evaluation_transform(extractor.data_config)]):
+        yield prepare(extractor, batch.views[0], isinstance(images, ImageDataset))

@@ -11,9 +11,10 @@ from timm_compat.applications.transfer_learning.curve import Curve
 from timm_compat.applications.transfer_learning.target import Target
 from timm_compat.config import TrainConfig
 from timm_compat.methods.common_classes import vocabulary_positions
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.passes import evaluating, extract_features
+from timm_compat.models.passes import extract_features
 from timm_compat.training.feature_cache import Wanted, compute_features
 from timm_compat.training.fit import fit
 from timm_compat.training.loop import steps_per_epoch
