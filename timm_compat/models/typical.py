@@ -1,12 +1,14 @@
 """Where a network's features lie, without any image: what its BatchNorm layers know of the images it learned from."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from timm_compat.errors import ImageError
 from timm_compat.models.backbone import Backbone
 
 IMAGES = 8
@@ -28,13 +30,19 @@ def typical_mean(backbone: Backbone) -> Tensor | None:
     network: Any = copy.deepcopy(backbone).double().cpu().eval()
     for layer in _keeping_statistics(network):
         layer.training, layer.track_running_stats = True, False
-    channels, *size = backbone.input_size
-    if not backbone.fixed_size:
-        size = [max(LEAST_SIDE, side // 2) if side > LEAST_SIDE else side for side in size]
-    draw = torch.rand((IMAGES, channels, *size), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    features: Tensor = network((2 * draw - 1) * RANGE)
-    mean = features.mean(dim=0)
+    try:
+        mean = network(_noise(backbone.input_size, half=not backbone.fixed_size)).mean(dim=0)
+    except ImageError:  # kernels and blocks that ask for more: half the side is only quicker
+        mean = network(_noise(backbone.input_size, half=False)).mean(dim=0)
     return mean.bfloat16().float() if bool(mean.isfinite().all()) else None
+
+
+def _noise(input_size: Sequence[int], *, half: bool) -> Tensor:
+    channels, *size = input_size
+    if half:
+        size = [min(side, max(LEAST_SIDE, side // 2)) for side in size]
+    draw = torch.rand((IMAGES, channels, *size), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (2 * draw - 1) * RANGE
 
 
 def _keeping_statistics(network: nn.Module) -> list[_BatchNorm]:
