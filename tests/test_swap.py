@@ -113,6 +113,16 @@ class TestExport:
         assert json.loads(properties["class_names"]) == NAMES
         assert json.loads(properties["preprocessing"])["input_size"] == [3, SIZE, SIZE]
 
+    def test_is_held_against_the_model_on_the_images(self, swapped, tmp_path) -> None:
+        (tmp_path / "photos").mkdir()
+        Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / "0.png")
+        photos = tc.load_dataset("images", tmp_path / "photos")
+        assert export_model(swapped, tmp_path / "model.pt2", photos).is_file()
+        (tmp_path / "photos" / "0.png").write_bytes(b"no image")
+        with pytest.raises(tc.DataError, match=r"0\.png"):
+            export_model(swapped, tmp_path / "other.pt2", photos)
+        assert not (tmp_path / "other.pt2").exists()
+
     def test_to_a_file_of_another_kind(self, swapped, tmp_path) -> None:
         with pytest.raises(tc.ConfigError, match=r"\.onnx or \.pt2"):
             export_model(swapped, tmp_path / "model.h5")

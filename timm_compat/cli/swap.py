@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     model = swap(old, options.backbone, images, old_weights=options.old_weights, **settings)
     written = {}
     if file is not None:
-        written["export"] = str(export_model(model, file))
+        written["export"] = str(export_model(model, file, images))
     if folder is not None:
         written["output"] = str(model.save_pretrained(folder, fused=options.fuse))
     facts = {"space": model.extractor.space.fingerprint, **written, **model.swap_report.to_dict()}

@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from timm_compat._extras import require
+from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data.raw_batches import RawImages, raw_batches
+from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import ConfigError, ExportError, OutputExistsError
 from timm_compat.models.backbone import TIMM_ERRORS
 from timm_compat.models.composed import CompatModel, plainest
 from timm_compat.models.evaluating import evaluating
+from timm_compat.models.extractor import CompatExtractor
+from timm_compat.models.passes import prepare
 from timm_compat.models.run_options import home_of
 from timm_compat.storage.files import replaced_file
 
 SUFFIXES = (".onnx", ".pt2")
 TOLERANCE = 1e-3  # of the largest logit: other kernels add up in another order
-EXAMPLES = 3  # not the batch that is exported with, so that a batch size that was fixed is noticed
+EXAMPLES = 3  # images, not the batch that is exported with, so that a batch size that was fixed is noticed
 METADATA = "timm_compat.json"  # name within a .pt2 file
 
 
@@ -42,7 +47,7 @@ def check_export(file: str | Path) -> Path:
 
 
 @torch.no_grad()
-def export_model(model: CompatModel, file: str | Path, images: Tensor | None = None) -> Path:
+def export_model(model: CompatModel, file: str | Path, images: RawImages | None = None) -> Path:
     """Write a classifier to a file that runs without this package, for any batch size; it is kept if it gives the same.
 
     The file holds the preprocessing (timm's settings) and the class names as metadata: in ONNX as the properties
@@ -51,10 +56,12 @@ def export_model(model: CompatModel, file: str | Path, images: Tensor | None = N
     Args:
         model: left as it is.
         file: new; ".onnx" (with extra ``export``) or ".pt2" (``torch.export.load``).
-        images: (B, C, H, W), normalised, to compare on; random ones if None.
+        images: raw images (see ``extract_features``), on the first three of which both are compared; random ones if
+            None.
 
     Raises:
         ConfigError: another suffix.
+        DataError: no image, or one that cannot be decoded.
         ExportError: PyTorch cannot export the network, or the exported one gives other logits.
         MissingExtraError: a package that ONNX needs is missing.
         OutputExistsError: the file exists.
@@ -62,9 +69,7 @@ def export_model(model: CompatModel, file: str | Path, images: Tensor | None = N
     path = check_export(file)
     size = model.extractor.backbone.input_size
     network = plainest(model)
-    draw = torch.Generator().manual_seed(0)
-    examples = torch.randn(EXAMPLES, *size, generator=draw) if images is None else images
-    examples = examples.to(home_of(network))
+    examples = _examples(model.extractor, images).to(home_of(network))
     facts = {
         "preprocessing": model.extractor.data_config,
         "class_names": list(model.class_names),
@@ -91,6 +96,14 @@ def export_model(model: CompatModel, file: str | Path, images: Tensor | None = N
                 f"(by {difference:.2g} of the largest); keep the model composed"
             )
     return path
+
+
+def _examples(extractor: CompatExtractor, images: RawImages | None) -> Tensor:
+    """Normalised images (b, C, H, W) to compare on."""
+    if images is None:
+        return torch.randn(EXAMPLES, *extractor.backbone.input_size, generator=torch.Generator().manual_seed(0))
+    batch = next(raw_batches(images, EXAMPLES, [evaluation_transform(extractor.data_config)]))
+    return prepare(extractor, batch.views[0], framed=isinstance(images, ImageDataset))
 
 
 def _write_program(network: Any, example: Tensor, file: Path, facts: dict[str, Any], examples: Tensor) -> Tensor:

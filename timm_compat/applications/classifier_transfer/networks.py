@@ -1,12 +1,9 @@
-"""What both parts of the application do with networks: read their images, train them alone, train a head on one."""
+"""What both parts of the application do with networks: read their images, train them alone, join them."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
-from torch.nn import functional as F
 
 from timm_compat.applications.build import build_member
 from timm_compat.applications.copies import own_space
@@ -18,7 +15,6 @@ from timm_compat.evaluation.cells import LEAST_CLASSES
 from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.passes import extract_features
 from timm_compat.recipes.schema import DataRecipe, MemberRecipe, SpaceRecipe
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images, Member
@@ -28,8 +24,6 @@ ALONE: dict[str, Any] = {
     **{"alignment": "none", "vocabulary_weight": 0.0, "rotation_fraction": 0.0},
     **{"influence_weight": 0.0, "distillation_weight": 0.0},
 }
-HEAD_DECAY = 1e-3  # half of it times the squared weights is added to the mean cross-entropy
-HEAD_STEPS = 200
 
 Read = Callable[[str, DataRecipe, MemberRecipe], Images]
 
@@ -112,30 +106,6 @@ def train_alone(
     seconds = trials.train(name, own, [member], replace(training, **ALONE)).seconds
     own.finalize(reference=member.extractor.digest())
     return member, seconds
-
-
-def trained_head(extractor: CompatExtractor, data: Images) -> TaskHead:
-    """A linear head trained with labels on a frozen extractor: multinomial logistic regression, by L-BFGS from zero.
-
-    Args:
-        extractor: of a level "pooled" space; left as it is.
-        data: labelled images.
-    """
-    head = TaskHead(extractor.space, data.class_names)
-    features = extract_features(extractor, data).cpu()
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=HEAD_STEPS, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(head(features), data.labels)
-        value = value + HEAD_DECAY / 2 * head.classifier.weight.square().sum()
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    head.facts = replace(head.facts, training={"method": "logistic regression, frozen extractor", "images": len(data)})
-    return head.eval().to(extractor.preprocess.mean.device)
 
 
 def same_images(

@@ -12,13 +12,13 @@ from timm_compat.applications.classifier_transfer.networks import (
     joined,
     read_network,
     train_alone,
-    trained_head,
 )
 from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
 from timm_compat.applications.trials import Trials
 from timm_compat.evaluation.columns import matrix_of_columns
 from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.probe import linear_probe
 from timm_compat.models.heads import TaskHead
 from timm_compat.training.members import Member
 
@@ -102,7 +102,7 @@ def _apart(
 
     def retrain_pair(row: str, column: str) -> float:
         extractor, network = members[row].extractor, networks[column]
-        return pair_accuracy(extractor, trained_head(extractor, network.data), network.test)
+        return pair_accuracy(extractor, linear_probe(extractor, network.data, seed=seed), network.test)
 
     for way, cell in (("joined", join_pair), ("retrained", retrain_pair)):
         if way in recipe.transfer.ways:

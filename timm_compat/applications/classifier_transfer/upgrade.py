@@ -18,7 +18,6 @@ from timm_compat.applications.classifier_transfer.networks import (
     read_network,
     same_images,
     train_alone,
-    trained_head,
 )
 from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe, UpgradeRecipe
 from timm_compat.applications.trials import Trials
@@ -27,6 +26,7 @@ from timm_compat.errors import ConfigError, DataError
 from timm_compat.evaluation.cells import LEAST_CLASSES
 from timm_compat.evaluation.matrix import recombination_matrix
 from timm_compat.evaluation.predictions import negative_flip_rate
+from timm_compat.evaluation.probe import linear_probe
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.space import CompatSpace
@@ -142,7 +142,7 @@ def measure_upgrade(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrad
     old = _old(recipe, seed, upgrade, trials)
     free, seconds = train_alone(f"seed{seed}-upgrade-unconstrained", upgrade.new, old.space, training, trials)
     start = time.perf_counter()
-    retrained = {name: trained_head(free.extractor, data) for name, data in upgrade.data.items()}
+    retrained = {name: linear_probe(free.extractor, data, seed=seed) for name, data in upgrade.data.items()}
     took = time.perf_counter() - start
     labels = sum(len(data) for data in upgrade.data.values())
     ways = {
@@ -210,7 +210,7 @@ def _old(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrade, trials: 
     assert space is not None
     for name, data in upgrade.data.items():
         if name not in heads:
-            heads[name] = trained_head(extractor, data)
+            heads[name] = linear_probe(extractor, data, seed=seed)
     first = next(iter(heads.values()))
     on_new = _right(extractor, {"": first}, {"": upgrade.new.test})[""]
     return _Old(extractor, space, heads, _right(extractor, heads, upgrade.tests), on_new)
