@@ -1,5 +1,6 @@
 """Split: a timm classifier becomes an extractor and a head that give its logits."""
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from test_sweep import FAMILIES, SIZE, SMALL
 from torch import Tensor, nn
 
 import timm_compat as tc
+from timm_compat.cli import main
 from timm_compat.imagenet import class_words, imagenet_names, short_words
 from timm_compat.models.backbone_build import build_model
 from timm_compat.models.weights import count_classes
@@ -164,6 +166,14 @@ class TestClassNames:
         names = imagenet_names(count)
         assert names is not None
         assert (names[0], len(set(names))) == (first, count)
+
+    def test_are_shown_in_words(self, capsys, tmp_path) -> None:
+        names = ["n01440764", "n01443537", "rose"]
+        tc.TaskHead(tc.CompatSpace(4), names).save_pretrained(tmp_path / "head")
+        assert main(["info", str(tmp_path / "head")]) == 0
+        assert "class_names: 3: tench; goldfish; rose\n" in capsys.readouterr().out
+        assert main(["info", str(tmp_path / "head"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["class_names"] == names
 
     def test_in_words(self) -> None:
         assert class_words("n01440764") == "tench, Tinca tinca"

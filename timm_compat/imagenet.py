@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from timm_compat.vocabulary import printable
@@ -35,6 +36,12 @@ def short_words(name: str) -> str:
     """The first of a class's words, fit for a terminal: "tench" for "n01440764"; any other name as it is."""
     words = class_words(name)
     return printable(words if words == name else words.partition(",")[0])
+
+
+def listed_words(names: Sequence[str], most: int = 5) -> str:
+    """The first names in words, fit for a terminal, and how many more there are: "tench; goldfish; 998 more"."""
+    shown = [short_words(name) for name in names[:most]]
+    return "; ".join(shown + ([f"{len(names) - most:,} more"] if len(names) > most else []))
 
 
 @functools.cache

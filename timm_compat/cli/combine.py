@@ -10,7 +10,7 @@ from timm_compat.applications.predict import Prediction, image_files, open_class
 from timm_compat.cli.places import add_place_options, place
 from timm_compat.cli.run_options import add_run_options, run_options
 from timm_compat.errors import DataError, SpaceMismatchError
-from timm_compat.imagenet import short_words
+from timm_compat.imagenet import listed_words, short_words
 from timm_compat.models.composed import compose
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -78,7 +78,11 @@ def run_compose(options: argparse.Namespace) -> None:
         facts["output"] = str(model.save_pretrained(options.output, fused=options.fuse))
     if options.push is not None:
         facts["pushed"] = str(model.push_to_hub(options.push, fused=options.fuse))
-    lines = [f"{facts['extractor']} and {facts['head']} fit: space {facts['space']}, {model.num_classes} classes"]
+    shown = listed_words(model.class_names)
+    lines = [
+        f"{facts['extractor']} and {facts['head']} fit: space {facts['space']}",
+        f"{model.num_classes:,} classes: {shown}",
+    ]
     lines += [f"{name}: {facts[name]}" for name in ("output", "pushed") if name in facts]
     print(json.dumps(facts) if options.json else "\n".join(lines))
 

@@ -12,6 +12,7 @@ from timm_compat.errors import ConfigError
 from timm_compat.hub.loading import load, pull, read_facts
 from timm_compat.hub.push import push_fused
 from timm_compat.hub.search import DEFAULT_LIMIT, search
+from timm_compat.imagenet import listed_words
 from timm_compat.models.composed import CompatModel
 from timm_compat.space import CompatSpace
 from timm_compat.storage.component import Component
@@ -139,11 +140,7 @@ def run_info(options: argparse.Namespace) -> None:
         **ours,
     }
     known = {key: value for key, value in facts.items() if value not in (None, [], {})}
-    print(
-        json.dumps(known)
-        if options.json
-        else "\n".join(f"{_short(key)}: {_short(value)}" for key, value in known.items())
-    )
+    print(json.dumps(known) if options.json else "\n".join(_line(key, value) for key, value in known.items()))
 
 
 def run_search(options: argparse.Namespace) -> None:
@@ -172,6 +169,12 @@ def _fingerprint(space: str | None) -> str | None:
     if space is None or ("/" not in space and not Path(space).is_dir()):
         return space
     return CompatSpace.from_config(read_facts(space)[0][ROOT_KEY].get("space")).fingerprint
+
+
+def _line(key: str, value: Any) -> str:
+    if key == "class_names" and isinstance(value, list):
+        value = f"{len(value):,}: {listed_words([str(name) for name in value])}"
+    return f"{_short(key)}: {_short(value)}"
 
 
 def _short(value: object) -> str:

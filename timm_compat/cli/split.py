@@ -7,11 +7,9 @@ from typing import Any
 from timm_compat.cli.model_options import add_model_options, model_arguments
 from timm_compat.cli.run_options import add_run_options, run_keywords
 from timm_compat.data.sources import load_dataset
-from timm_compat.imagenet import short_words
+from timm_compat.imagenet import listed_words
 from timm_compat.models.split import split
 from timm_compat.storage.files import check_new_folder, new_folder
-
-SHOWN_CLASSES = 3
 
 
 def add_parser(commands: Any) -> None:
@@ -60,13 +58,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _text(facts: dict[str, Any]) -> str:
-    shown = [short_words(name) for name in facts["class_names"][:SHOWN_CLASSES]]
-    rest = facts["num_classes"] - len(shown)
-    classes = "; ".join(shown) + (f"; {rest:,} more" if rest else "")
     return "\n".join(
         [
             f"{facts['architecture']} split: {facts['feature_dim']:,} features, {facts['num_classes']:,} classes",
-            f"Classes: {classes}",
+            f"Classes: {listed_words(facts['class_names'])}",
             f"Space: {facts['space']}, in {facts['output']}/space; extractor and head beside it",
         ]
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from timm_compat.errors import ComponentFileError, ConfigError, HubAccessError, HubError, HubNotFoundError
+from timm_compat.imagenet import listed_words
 from timm_compat.space import FINGERPRINT_DIGITS, CompatSpace
 from timm_compat.storage.facts import Facts
 from timm_compat.storage.files import ROLES, ROOT_KEY, check_format
@@ -279,13 +280,12 @@ def _why_not(
 
 
 def _cells(row: Found) -> list[str]:
-    names = ", ".join(row.class_names[:5]) + (" ..." if len(row.class_names) > 5 else "")
     cells = (
         row.repo_id,
         f"{row.role}, fused" if row.fused else row.role,
         row.architecture or "",
         str(row.feature_dim),
-        f"{len(row.class_names)}: {names}" if row.class_names else "",
+        f"{len(row.class_names):,}: {listed_words(row.class_names)}" if row.class_names else "",
         "" if row.parameters is None else f"{row.parameters:,}",
         "" if row.accuracy is None else f"{row.accuracy:.3f}",
         row.license or "not stated",
