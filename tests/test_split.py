@@ -169,7 +169,8 @@ class TestClassNames:
 
     def test_are_shown_in_words(self, capsys, tmp_path) -> None:
         names = ["n01440764", "n01443537", "rose"]
-        tc.TaskHead(tc.CompatSpace(4), names).save_pretrained(tmp_path / "head")
+        space = tc.CompatSpace(4).finalize(reference="0" * 64)
+        tc.TaskHead(space, names).save_pretrained(tmp_path / "head")
         assert main(["info", str(tmp_path / "head")]) == 0
         assert "class_names: 3: tench; goldfish; rose\n" in capsys.readouterr().out
         assert main(["info", str(tmp_path / "head"), "--json"]) == 0
