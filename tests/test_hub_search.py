@@ -73,7 +73,7 @@ class TestSearch:
         found = tc.search(space=parts.space)
         assert {row.repo_id: row.architecture for row in found}["alice/fused"] == "test_efficientnet"
         table = found.to_markdown()
-        assert re.search(r"\| lab/head +\| head +\| +\| 8 +\| 3: cat, dog, owl +\| 27 +\| 0.750 +\| mit", table)
+        assert re.search(r"\| lab/head +\| head +\| +\| 8 +\| 3: cat; dog; owl +\| 27 +\| 0.750 +\| mit", table)
         assert "not stated" in table
 
     def test_tags_that_promise_more_than_the_config_holds(self, published: LoopbackHub, parts: Parts) -> None:
