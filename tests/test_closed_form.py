@@ -76,6 +76,22 @@ class TestClosedForm:
         objective(found).backward()
         assert found.grad.abs().max() < 1e-8 * (1 + objective(found).item())
 
+    @pytest.mark.parametrize("count", [4, 9])
+    def test_without_images_no_step_lowers_the_objective(self, count: int) -> None:
+        f, d = 7, 6
+        u, v = drawn(count, f), drawn(count, d, seed=1)
+        weight, bias = ClosedForm(None, ClassRows(u, v)).map()
+        given, unit = strengths(0, f, has_classes=True), v.square().sum() / d
+        left, values, right = np.linalg.svd((v.T @ u).numpy(), full_matrices=False)
+        known = min(count, d)
+        assert (values[known:] < 1e-9).all()
+        q = torch.from_numpy(left[:, :known] @ right[:known]) * u.norm() / v.norm()
+        found = (weight / 1.3).requires_grad_()  # what is made louder, as it was before
+        loss = given.classes * (v @ found - u).square().sum() / unit + given.rotation * (found - q).square().sum()
+        loss.backward()
+        assert found.grad.abs().max() < 1e-8 * (1 + loss.item())
+        assert bias.count_nonzero() == 0
+
     def test_images_of_one_network_in_both_places_give_the_identity(self) -> None:
         x = drawn(500, 8)
         weight, bias = ClosedForm(moments(x, x), None).map()

@@ -207,10 +207,20 @@ def _without_images(rows: ClassRows) -> Tensor:
     gram, cross = _class_moments(rows)
     weights = strengths(0, rows.new.shape[1], has_classes=True)
     spread = rows.new.norm() / rows.space.norm().clamp(min=LEAST_SPREAD)
-    rotation = spread * partial_isometry(cross.T)
-    values, vectors = torch.linalg.eigh(gram)
-    right = (weights.classes * cross + weights.rotation * rotation.T) @ vectors
-    return (right / (weights.classes * values + weights.rotation) @ vectors.T).T
+    right = weights.classes * cross + weights.rotation * spread * _rotation(rows).T
+    left = weights.classes * gram
+    left.diagonal().add_(weights.rotation)
+    return torch.cholesky_solve(right.T, torch.linalg.cholesky(left))
+
+
+def _rotation(rows: ClassRows) -> Tensor:
+    """The partial isometry (D, F) of V'U: between the K directions that the rows span, where these are fewer."""
+    directions = min(rows.new.shape[1], rows.space.shape[1])
+    if len(rows.new) >= directions:
+        return partial_isometry(rows.space.T @ rows.new)
+    new, new_rows = torch.linalg.qr(rows.new.T)
+    space, space_rows = torch.linalg.qr(rows.space.T)
+    return space @ partial_isometry(space_rows @ new_rows.T, directions) @ new.T
 
 
 def _class_moments(rows: ClassRows) -> tuple[Tensor, Tensor]:
@@ -220,16 +230,20 @@ def _class_moments(rows: ClassRows) -> tuple[Tensor, Tensor]:
     return gram / unit, rows.new.T @ rows.space / unit
 
 
-def partial_isometry(matrix: Tensor) -> Tensor:
+def partial_isometry(matrix: Tensor, directions: int | None = None) -> Tensor:
     """The orthogonal polar factor of (D, F): its singular values, where they say anything, become 1, the others 0.
 
     Of all maps of that kind the one nearest to the matrix (Higham, SIAM J. Sci. Stat. Comput. 1986). Where everything
     counts it is the rotation of the orthogonal Procrustes problem.
+
+    Args:
+        matrix: (D, F).
+        directions: singular values to take the mean of, where those that are not in the matrix are 0.
     """
     tall = len(matrix) >= matrix.shape[1]
     gram = matrix.T @ matrix if tall else matrix @ matrix.T
     values, vectors = torch.linalg.eigh(gram)
-    known = values > NO_DIRECTION**2 * values.clamp(min=0).mean()
+    known = values > NO_DIRECTION**2 * values.clamp(min=0).sum() / (directions or len(values))
     inverse = torch.where(known, values.clamp(min=LEAST_SPREAD**2), 1.0).rsqrt() * known
     root = (vectors * inverse) @ vectors.T
     return matrix @ root if tall else root @ matrix
