@@ -25,6 +25,7 @@ def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, output: Path, *tabl
     return json.loads((output / "speed.json").read_text())
 
 
+@pytest.mark.slow
 def test_results_are_complete_and_kept(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

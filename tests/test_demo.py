@@ -38,6 +38,7 @@ class TestDemo:
         }  # fmt: skip
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    @pytest.mark.slow
     def test_report_ends_with_lines_that_run(self, tmp_path) -> None:
         first = run("demo", "--epochs", "1", "--img-size", "16", cwd=tmp_path)
         assert first.returncode == 0, first.stderr

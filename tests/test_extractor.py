@@ -19,6 +19,7 @@ NAMES = timm.list_models("test_*")
 SIZE = 64
 D = 16
 SOME = ["test_resnet", "test_vit", "test_efficientnet"]
+ALL_SLOWLY = [pytest.param(name, marks=[] if name in SOME else [pytest.mark.slow]) for name in NAMES]
 
 
 def space(level: str = "pooled", **settings: Any) -> tc.CompatSpace:
@@ -50,7 +51,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_SLOWLY)
 class TestFeatures:
     def test_pooled(self, name: str) -> None:
         extractor = make(name)
@@ -87,7 +88,7 @@ class TestFeatures:
         torch.testing.assert_close(extractor(images()), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_SLOWLY)
 @pytest.mark.parametrize("level", ["pooled", "map"])
 class TestTraining:
     def test_gradients_reach_every_trainable_parameter_and_no_other(self, name: str, level: str) -> None:
@@ -182,13 +183,13 @@ class TestMap:
 
 
 class TestImageSizes:
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", ALL_SLOWLY)
     def test_another_size_where_the_extractor_is_made_for_it(self, name: str) -> None:
         extractor = make(name, img_size=(64, 96))
         assert extractor.data_config["input_size"] == (3, 64, 96)
         assert extractor(images(size=(64, 96))).shape == (4, D)
 
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", ALL_SLOWLY)
     def test_another_size_afterwards_works_or_names_the_way_out(self, name: str) -> None:
         extractor = make(name, img_size=None)
         assert extractor.data_config["input_size"] == (3, 160, 160)
@@ -281,7 +282,7 @@ class TestTimmKeywords:
             make("test_vit", num_heads=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL_SLOWLY)
 class TestStateDict:
     @pytest.mark.parametrize("level", ["pooled", "map"])
     def test_round_trips(self, name: str, level: str, tmp_path: Path) -> None:
@@ -435,7 +436,7 @@ class TestPlainTimm:
 
 
 class TestAdoption:
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", ALL_SLOWLY)
     def test_of_a_built_model(self, name: str, tmp_path: Path) -> None:
         model = timm.create_model(name, num_classes=7, in_chans=1).eval()
         before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -31,6 +31,7 @@ def command(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
     return json.loads(captured.out)
 
 
+@pytest.mark.slow
 def test_the_story(
     hub: LoopbackHub, people: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 LARGEST_SHARE = 0.1  # of the time of `import timm`
 RUNS = 5
@@ -33,6 +35,7 @@ def probe() -> tuple[float, list[str]]:
     return answer["share"], answer["new"]
 
 
+@pytest.mark.slow
 def test_import_is_cheap_and_lazy() -> None:
     _, new = probe()  # this run also writes the bytecode
     assert "timm_compat" in new

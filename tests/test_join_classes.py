@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 import timm_compat as tc
 
+pytestmark = pytest.mark.slow  # two networks are trained first
+
 DIGITS = tuple(str(digit) for digit in range(10))
 PARITY = ("even", "odd")
 

@@ -222,6 +222,7 @@ class TestOutputFolder:
     def test_scaler_and_precision_are_kept(self, tmp_path, precision) -> None:
         check_precision_is_kept(tmp_path, precision)
 
+    @pytest.mark.slow
     def test_a_machine_whose_half_precision_gives_nan_is_told_from_a_fault_of_ours(
         self, tmp_path, monkeypatch, capsys
     ) -> None:

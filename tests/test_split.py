@@ -1,6 +1,7 @@
 """Split: a timm classifier becomes an extractor and a head that give its logits."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,7 +60,8 @@ def assert_same(logits: Tensor, expected: Tensor) -> None:
     assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def assert_splits(model: Any, tmp_path: Any, **settings: Any) -> None:
+def assert_splits(model: nn.Module, **settings: Any) -> tc.CompatModel:
+    """The model of both parts, which gives the logits, as its fused form and the space's own head do."""
     extractor, head = tc.split(model, class_names=NAMES, **settings)
     images = inputs(extractor)
     composed = tc.compose(extractor, head)
@@ -68,19 +70,26 @@ def assert_splits(model: Any, tmp_path: Any, **settings: Any) -> None:
         assert_same(composed(images), expected)
         assert_same(tc.CommonClassesHead(extractor.space)(extractor(images)), expected)
         assert_same(composed.fuse()(images), expected)
-        parts = [part.save_pretrained(tmp_path / str(number)) for number, part in enumerate((extractor, head))]
-        loaded = tc.compose(tc.CompatExtractor.from_pretrained(parts[0]), tc.TaskHead.from_pretrained(parts[1]))
-        assert_same(loaded(images), expected)
+    return composed
+
+
+@torch.no_grad()
+def assert_loads_the_same(composed: tc.CompatModel, folder: Path) -> None:
+    images = inputs(composed.extractor)
+    saved = enumerate((composed.extractor, composed.head))
+    body, top = (part.save_pretrained(folder / str(number)) for number, part in saved)
+    loaded = tc.compose(tc.CompatExtractor.from_pretrained(body), tc.TaskHead.from_pretrained(top))
+    assert_same(loaded(images), composed(images))
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_parts_give_the_logits(name: str, tmp_path) -> None:
-    assert_splits(built(name), tmp_path, img_size=SIZE)
+    assert_loads_the_same(assert_splits(built(name), img_size=SIZE), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_splits_or_says_why_not(family: str, tmp_path) -> None:
+def test_every_family_splits_or_says_why_not(family: str) -> None:
     name, settings = SMALL[family]
     settings = {"img_size": SIZE, **settings}
     model = built(name, **settings)
@@ -88,7 +97,7 @@ def test_every_family_splits_or_says_why_not(family: str, tmp_path) -> None:
         with pytest.raises(tc.BackboneError, match=NOT_LINEAR[family]):
             tc.split(model, class_names=NAMES, img_size=settings["img_size"])
     else:
-        assert_splits(model, tmp_path, img_size=settings["img_size"])
+        assert_splits(model, img_size=settings["img_size"])
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +154,14 @@ class TestWithImages:
             features.std(dim=0, unbiased=False)[varies], torch.ones(96)[varies], atol=1e-3, rtol=0
         )
         assert varies.sum() > 10
-        assert_splits(model, tmp_path, images=photos, img_size=SIZE)
+        assert_loads_the_same(assert_splits(model, images=photos, img_size=SIZE), tmp_path)
 
     def test_a_feature_that_never_varies_stays_finite(self, photos, tmp_path) -> None:
         model = built("test_efficientnet")
         model.bn2.weight.data[:3] = 0
         extractor, _ = tc.split(model, class_names=NAMES, images=photos, img_size=SIZE)
         assert tc.extract_features(extractor, photos)[:, :3].abs().max() < 1e-2
-        assert_splits(model, tmp_path, images=photos, img_size=SIZE)
+        assert_loads_the_same(assert_splits(model, images=photos, img_size=SIZE), tmp_path)
 
 
 class TestClassNames:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # processes that train
+
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "study.py"
 SMALL = ["--images", "80", "--test-images", "60", "--epochs", "1", "--seeds", "0"]
 

@@ -1,6 +1,7 @@
 """Every architecture that timm lists: on the meta device all of them, and a real forward and backward for each family.
 
-The sweep over all architectures is slow: ``pytest tests/test_sweep.py -m slow -s`` prints its table.
+By default one small network of each kind, slowly one of every family, and all architectures: ``pytest
+tests/test_sweep.py -m slow -s`` prints the table.
 """
 
 from collections.abc import Iterator
@@ -145,10 +146,10 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
 NOT_FUSABLE = {"volo"}
 
 FAMILIES = sorted(SMALL.keys() & MODULES.keys())
-# Nothing small exists in these.
-HEAVY = {"inception_resnet_v2", "nasnet", "pnasnet"}
-FAMILIES_HEAVY_ONES_SLOWLY = [
-    pytest.param(family, marks=[pytest.mark.slow] if family in HEAVY else []) for family in FAMILIES
+# One of each kind: convolutions with BatchNorm and without, windows, tokens, tokens of several stages, channels last.
+KINDS = {"resnet", "efficientnet", "nfnet", "convnext", "maxxvit", "vision_transformer", "levit", "mambaout"}
+MOST_FAMILIES_SLOWLY = [
+    pytest.param(family, marks=[] if family in KINDS else [pytest.mark.slow]) for family in FAMILIES
 ]
 
 
@@ -185,7 +186,7 @@ class TestEveryFamily:
         assert not missing, f"give these modules of timm {timm.__version__} a small architecture in SMALL: {missing}"
         assert sum(len(names) for names in MODULES.values()) == len(ARCHITECTURES)
 
-    @pytest.mark.parametrize("family", FAMILIES_HEAVY_ONES_SLOWLY)
+    @pytest.mark.parametrize("family", MOST_FAMILIES_SLOWLY)
     def test_forward_and_backward(self, family: str) -> None:
         assert SMALL[family][0] in MODULES[family]
         extractor = small(family, space())
