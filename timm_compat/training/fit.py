@@ -14,7 +14,6 @@ from torch import nn
 
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError, OutputExistsError
-from timm_compat.methods.self_supervised import shared_tasks
 from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -25,9 +24,10 @@ from timm_compat.training.accelerators import own_accelerator
 from timm_compat.training.checkpoint import FOLDER, Checkpoints
 from timm_compat.training.joint import JointModule
 from timm_compat.training.loop import Loop, Validate, steps_per_epoch
-from timm_compat.training.members import Images, Member, Reference, check_members, check_purpose
+from timm_compat.training.members import Images, Member, Reference, asked_tasks, check_members
 from timm_compat.training.optimization import Schedule, create_optimizer
 from timm_compat.training.streams import Sources, uses_cache
+from timm_compat.training.terms import check_purpose
 from timm_compat.training.views import FeatureView, ImageView
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,7 @@ def fit(
         raise ConfigError(f"best_metric: expected validate= to measure {config.best_metric!r}, got none")
     output = check_output(config, resume)
     cached = uses_cache(members, config)
-    tasks = shared_tasks(space.methods, config.rotation_fraction)
-    view = FeatureView(tasks) if cached else ImageView(config.channels_last)
+    view = FeatureView(asked_tasks(space, config)) if cached else ImageView(config.channels_last)
     joint = JointModule(space, members, config, reference=reference, view=view)
     with own_accelerator(config) as accelerator:
         _open_run(output, space, members, config, accelerator, _images(members, pool, reference) if output else {})
