@@ -22,6 +22,8 @@ VALUES = {
     "level": "pooled",
     "space": "0123456789abcdef",
     "input_size": "3 x 32 x 32",
+    "weights": "in this repository",
+    "timm_source": "alice/extractor",
     "class_names": "cat, dog",
     "num_classes": "2",
     "normalization": "batch",

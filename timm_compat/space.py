@@ -216,7 +216,7 @@ class CompatSpace(Component):
         if not isinstance(config, dict):
             raise ComponentFileError(f"space: expected a JSON object, got {type(config).__name__}")
         try:
-            check_format("space", config["format"])
+            check_format("space", config["format"], FORMAT)
             space = cls(
                 config["feature_dim"],
                 config["class_names"],

@@ -15,12 +15,22 @@ from timm_compat.models.backbone_config import backbone_facts, backbone_from_con
 from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
+from timm_compat.models.thin import base_tensors, find_base
 from timm_compat.models.unwrapping import plain_name, plain_state, unwrapped
 from timm_compat.space import CompatSpace, check_space
-from timm_compat.storage.cards import render_card
+from timm_compat.storage.base import Base
+from timm_compat.storage.cards import PLACEHOLDER, render_card
 from timm_compat.storage.component import Component
 from timm_compat.storage.facts import Facts
-from timm_compat.storage.files import INTERFACE_FILE, ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
+from timm_compat.storage.files import (
+    INTERFACE_FILE,
+    ROOT_KEY,
+    THIN_FORMAT,
+    WEIGHTS_FILE,
+    check_new_folder,
+    tensors_sha256,
+    write_component,
+)
 from timm_compat.storage.reading import cached_commit, open_files
 from timm_compat.storage.source import Where
 
@@ -112,12 +122,20 @@ class CompatExtractor(Component, nn.Module):
         """SHA-256 over all weights and statistics; names this extractor as a reference."""
         return tensors_sha256(plain_state(self))
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(self, folder: str | Path, *, thin: bool = False) -> Path:
         """Write the extractor to a new folder; ``model.safetensors`` there is a checkpoint that plain timm loads.
+
+        Args:
+            folder: new or empty.
+            thin: leave the backbone's weights where they are, in the Hub repository ``facts.base_model``: the folder
+                then names repository, commit and SHA-256 in their place, and loading fetches and checks them. Only for
+                a backbone that is as it came (``trainable="adapter"``, ``split``, ``join``).
 
         Raises:
             DraftSpaceError: the space is a draft.
-            ConfigError: the backbone was built with arguments that are no JSON values.
+            ConfigError: the backbone was built with arguments that are no JSON values; or ``thin``, and no base is
+                known, or it holds other weights.
+            HubError: ``thin``, and the base can neither be found in the cache nor fetched.
             OutputExistsError: the folder holds something already.
         """
         backbone = unwrapped(self.backbone)
@@ -126,7 +144,12 @@ class CompatExtractor(Component, nn.Module):
         if self.facts.base_model is not None:
             facts["base_model_relation"] = self.relation
         root, unbounded = timm_config(backbone), unbounded_buffers(backbone.model)
-        return write_component(folder, "extractor", facts, weights, self.card(), root, unbounded)
+        if thin:
+            check_new_folder(folder)
+            facts["base"] = find_base(backbone.model, self.facts, unbounded).to_config()
+            del weights[WEIGHTS_FILE]
+        number = THIN_FORMAT if thin else None
+        return write_component(folder, "extractor", facts, weights, self.card(thin=thin), root, unbounded, number)
 
     @classmethod
     def from_pretrained(
@@ -135,16 +158,19 @@ class CompatExtractor(Component, nn.Module):
         *,
         trainable: str = "full",
         convert: bool = False,
+        base: str | Path | None = None,
         **where: Unpack[Where],
     ) -> Self:
         """Read an extractor from a folder that ``save_pretrained`` wrote, or from the Hub; in evaluation mode.
 
-        Nothing else is downloaded: the backbone's weights are the repository's own.
+        Nothing else is downloaded, unless the extractor is a thin one: then its base's weights, from the repository and
+        the commit that it names.
 
         Args:
             folder_or_repo_id: a folder where there is one, else a Hub id "owner/name".
             trainable: "full" or "adapter".
             convert: accept other floating-point types and convert them to float32.
+            base: a thin extractor's base on disk, taken if its hash is the one that is named.
             **where: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder`` (see ``Where``).
 
         Raises:
@@ -160,7 +186,14 @@ class CompatExtractor(Component, nn.Module):
 
         shapes = build_shapes(build)
         model, interface = shapes.backbone.model, shapes.interface
-        weights = files.tensors(WEIGHTS_FILE, config, model.state_dict(), unbounded_buffers(model), convert)
+        unbounded = unbounded_buffers(model)
+        if "base" in config[ROOT_KEY]:
+            asked = Base.from_config(config[ROOT_KEY]["base"])
+            weights = base_tensors(asked, model.state_dict(), unbounded, base, where)
+        elif base is not None:
+            raise ConfigError(f"base: expected none, for {files} holds its backbone's weights itself; drop it")
+        else:
+            weights = files.tensors(WEIGHTS_FILE, config, model.state_dict(), unbounded, convert)
         fitted = files.tensors(INTERFACE_FILE, config, interface.state_dict(), convert=convert)
         tensors = {f"backbone.model.{name}": tensor for name, tensor in weights.items()}
         tensors |= {f"interface.{name}": tensor for name, tensor in fitted.items()}
@@ -186,7 +219,7 @@ class CompatExtractor(Component, nn.Module):
         """Of backbone and interface."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def card(self, repo_id: str | None = None, *, picture: bool = False) -> str:
+    def card(self, repo_id: str | None = None, *, picture: bool = False, thin: bool = False) -> str:
         """The text of its card.
 
         Raises:
@@ -201,11 +234,13 @@ class CompatExtractor(Component, nn.Module):
             "parameters": f"{self.num_parameters:,}",
             "space": self.space.fingerprint,
             "input_size": " x ".join(str(side) for side in (channels, *size)),
+            "weights": f"those of {self.facts.base_model}, fetched from there" if thin else "in this repository",
+            "timm_source": (self.facts.base_model if thin else repo_id) or PLACEHOLDER,
         }
         return render_card(
             "extractor",
             values,
-            self.space.tags("extractor"),
+            self.space.tags("extractor", THIN_FORMAT if thin else None),
             self.facts,
             repo_id=repo_id,
             picture=picture,

@@ -30,6 +30,14 @@ class Where(TypedDict, total=False):
     subfolder: str
 
 
+def elsewhere(where: Where, revision: str | None) -> Where:
+    """The keywords that say how the Hub is asked, for a revision of another repository."""
+    access = where.copy()
+    access["revision"] = revision
+    access.pop("subfolder", None)
+    return access
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a component was loaded from.
