@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError, ConfigError, DraftSpaceError, SpaceMismatchError
+from timm_compat.imagenet import named_in_words
 from timm_compat.methods.registry import check_tensors, initial_tensors, method_names, methods_of, shared_shapes
 from timm_compat.storage.cards import render_card
 from timm_compat.storage.component import Component
@@ -352,7 +353,7 @@ class CompatSpace(Component):
             "level": self.level,
             "normalization": self.normalization,
             "methods": ", ".join(self.methods) or "none",
-            "class_names": listed(self.class_names) or "none",
+            "class_names": listed(self.class_names, shown_as=named_in_words) or "none",
             "space": self.fingerprint,
         }
         return render_card("space", values, self.tags("space"), self.facts, repo_id=repo_id, picture=picture)

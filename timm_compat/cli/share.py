@@ -89,7 +89,11 @@ def run_push(options: argparse.Namespace) -> None:
         stated = Facts.from_config(read_facts(options.folder)[0][ROOT_KEY]).license
         source = push_fused(options.folder, options.repo_id, license_id=_license(options, stated), **settings)
     facts = {"repo_id": source.location, "commit": source.commit, "sha256": dict(source.sha256)}
-    print(json.dumps(facts) if options.json else f"{source.location} at commit {source.commit}")
+    line = f"{source.location} at commit {source.commit}"
+    if source.pull_request is not None:
+        facts["pull_request"] = source.pull_request
+        line = f"{line}, to be merged: {printable(source.pull_request)}"
+    print(json.dumps(facts) if options.json else line)
 
 
 def _push_component(component: Component, options: argparse.Namespace, settings: dict[str, Any]) -> Source:

@@ -253,6 +253,4 @@ def _shift(images: Moments) -> float:
 
 def _training_facts(report: JoinReport) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": "joined in closed form", "rests_on": report.rests_on}
-    if report.agreement is not None:
-        facts["agreement"] = round(report.agreement, 4)
-    return facts
+    return facts | {f"agreement under {name}": str(found) for name, found in report.agreements.items()}

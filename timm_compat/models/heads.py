@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError, ConfigError
+from timm_compat.imagenet import named_in_words
 from timm_compat.methods.registry import methods_of
 from timm_compat.models.blank import build_shapes
 from timm_compat.models.interface import as_weights
@@ -152,7 +153,7 @@ class TaskHead(Component, nn.Module):
             DraftSpaceError: the space is a draft.
         """
         values = {
-            "class_names": listed(self.class_names),
+            "class_names": listed(self.class_names, shown_as=named_in_words),
             "num_classes": str(self.num_classes),
             "parameters": f"{sum(parameter.numel() for parameter in self.parameters()):,}",
             "feature_dim": str(self.space.feature_dim),

@@ -47,12 +47,14 @@ class Source:
         commit: of the Hub repository; None for a folder.
         subfolder: within it.
         sha256: of every weights file, by name.
+        pull_request: address of the pull request that a push opened; None otherwise.
     """
 
     location: str
     commit: str | None
     subfolder: str
     sha256: Mapping[str, str]
+    pull_request: str | None = None
 
     def to_config(self) -> dict[str, Any]:
         """JSON values; a folder's name is nobody else's business and stays out."""
