@@ -35,8 +35,8 @@ from timm_compat.storage.reading import cached_commit, open_files
 from timm_compat.storage.source import Where
 
 WHOLE_IMAGE = 1.0  # crop_pct of networks that start at random: nothing demands that they see less
-TRAINABLE = ("full", "adapter")
-RELATIONS = {"full": "finetune", "adapter": "adapter"}  # to the base model, in the Hub's words
+TRAINABLE = ("full", "adapter", "frozen")
+RELATIONS = {"full": "finetune", "adapter": "adapter", "frozen": "adapter"}  # to the base model, in the Hub's words
 
 
 class CompatExtractor(Component, nn.Module):
@@ -48,8 +48,8 @@ class CompatExtractor(Component, nn.Module):
     Args:
         backbone: source of features.
         space: where the features live.
-        trainable: "full", or "adapter": only the interface learns; the backbone's weights, BatchNorm statistics and
-            dropout stay as they are, also in training mode.
+        trainable: "full"; "adapter": only the interface learns, the backbone's weights, BatchNorm statistics and
+            dropout stay as they are, also in training mode; "frozen": nothing learns, the interface stays too.
 
     Raises:
         ConfigError: ``trainable`` is something else.
@@ -71,8 +71,10 @@ class CompatExtractor(Component, nn.Module):
         self.trainable = trainable
         self.num_features = space.feature_dim
         self.fit_report: Any = None
-        if trainable == "adapter":
+        if trainable != "full":
             backbone.requires_grad_(False)
+        if trainable == "frozen":
+            self.interface.requires_grad_(False)
         self.train(self.training)
 
     @property
@@ -112,10 +114,12 @@ class CompatExtractor(Component, nn.Module):
         return inference_transform(self.backbone.data_config)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; with ``trainable="adapter"`` the backbone stays in evaluation mode."""
+        """Training mode; what does not learn stays in evaluation mode."""
         super().train(mode)
-        if self.trainable == "adapter":
+        if self.trainable != "full":
             self.backbone.eval()
+        if self.trainable == "frozen":
+            self.interface.eval()
         return self
 
     def digest(self) -> str:
@@ -168,7 +172,7 @@ class CompatExtractor(Component, nn.Module):
 
         Args:
             folder_or_repo_id: a folder where there is one, else a Hub id "owner/name".
-            trainable: "full" or "adapter".
+            trainable: "full", "adapter" or "frozen".
             convert: accept other floating-point types and convert them to float32.
             base: a thin extractor's base on disk, taken if its hash is the one that is named.
             **where: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder`` (see ``Where``).
@@ -291,7 +295,7 @@ def create_extractor(
             that is compiled or wrapped for several devices is taken out of it).
         space: the space of its features.
         pretrained: whether to load timm's weights (by name only).
-        trainable: "full" or "adapter".
+        trainable: "full", "adapter" or "frozen".
         out_index: at level "map" the stage to read, an index into timm's intermediate features.
         img_size: H = W, or (H, W), of the images; the model's own if None. Works for every architecture: where the
             size is fixed it is handed to timm, elsewhere it sets the preprocessing.

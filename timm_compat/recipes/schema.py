@@ -23,7 +23,7 @@ from timm_compat.recipes.checks import (
 )
 from timm_compat.space import LEVELS, MAX_FEATURE_DIM, NORMALIZATIONS
 
-TRAINABLE = ("full", "adapter")
+TRAINABLE = ("full", "adapter", "frozen")
 ROOTED_DATASETS = ("folder", "images", "npz")
 METRICS = ("native", "recombined")  # what a recipe's run measures
 

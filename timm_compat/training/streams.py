@@ -32,7 +32,7 @@ class Stream(Protocol):
 
 def uses_cache(members: Sequence[Member], config: TrainConfig) -> bool:
     """Whether backbones see every image once: all are frozen, and images are not augmented."""
-    frozen = all(member.extractor.trainable == "adapter" for member in members)
+    frozen = all(member.extractor.trainable != "full" for member in members)
     return frozen and config.cache_features and not augmentation_of(config)
 
 

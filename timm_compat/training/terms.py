@@ -269,6 +269,11 @@ def check_purpose(
     if reference is not None and not asked:
         raise ConfigError("reference: expected alignment, influence_weight or distillation_weight to use it, got none")
     for member in members:
+        if member.head is None and member.extractor.trainable == "frozen":
+            raise ConfigError(
+                f"member {member.name!r} has no head and a frozen extractor, so nothing of it learns; give it a head, "
+                'or make it an adapter (trainable="adapter")'
+            )
         if member.head is None and not (asked_tasks(space, config) or AlignmentTerm.name in asked):
             raise ConfigError(
                 f"member {member.name!r} has no head, so it learns from self-supervised tasks "
