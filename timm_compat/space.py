@@ -60,6 +60,13 @@ class CompatSpace(Component):
 
     Raises:
         ConfigError: a value out of range, an unknown name, empty or repeated class names.
+
+    Example:
+        >>> space = tc.CompatSpace(64, class_names=["cat", "dog"], methods=["common_classes", "rotation"])
+        >>> space.is_final
+        False
+        >>> space.finalize().is_final
+        True
     """
 
     def __init__(

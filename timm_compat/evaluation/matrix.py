@@ -263,6 +263,16 @@ def recombination_matrix(
         ConfigError: no extractor or no head, or a setting out of range.
         DataError: no image, images of one class only, or no head knows two of the classes.
         SpaceMismatchError: parts of different spaces, and ``cross_space`` is false.
+
+    Example:
+        >>> digits = tc.load_digits("test")
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> names = "test_resnet", "test_vit"
+        >>> extractors = {name: tc.create_extractor(name, space, in_chans=1, img_size=32) for name in names}
+        >>> heads = {name: tc.TaskHead(space, digits.class_names) for name in extractors}
+        >>> matrix = tc.recombination_matrix(extractors, heads, digits)
+        >>> matrix.accuracy.shape, matrix.rows
+        ((2, 2), ('test_resnet', 'test_vit'))
     """
     return measure(extractors, heads, dataset, cross_space=cross_space, options=RunOptions(**run))[0]
 

@@ -131,6 +131,13 @@ def swap(
         BackboneError: a model cannot be built, or the old one not be split.
         ConfigError: unknown class names, neither images nor classes in common, or images that can be read once only.
         DataError: fewer than 10 images, or one that cannot be decoded.
+
+    Example:
+        >>> names = ["cat", "dog", "owl"]
+        >>> old, new = (timm.create_model(name, num_classes=3) for name in ("test_resnet", "test_efficientnet"))
+        >>> model = tc.swap(old, new, old_class_names=names, class_names=names)
+        >>> model.extractor.architecture, model.class_names
+        ('test_efficientnet', ('cat', 'dog', 'owl'))
     """
     if isinstance(images, Iterator):
         raise ConfigError("swap: expected images that can be read twice, such as a tensor or a set, got an iterator")

@@ -58,6 +58,16 @@ class Method:
         name: among a space's ``methods``, of the shared head, and of the loss in the history.
         uses_classes: whether it asks for classes that the tasks have in common, by name.
         is_trained: whether its shared head learns with the members while the space is a draft.
+
+    Example:
+        >>> class SmallFeatures(tc.Method):
+        ...     name = "small_features"
+        ...     def weight(self, config):
+        ...         return 0.01
+        ...     def losses(self, head, seen):
+        ...         return seen.features.square().mean(dim=1), seen.num_images
+        >>> tc.register_method(SmallFeatures()).name
+        'small_features'
     """
 
     name: str

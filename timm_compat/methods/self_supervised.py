@@ -28,6 +28,13 @@ class SelfSupervisedTask(Method):
         change: images (n, C, H, W) and answers (n,), from 0, to changed images (n, C, H, W).
         starts_upright: whether answer 0 leaves an image as it is.
         needs_square: whether images must be as high as wide.
+
+    Example:
+        >>> def negative(images, answers):
+        ...     return torch.where(answers[:, None, None, None] == 1, -images, images)
+        >>> task = tc.SelfSupervisedTask("negative", 2, negative)
+        >>> task.change(torch.ones(2, 1, 1, 1), torch.tensor([0, 1])).flatten().tolist()
+        [1.0, -1.0]
     """
 
     name: str

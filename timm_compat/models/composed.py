@@ -38,6 +38,13 @@ class CompatModel(Component, nn.Module):
 
     Raises:
         SpaceMismatchError: the parts live in different spaces.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> model = tc.compose(tc.create_extractor("test_resnet", space), tc.TaskHead(space, ["cat", "dog"])).eval()
+        >>> plain = model.fuse()  # a timm model, nothing of this package inside
+        >>> type(plain).__name__, plain.num_classes
+        ('ResNet', 2)
     """
 
     def __init__(self, extractor: CompatExtractor, head: TaskHead) -> None:
@@ -247,6 +254,16 @@ def compose(extractor: CompatExtractor, head: TaskHead | Mapping[str, TaskHead])
     Raises:
         ConfigError: a mapping without heads.
         SpaceMismatchError: they live in different spaces; the message lists the fields that differ.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> extractor, head = tc.create_extractor("test_vit", space), tc.TaskHead(space, ["cat", "dog"])
+        >>> images = extractor.preprocess(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+        >>> tc.compose(extractor, head)(images).shape
+        torch.Size([2, 2])
+        >>> both = tc.compose(extractor, {"pets": head, "birds": tc.TaskHead(space, ["owl"])})
+        >>> {name: tuple(logits.shape) for name, logits in both(images).items()}
+        {'pets': (2, 2), 'birds': (2, 1)}
     """
     return MultiHeadModel(extractor, head) if isinstance(head, Mapping) else CompatModel(extractor, head)
 

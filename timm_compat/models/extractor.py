@@ -53,6 +53,14 @@ class CompatExtractor(Component, nn.Module):
 
     Raises:
         ConfigError: ``trainable`` is something else.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"]).finalize()
+        >>> folder = tc.create_extractor("test_resnet", space).save_pretrained("extractor")
+        >>> extractor = tc.CompatExtractor.from_pretrained(folder)
+        >>> images = torch.zeros(2, 3, 200, 300, dtype=torch.uint8)  # of any size
+        >>> extractor(extractor.preprocess(images)).shape
+        torch.Size([2, 64])
     """
 
     num_classes = 0
@@ -308,6 +316,12 @@ def create_extractor(
             cannot be loaded, or no features of that level.
         ConfigError: an argument out of range.
         SpaceMismatchError: "initial_weights" is among the space's methods and this start is another one.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32)
+        >>> extractor(torch.zeros(2, 1, 32, 32)).shape
+        torch.Size([2, 64])
     """
     check_space(space)
     model = unwrapped(model)

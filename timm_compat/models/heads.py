@@ -43,6 +43,11 @@ class TaskHead(Component, nn.Module):
 
     Raises:
         ConfigError: empty or repeated class names, or a number out of range.
+
+    Example:
+        >>> head = tc.TaskHead(tc.CompatSpace(64), ["cat", "dog", "owl"])
+        >>> head(torch.zeros(2, 64)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(
@@ -174,6 +179,11 @@ class AuxiliaryHead(nn.Module):
     Raises:
         ConfigError: the space does not share such a head.
         DraftSpaceError: only the space's definition is at hand.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> tc.AuxiliaryHead(space, "rotation")(torch.zeros(2, 64)).shape
+        torch.Size([2, 4])
     """
 
     def __init__(self, space: CompatSpace, method: str) -> None:
@@ -207,7 +217,13 @@ class AuxiliaryHead(nn.Module):
 
 
 class CommonClassesHead(AuxiliaryHead):
-    """Logits (B, K) over the space's class vocabulary (Gygli et al. 2021, arXiv 2004.03898)."""
+    """Logits (B, K) over the space's class vocabulary (Gygli et al. 2021, arXiv 2004.03898).
+
+    Example:
+        >>> space = tc.CompatSpace(64, ["cat", "dog"], ["common_classes"])
+        >>> tc.CommonClassesHead(space)(torch.zeros(3, 64)).shape
+        torch.Size([3, 2])
+    """
 
     def __init__(self, space: CompatSpace) -> None:
         super().__init__(space, "common_classes")

@@ -57,6 +57,11 @@ class Facts:
 
     Raises:
         ConfigError: a member that the matrix does not have.
+
+    Example:
+        >>> facts = tc.Facts(license="apache-2.0", results=(tc.Result("digits", 0.98),))
+        >>> facts.to_config()["metrics"][0]["accuracy"]
+        0.98
     """
 
     license: str | None = None

@@ -88,6 +88,16 @@ def fit(
         SpaceMismatchError: a part of another space.
         TrainingError: a loss that is no finite number (names step and member), weights that are none at the end of an
             epoch (names it; the last sound checkpoint is kept), or a checkpoint that cannot be written.
+
+    Example:
+        >>> first, second = tc.load_digits("train").subset(range(300)).halves(torch.Generator().manual_seed(0))
+        >>> space = tc.CompatSpace(16, first.class_names, ["common_classes"])
+        >>> def member(name, data):
+        ...     extractor = tc.create_extractor("test_vit", space, in_chans=1, img_size=16)
+        ...     return tc.Member(name, extractor, tc.TaskHead(space, data.class_names), data)
+        >>> result = tc.fit(space, [member("a", first), member("b", second)], tc.TrainConfig(epochs=1), progress=None)
+        >>> space.is_final, len(result.history)
+        (True, 1)
     """
     config = config or TrainConfig()
     check_members(space, members)

@@ -27,6 +27,13 @@ class Member:
         head: trained in place; its class names are the data set's, in any order. None for a member without labels,
             which learns from self-supervised tasks and alignment only.
         dataset: images; their labels are looked at where there is a head.
+
+    Example:
+        >>> data = tc.load_digits("train")
+        >>> space = tc.CompatSpace(64, data.class_names, ["common_classes"])
+        >>> extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32)
+        >>> tc.Member("a", extractor, tc.TaskHead(space, data.class_names), data).name
+        'a'
     """
 
     name: str
@@ -45,6 +52,11 @@ class Reference:
     Attributes:
         extractor: its features are the targets of alignment.
         head: needed for the backward-compatible influence and the focal distillation.
+
+    Example:
+        >>> space = tc.CompatSpace(64)
+        >>> tc.Reference(tc.create_extractor("test_resnet", space)).head is None
+        True
     """
 
     extractor: CompatExtractor
