@@ -11,6 +11,7 @@ from typing import Any
 
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError
+from timm_compat.methods.registry import method_names
 from timm_compat.recipes.checks import (
     check_arguments,
     check_choice,
@@ -20,9 +21,9 @@ from timm_compat.recipes.checks import (
     check_text,
     check_whole,
 )
-from timm_compat.space import LEVELS, MAX_FEATURE_DIM, METHODS, NORMALIZATIONS
+from timm_compat.space import LEVELS, MAX_FEATURE_DIM, NORMALIZATIONS
 
-TRAINABLE = ("full", "adapter")
+TRAINABLE = ("full", "adapter", "frozen")
 ROOTED_DATASETS = ("folder", "images", "npz")
 METRICS = ("native", "recombined")  # what a recipe's run measures
 
@@ -35,7 +36,7 @@ class SpaceRecipe:
         feature_dim: number D of features.
         class_names: ordered vocabulary; if empty, and a method needs one, the classes that at least two members have
             in common, or all of a single member's.
-        methods: what the space shares, any of ``METHODS``.
+        methods: what the space shares, the names of methods.
         level: "pooled" or "map".
         normalization: the interface's last step: "batch", "layer" or "none".
         seed: of the auxiliary heads; the training's if None.
@@ -57,7 +58,7 @@ class SpaceRecipe:
         check_whole("feature_dim", self.feature_dim, least=1, most=MAX_FEATURE_DIM)
         _keep_names(self, "class_names", "methods")
         for method in self.methods:
-            check_choice("methods", method, METHODS)
+            check_choice("methods", method, method_names())
         check_choice("level", self.level, LEVELS)
         check_choice("normalization", self.normalization, NORMALIZATIONS)
         _check_seed(self.seed)

@@ -6,7 +6,7 @@ from typing import Any
 
 from timm_compat.data.shifts import SHIFTS
 from timm_compat.errors import ConfigError
-from timm_compat.methods.self_supervised import TASKS
+from timm_compat.methods.registry import self_supervised_tasks
 from timm_compat.recipes.checks import check_arguments, check_choice, check_names, check_switch, check_text, check_whole
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.recipes.trials import TrialsRecipe
@@ -149,10 +149,11 @@ class AdaptRecipe(TrialsRecipe):
 
     def _check_tasks(self) -> None:
         object.__setattr__(self, "tasks", check_names("tasks", self.tasks))
+        known = tuple(task.name for task in self_supervised_tasks())
         for task in self.tasks:
-            check_choice("tasks", task, tuple(TASKS))
+            check_choice("tasks", task, known)
         if not self.tasks:
-            raise ConfigError(f"tasks: expected at least one of {', '.join(TASKS)}, got none")
+            raise ConfigError(f"tasks: expected at least one of {', '.join(known)}, got none")
 
     def _check_modes(self) -> None:
         object.__setattr__(self, "modes", check_names("modes", self.modes))
