@@ -1,5 +1,6 @@
 """README and the pages of the site: their programs run, their command lines parse, their links lead somewhere."""
 
+import argparse
 import contextlib
 import io
 import re
@@ -12,6 +13,7 @@ import torch
 
 import timm_compat as tc
 from timm_compat.cli.main import main
+from timm_compat.methods import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -49,6 +51,7 @@ def readers_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", hub.user("hf_readersecret", "alice", "bob", "you"))
     torch.manual_seed(0)
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # what a page registers goes with it
     return tmp_path
 
 
@@ -85,21 +88,15 @@ def command_lines(path: Path) -> Iterator[str]:
 def parses(line: str, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the command line is one: its options are read, the command itself is not run."""
     parsed: list[object] = []
-    for command in ("run",):
-        monkeypatch.setattr("argparse.ArgumentParser.set_defaults", _recording(parsed, command))
+
+    def set_defaults(parser: argparse.ArgumentParser, **defaults: object) -> None:
+        parser._defaults.update(defaults, run=parsed.append)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "set_defaults", set_defaults)
     words = shlex.split(line, comments=True)[1:]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
         main(words)
     return bool(parsed)
-
-
-def _recording(parsed: list[object], command: str):
-    def set_defaults(parser, **defaults: object) -> None:
-        if command in defaults:
-            defaults[command] = parsed.append
-        parser._defaults.update(defaults)
-
-    return set_defaults
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if any(command_lines(path))], ids=name_of)
