@@ -23,6 +23,7 @@ LINKING = [*DOCUMENTS, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "scripts" / "re
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 README_BYTES = 8000
 QUICK = {"guides/devices.md", "guides/heads.md", "guides/method.md"}  # under 3 s each
+TRAINED = {"index.md", "guides/evaluate.md", "guides/train.md"}  # long enough for parts that fit
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]+)\)")
@@ -60,6 +61,8 @@ def test_the_programs_of_a_page_run_from_first_to_last(path: Path, readers_place
     names: dict[str, object] = {}
     for block in blocks(path, "python"):
         exec(compile(block, str(path), "exec"), names)
+    if name_of(path) in TRAINED:
+        assert names["matrix"].recombined_accuracy > 0.9
 
 
 @pytest.mark.slow
