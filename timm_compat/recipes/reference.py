@@ -39,6 +39,7 @@ class _Generator(GenerateJsonSchema):
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> dict[str, Any]:
         """Of a model."""
         made = super().dataclass_schema(schema)
+        made["additionalProperties"] = False  # older versions of pydantic say so of pydantic's own dataclasses only
         made["description"] = _summary(schema["cls"])
         described = _attributes(schema["cls"])
         for key, about in made["properties"].items():
