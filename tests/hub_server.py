@@ -379,7 +379,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({"files": answer, "commitOid": commit.oid})
 
     def _refuse_pull_request(self) -> None:
-        if self.query.get("create_pr") == ["1"]:
+        if self.query.get("create_pr") == ["1"] and not self.hub.store.takes_pull_requests:
             raise HubError(403, None, "Pull requests are disabled on this repository")
 
     def lfs_batch(self, repo: str) -> Callable[[], None]:
@@ -429,9 +429,14 @@ class _Handler(BaseHTTPRequestHandler):
                 under = value["path"]
                 files = {path: key for path, key in files.items() if path != under and not path.startswith(f"{under}/")}
         commit = found.add(files, head.oid, title)
-        found.branches[revision] = commit.oid
-        url = f"{self.hub.url}/{repo}/commit/{commit.oid}"
-        return self._json({"success": True, "commitUrl": url, "commitOid": commit.oid, "hookOutput": ""})
+        answer = {"success": True, "commitUrl": f"{self.hub.url}/{repo}/commit/{commit.oid}", "commitOid": commit.oid}
+        if self.query.get("create_pr") == ["1"]:
+            number = 1 + sum(name.startswith("refs/pr/") for name in found.branches)
+            found.branches[f"refs/pr/{number}"] = commit.oid
+            answer["pullRequestUrl"] = f"{self.hub.url}/{repo}/discussions/{number}"
+        else:
+            found.branches[revision] = commit.oid
+        return self._json({**answer, "hookOutput": ""})
 
     def resolve(self, repo: str, revision: str, file: str) -> Callable[[], None]:
         found = self._repo(repo)

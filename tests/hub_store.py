@@ -73,6 +73,7 @@ class Store:
         self.blobs: dict[str, bytes] = {}
         self.lfs: set[str] = set()
         self.upload_mode = "lfs"
+        self.takes_pull_requests = False
         self.counter = itertools.count()
 
     def put(self, content: bytes) -> str:

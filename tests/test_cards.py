@@ -22,6 +22,8 @@ VALUES = {
     "level": "pooled",
     "space": "0123456789abcdef",
     "input_size": "3 x 32 x 32",
+    "weights": "in this repository",
+    "timm_source": "alice/extractor",
     "class_names": "cat, dog",
     "num_classes": "2",
     "normalization": "batch",
@@ -104,6 +106,25 @@ def test_a_value_cannot_pose_as_a_mark() -> None:
 
 
 HOSTILE = "a`b | c ](http://evil) <script> <!-- /timm-compat:provenance --> \x1b[31m\nd"
+
+
+def test_licence_language_and_citation() -> None:
+    facts = tc.Facts(
+        license="other", license_name="house-rules", license_link="LICENSE", language="en",
+        citation="@misc{me,\n  title={```Mine```},\n}",
+    )  # fmt: skip
+    front, body = split(render_card("head", VALUES, TAGS, facts))
+    assert {key: front[key] for key in ("license", "license_name", "license_link", "language")} == {
+        "license": "other", "license_name": "house-rules", "license_link": "LICENSE", "language": "en",
+    }  # fmt: skip
+    assert "## Citation\n\n```bibtex\n@misc{me,\n  title={'''Mine'''},\n}\n```" in body
+    assert tc.Facts.from_config(facts.to_config()) == facts
+
+
+def test_imagenets_classes_are_named_in_words(tmp_path: Path) -> None:
+    space = tc.CompatSpace(4, ["n01440764", "rose"], ["common_classes"]).finalize()
+    for card in (space.card(), tc.TaskHead(space, space.class_names).card()):
+        assert "n01440764 (tench), rose" in card
 
 
 @pytest.mark.parametrize("role", CARD_ROLES)

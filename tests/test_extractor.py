@@ -159,6 +159,26 @@ class TestAdapter:
         assert not any(parameter.requires_grad for parameter in extractor.backbone.parameters())
 
 
+class TestFrozen:
+    def test_nothing_of_it_learns_and_a_head_does(self) -> None:
+        data = tc.load_digits("train").subset(range(64))
+        space = tc.CompatSpace(D, data.class_names, ["common_classes"])
+        extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32, trainable="frozen")
+        before, head = extractor.digest(), tc.TaskHead(space, data.class_names)
+        config = tc.TrainConfig(epochs=2, batch_size=32)
+        tc.fit(space, [tc.Member("a", extractor, head, data)], config, progress=None)
+        assert extractor.digest() == before
+        assert head.classifier.weight.count_nonzero() > 0
+        assert not any(module.training for module in extractor.train().backbone.modules())
+        assert not extractor.interface.training
+
+    def test_without_a_head_there_is_nothing_to_train(self) -> None:
+        extractor = make("test_resnet", trainable="frozen")
+        data = tc.ArrayDataset.from_arrays(torch.zeros(8, 3, SIZE, SIZE, dtype=torch.uint8).numpy(), [0, 1] * 4, "ab")
+        with pytest.raises(tc.ConfigError, match=r"member 'a' has no head and a frozen extractor"):
+            tc.fit(extractor.space, [tc.Member("a", extractor, None, data)], progress=None)
+
+
 class TestMap:
     @pytest.mark.parametrize(("out_index", "side"), [(0, 32), (1, 16), (2, 8), (3, 4), (4, 2), (-1, 2), (-5, 32)])
     def test_every_stage(self, out_index: int, side: int) -> None:
@@ -358,7 +378,7 @@ class TestFolder:
 
     def test_of_an_unknown_trainable(self, tmp_path: Path) -> None:
         folder = used("test_resnet").save_pretrained(tmp_path / "extractor")
-        with pytest.raises(tc.ConfigError, match="trainable: expected one of full, adapter, got 'head'"):
+        with pytest.raises(tc.ConfigError, match="trainable: expected one of full, adapter, frozen, got 'head'"):
             tc.CompatExtractor.from_pretrained(folder, trainable="head")
 
     def test_of_a_model_that_timm_could_not_rebuild_is_not_written(self, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from timm_compat.applications.transfer_learning.sections import (
     START,
     WHOLE,
 )
-from timm_compat.applications.transfer_learning.starts import FROZEN, copied, new_head
+from timm_compat.applications.transfer_learning.starts import copied, new_head
 from timm_compat.applications.transfer_learning.summary import section_table, spent, times_fewer
 from timm_compat.cli import main
 from timm_compat.recipes.reader import read_as
@@ -250,7 +250,7 @@ class TestStarts:
         assert torch.equal(logits[:, 0], torch.zeros(5))
         assert torch.allclose(logits[:, 1:], old(features)[:, [2, 0]])
 
-    @pytest.mark.parametrize("trainable", ["full", "adapter", FROZEN])
+    @pytest.mark.parametrize("trainable", ["full", "adapter", "frozen"])
     def test_what_is_not_to_learn_stays_and_the_given_part_always(self, trainable) -> None:
         data = tc.load_digits("train").subset(range(32))
         given = tc.create_extractor("test_resnet", tc.CompatSpace(8), in_chans=1, img_size=16, trainable="adapter")
@@ -268,7 +268,7 @@ class TestStarts:
                 for part in ("backbone", "interface")
             )
         ]
-        assert same == {"full": [False, False], "adapter": [True, False], FROZEN: [True, True]}[trainable]
+        assert same == {"full": [False, False], "adapter": [True, False], "frozen": [True, True]}[trainable]
 
 
 class TestCost:
@@ -284,7 +284,7 @@ class TestCost:
         return counter.get_total_flops()
 
     def test_a_head_alone_costs_one_pass_and_three_small_products(self) -> None:
-        member = self.member(FROZEN)
+        member = self.member("frozen")
         cost = measure_cost(member, tc.TrainConfig(batch_size=16))
         width, classes = member.extractor.backbone.num_features, len(member.dataset.class_names)
         assert cost.setup_flops == 48 * self.forward_flops(member)

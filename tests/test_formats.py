@@ -39,11 +39,15 @@ def output_of(role: str) -> torch.Tensor:
 
 @pytest.fixture
 def newer_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package as it will be once it writes a format 2."""
-    holders = [module for name, module in sys.modules.items() if name.startswith("timm_compat.")]
-    for module in holders:
-        if hasattr(module, "FORMAT"):
-            monkeypatch.setattr(module, "FORMAT", 2)
+    """The package as it will be once it writes a format 3."""
+    set_format(monkeypatch, FORMAT=3, NEWEST_FORMAT=3)
+
+
+def set_format(monkeypatch: pytest.MonkeyPatch, **numbers: int) -> None:
+    for name, module in list(sys.modules.items()):
+        for constant, number in numbers.items():
+            if name.startswith("timm_compat.") and hasattr(module, constant):
+                monkeypatch.setattr(module, constant, number)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -64,10 +68,10 @@ def test_a_newer_version_keeps_the_space_of_what_it_saves_anew(newer_format: Non
     head = tc.TaskHead.from_pretrained(FOLDER / "head")
     head.save_pretrained(tmp_path / "head")
     config = json.loads((tmp_path / "head" / "config.json").read_text())["timm_compat"]
-    assert (config["format"], config["space"]["format"]) == (2, 1)
+    assert (config["format"], config["space"]["format"]) == (3, 1)
     again = tc.TaskHead.from_pretrained(tmp_path / "head")
     assert tc.compose(tc.CompatExtractor.from_pretrained(FOLDER / "extractor"), again).class_names == ("owl", "cat")
-    assert tc.CompatSpace(8, methods=["rotation"]).definition()["format"] == 2
+    assert tc.CompatSpace(8, methods=["rotation"]).definition()["format"] == 3
 
 
 def test_facts_of_format_1() -> None:
@@ -96,7 +100,7 @@ def test_a_search_finds_every_format_that_can_be_read(
     request.getfixturevalue("newer_format")
     head.push_to_hub("lab/new")
     assert [found.repo_id for found in tc.search(space=head.space, role="head")] == ["lab/old", "lab/new"]
-    assert b"timm-compat-format:2" in hub.files("lab/new")["README.md"]
+    assert b"timm-compat-format:3" in hub.files("lab/new")["README.md"]
 
 
 def test_a_format_that_is_too_new_is_left_out_with_a_reason(
@@ -105,8 +109,7 @@ def test_a_format_that_is_too_new_is_left_out_with_a_reason(
     monkeypatch.setenv("HF_TOKEN", hub.user("hf_alicesecret", "alice", "lab"))
     head = tc.TaskHead.from_pretrained(FOLDER / "head")
     head.push_to_hub("lab/new")
-    for module in ("timm_compat.storage.files", "timm_compat.space"):
-        monkeypatch.setattr(sys.modules[module], "FORMAT", 1)
+    set_format(monkeypatch, FORMAT=1, NEWEST_FORMAT=2)
     found = tc.search(space=head.space)
     assert not found
     assert [(repo_id, "upgrade" in reason) for repo_id, reason in found.refused] == [("lab/new", True)]

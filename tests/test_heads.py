@@ -13,13 +13,6 @@ import timm_compat as tc
 D = 8
 NAMES = ("cat", "dog", "owl")
 METHODS = ("common_classes", "flip", "location", "rotation", "simplex")
-AUXILIARY = {
-    "rotation": tc.RotationHead,
-    "location": tc.LocationHead,
-    "flip": tc.FlipHead,
-    "common_classes": tc.CommonClassesHead,
-    "simplex": tc.SimplexHead,
-}
 
 
 def space(level: str = "pooled", **settings: Any) -> tc.CompatSpace:
@@ -180,23 +173,23 @@ class TestTaskHeadSettings:
 class TestAuxiliaryHeads:
     def test_is_the_spaces_linear_map_of_pooled_features(self, name: str, outputs: int, level: str) -> None:
         shared = space(level)
-        logits = AUXILIARY[name](shared)(features(level))
+        logits = tc.AuxiliaryHead(shared, name)(features(level))
         assert logits.shape == (5, outputs)
         pooled = features(level).mean(dim=(2, 3)) if level == "map" else features(level)
         bias = shared.shared.get(f"{name}.bias", torch.zeros(outputs))
         torch.testing.assert_close(logits, pooled @ shared.shared[f"{name}.weight"].T + bias)
 
     def test_learns_in_a_draft_and_is_frozen_in_a_final_space(self, name: str, outputs: int, level: str) -> None:
-        draft = AUXILIARY[name](space(level))
+        draft = tc.AuxiliaryHead(space(level), name)
         assert all(parameter.requires_grad == (name != "simplex") for parameter in draft.parameters())
-        final = AUXILIARY[name](space(level).finalize())
+        final = tc.AuxiliaryHead(space(level).finalize(), name)
         assert list(final.parameters())
         assert not any(parameter.requires_grad for parameter in final.parameters())
 
     def test_never_changes_the_space(self, name: str, outputs: int, level: str) -> None:
         shared = space(level)
         before = {key: tensor.clone() for key, tensor in shared.shared.items()}
-        head = AUXILIARY[name](shared)
+        head = tc.AuxiliaryHead(shared, name)
         with torch.no_grad():
             for parameter in head.parameters():
                 parameter.add_(1)
@@ -205,44 +198,51 @@ class TestAuxiliaryHeads:
 
     def test_trained_tensors_become_the_spaces(self, name: str, outputs: int, level: str) -> None:
         draft = space(level, methods=(name,))
-        head = AUXILIARY[name](draft)
+        head = tc.AuxiliaryHead(draft, name)
         with torch.no_grad():
             for parameter in head.parameters():
                 parameter.mul_(2)
         draft.finalize(head.shared_tensors())
-        assert torch.equal(AUXILIARY[name](draft)(features(level)), head(features(level)))
+        assert torch.equal(tc.AuxiliaryHead(draft, name)(features(level)), head(features(level)))
         assert draft.fingerprint != space(level, methods=(name,)).finalize().fingerprint
 
     def test_is_refused_where_the_space_does_not_share_it(self, name: str, outputs: int, level: str) -> None:
         others = tuple(method for method in METHODS if method != name)
         with pytest.raises(tc.ConfigError, match=f"{name}: expected it among the space's methods, got {others[0]}"):
-            AUXILIARY[name](space(level, methods=others))
+            tc.AuxiliaryHead(space(level, methods=others), name)
         with pytest.raises(tc.ConfigError, match=f"{name}: expected it among the space's methods, got none"):
-            AUXILIARY[name](space(level, methods=()))
+            tc.AuxiliaryHead(space(level, methods=()), name)
 
     def test_needs_the_spaces_tensors(self, name: str, outputs: int, level: str, tmp_path: Path) -> None:
         final = space(level).finalize()
         definition = tc.TaskHead.from_pretrained(tc.TaskHead(final, NAMES).save_pretrained(tmp_path / "head")).space
         with pytest.raises(tc.DraftSpaceError, match="load the space itself"):
-            AUXILIARY[name](definition)
+            tc.AuxiliaryHead(definition, name)
         loaded = tc.CompatSpace.from_pretrained(final.save_pretrained(tmp_path / "space"))
-        assert torch.equal(AUXILIARY[name](loaded)(features(level)), AUXILIARY[name](final)(features(level)))
+        read, made = (tc.AuxiliaryHead(one, name)(features(level)) for one in (loaded, final))
+        assert torch.equal(read, made)
+
+    def test_of_a_method_that_shares_none(self, name: str, outputs: int, level: str) -> None:
+        with pytest.raises(tc.ConfigError, match="initial_weights: expected"):
+            tc.AuxiliaryHead(space(level, methods=(name, "initial_weights")), "initial_weights")
 
 
 class TestNames:
     def test_the_vocabulary_is_the_spaces(self) -> None:
         assert tc.CommonClassesHead(space()).class_names == NAMES
-        assert tc.SimplexHead(space()).class_names == NAMES
+        assert isinstance(tc.CommonClassesHead(space()), tc.AuxiliaryHead)
+        assert tc.AuxiliaryHead(space(), "simplex").class_names == NAMES
 
     @pytest.mark.parametrize(("name", "count"), [("rotation", 4), ("location", 4), ("flip", 2)])
     def test_the_number_of_logits_of_a_task(self, name: str, count: int) -> None:
-        assert AUXILIARY[name](space()).num_classes == count
+        head = tc.AuxiliaryHead(space(), name)
+        assert (head.num_classes, head.class_names) == (count, ())
 
 
 class TestSimplex:
     @pytest.mark.parametrize("dim", [1, 2, 3, 8, 64, 511])
     def test_pairwise_cosines_are_equal(self, dim: int) -> None:
-        head = tc.SimplexHead(tc.CompatSpace(dim, ["a", "b"], ["simplex"]))
+        head = tc.AuxiliaryHead(tc.CompatSpace(dim, ["a", "b"], ["simplex"]), "simplex")
         weight = head.weight.detach().double()
         assert weight.shape == (dim + 1, dim)
         cosines = weight @ weight.T
@@ -250,7 +250,7 @@ class TestSimplex:
         torch.testing.assert_close(cosines, expected, atol=1e-6, rtol=0)
 
     def test_is_never_trained(self) -> None:
-        head = tc.SimplexHead(tc.CompatSpace(D, NAMES, ["simplex"]))
+        head = tc.AuxiliaryHead(tc.CompatSpace(D, NAMES, ["simplex"]), "simplex")
         assert head.bias is None
         assert not any(parameter.requires_grad for parameter in head.parameters())
         optimised = nn.ModuleList([head, nn.Linear(D, D)])
@@ -262,12 +262,14 @@ class TestSimplex:
 
     def test_holds_at_most_one_class_more_than_dimensions(self) -> None:
         names = [str(number) for number in range(D + 2)]
-        assert tc.SimplexHead(tc.CompatSpace(D, names[: D + 1], ["simplex"]))(features()).shape == (5, D + 1)
+        full = tc.CompatSpace(D, names[: D + 1], ["simplex"])
+        assert tc.AuxiliaryHead(full, "simplex")(features()).shape == (5, D + 1)
         with pytest.raises(tc.ConfigError, match=f"at most {D + 1} equiangular classes, got {D + 2}"):
             tc.CompatSpace(D, names, ["simplex"])
 
     def test_does_not_depend_on_the_seed_or_the_vocabulary(self) -> None:
         heads = [
-            tc.SimplexHead(tc.CompatSpace(D, names, ["simplex"], seed=seed)) for names, seed in ((["a"], 0), (["b"], 9))
+            tc.AuxiliaryHead(tc.CompatSpace(D, names, ["simplex"], seed=seed), "simplex")
+            for names, seed in ((["a"], 0), (["b"], 9))
         ]
         assert torch.equal(heads[0].weight, heads[1].weight)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import timm_compat as tc
+from timm_compat.cli import main
 
 TOKEN = "hf_alicesecret"
 
@@ -179,6 +180,20 @@ class TestPush:
         with pytest.raises(tc.HubAccessError, match="Pull requests are disabled"):
             tc.TaskHead(parts.space, ["x"]).push_to_hub("lab/head", create_pr=True)
         assert hub.files("lab/head") == before
+
+    def test_a_pull_request_tells_its_address(
+        self, hub: LoopbackHub, parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        parts.head.push_to_hub("lab/head")
+        before = hub.files("lab/head")
+        hub.store.takes_pull_requests = True
+        other = tc.TaskHead(parts.space, CLASSES)
+        source = other.push_to_hub("lab/head", create_pr=True)
+        assert source.pull_request == f"{hub.url}/lab/head/discussions/1"
+        assert hub.files("lab/head") == before
+        other.save_pretrained(tmp_path / "head")
+        assert main(["push", str(tmp_path / "head"), "lab/head", "--create-pr", "--license", "mit"]) == 0
+        assert f"{hub.url}/lab/head/discussions/2" in capsys.readouterr().out
 
     def test_a_repository_holds_one_component(self, hub: LoopbackHub, parts: Parts) -> None:
         parts.head.push_to_hub("lab/part")

@@ -199,7 +199,7 @@ CASES = [
         tc.ComponentFileError,
         "not a component of timm-compat",
     ),
-    Case("newer format", lambda hub: ours(hub, format=2), tc.ComponentFileError, "newer timm-compat; upgrade"),
+    Case("newer format", lambda hub: ours(hub, format=3), tc.ComponentFileError, "newer timm-compat; upgrade"),
     Case("unknown role", lambda hub: ours(hub, role="builtins.exec"), tc.ComponentFileError, "expected a role among"),
     Case("another role", lambda hub: None, tc.ComponentFileError, "role 'head', got 'extractor'", "lab/extractor"),
     Case(

@@ -229,6 +229,21 @@ class TestMatrix:
         plt.close(figure)
 
 
+class TestOfMembers:
+    def test_they_bring_their_parts(self, space, dataset) -> None:
+        head = reading_head(space, ["x", "y", "z"], [0, 1, 2])
+        members = [tc.Member("a", make(space, Oracle).eval(), head, dataset)]
+        members.append(tc.Member("b", make(space, Swapped).eval(), None, dataset))
+        found = tc.recombination_matrix(members, dataset=dataset)
+        parts = {member.name: member.extractor for member in members}, {"a": head}
+        assert found.to_dict() == tc.recombination_matrix(*parts, dataset).to_dict()
+        assert (found.rows, found.columns) == (("a", "b"), ("a",))
+
+    def test_without_images(self, space, dataset) -> None:
+        with pytest.raises(tc.ConfigError, match="members and dataset="):
+            tc.recombination_matrix([tc.Member("a", make(space), None, dataset)])
+
+
 class TestSideBySide:
     def test_columns_measured_on_images_of_their_own(self, space, dataset) -> None:
         extractors = {"a": make(space, Oracle), "b": make(space, Swapped)}

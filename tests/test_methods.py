@@ -13,23 +13,20 @@ from sklearn.metrics import r2_score
 from timm_compat.errors import DataError, ImageError
 from timm_compat.methods.alignment import contrastive_losses, l2_losses
 from timm_compat.methods.common_classes import common_class_losses, vocabulary_positions
+from timm_compat.methods.flip import turn_over
 from timm_compat.methods.focal_distillation import focal_distillation_losses
 from timm_compat.methods.influence import extend_classifier, influence_losses
 from timm_compat.methods.initial_weights import same_start, start_name
 from timm_compat.methods.linear_cka import linear_cka
+from timm_compat.methods.location import enlarge_quadrants
+from timm_compat.methods.method import Asked, Seen
+from timm_compat.methods.registry import self_supervised_tasks
 from timm_compat.methods.ridge import LAMBDAS, Moments, fit_ridge, solve
-from timm_compat.methods.self_supervised import (
-    TASKS,
-    answer_losses,
-    draw_answers,
-    enlarge_quadrants,
-    every_view,
-    rotate,
-    shared_tasks,
-    turn_over,
-    view_numbers,
-)
+from timm_compat.methods.rotation import ROTATION, rotate
+from timm_compat.methods.self_supervised import draw_answers, every_view, view_numbers
 from timm_compat.methods.simplex import simplex_vertices
+
+TASKS = {task.name: task for task in self_supervised_tasks()}
 
 
 def moments_of(x: torch.Tensor, y: torch.Tensor, batch: int = 7) -> Moments:
@@ -69,7 +66,9 @@ class TestRotation:
     def test_loss_is_the_negative_log_probability(self) -> None:
         logits, turns = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
         slow = [slow_cross_entropy(row, turn) for row, turn in zip(logits, turns.tolist(), strict=True)]
-        assert answer_losses(logits, turns).tolist() == pytest.approx(slow, rel=1e-5)
+        seen = Seen(torch.zeros(6, 2), 6, asked={"rotation": Asked(logits, turns, 6)})
+        each, count = ROTATION.losses(torch.nn.Identity(), seen)
+        assert (each.tolist(), count) == (pytest.approx(slow, rel=1e-5), 6)
 
 
 class TestSelfSupervisedTasks:
@@ -114,15 +113,15 @@ class TestSelfSupervisedTasks:
     @pytest.mark.parametrize("tasks", [(), ("rotation",), ("location",), ("rotation", "location", "flip")])
     def test_numbers_of_the_views(self, tasks: tuple[str, ...]) -> None:
         images = torch.rand(2, 1, 6, 6)
-        views = every_view(images, tasks)
+        asked = self_supervised_tasks(tasks)
+        views = every_view(images, asked)
         assert torch.equal(views[0], images)
-        for name, numbers in view_numbers(tasks).items():
+        for name, numbers in view_numbers(asked).items():
             for answer, number in enumerate(numbers.tolist()):
                 assert torch.equal(views[number], TASKS[name].change(images, torch.full((2,), answer)))
 
     def test_shared_ones_stand_in_one_order(self) -> None:
-        assert shared_tasks(["simplex", "flip", "rotation"], 0.5) == ("rotation", "flip")
-        assert shared_tasks(["flip", "rotation"], 0) == ()
+        assert [task.name for task in self_supervised_tasks(["simplex", "flip", "rotation"])] == ["rotation", "flip"]
 
 
 class TestCommonClasses:

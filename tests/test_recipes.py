@@ -300,7 +300,7 @@ def test_a_refusal_names_line_path_and_way_out(old: str, new: str, expected: str
         ("head: {depth: 0}", "7: members.a.head.depth: expected a number of at least 1, got 0"),
         ("head: {hidden_dim: 0}", "7: members.a.head.hidden_dim: expected a number of at least 1, got 0"),
         ("head: {drop_rate: 1}", "7: members.a.head.drop_rate: expected a number under 1, got 1"),
-        ("trainable: none", "7: members.a.trainable: expected one of full, adapter, got 'none'"),
+        ("trainable: none", "7: members.a.trainable: expected one of full, adapter, frozen, got 'none'"),
         ("img_size: 0", "7: members.a.img_size: expected a number of at least 1, got 0"),
         ("img_size: [32, 0]", "7: members.a.img_size.1: expected a number of at least 1, got 0"),
         (

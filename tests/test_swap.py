@@ -1,6 +1,7 @@
 """Swap: a classifier on another backbone, what its report says, and files that run without this package."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ class TestSwap:
             assert (change.num_images, change.changed) == (int(chosen.sum()), int((now != was)[chosen].sum()))
         assert "parameters:" in str(report)
         json.dumps(report.to_dict())
+
+    def test_its_card_tells_both_sides_and_the_join(self, swapped) -> None:
+        made = swapped.facts.training
+        assert (made["backbone"], made["classifier of"]) == ("test_efficientnet", "test_resnet")
+        assert "classes in common and" in made["rests_on"]
+        card = swapped.card()
+        assert "- classifier of: test_resnet" in card
+        assert re.search(
+            r"- agreement under the head over .*: 0\.\d\d \(0\.\d\d to [01]\.\d\d, \d+ held-out images\)", card
+        )
+
+    def test_base_models_of_both_sides_are_named(self) -> None:
+        model = tc.compose(*tc.split(trained("test_resnet")))
+        model.extractor.facts, model.head.facts = (tc.Facts(base_model=f"timm/{name}") for name in ("new", "old"))
+        assert "base_model:\n- timm/new\n- timm/old\n" in model.card()
 
     def test_without_images(self) -> None:
         model = tc.swap(trained("test_resnet"), trained("test_efficientnet", 1))

@@ -110,10 +110,10 @@ class TestAlignment:
 
     def test_fraction_decides_how_many_images_count(self, monkeypatch) -> None:
         seen = []
-        from timm_compat.training import joint
+        from timm_compat.training import terms
 
-        original = joint.l2_losses
-        monkeypatch.setattr(joint, "l2_losses", lambda z, t: (seen.append(len(z)), original(z, t))[1])
+        original = terms.l2_losses
+        monkeypatch.setattr(terms, "l2_losses", lambda z, t: (seen.append(len(z)), original(z, t))[1])
         space = make_space(())
         members = [make_member(space, "a"), make_member(space, "b")]
         tc.fit(space, members, tc.TrainConfig(**FAST, alignment="l2", alignment_fraction=0.5), progress=None)

@@ -37,10 +37,13 @@ from timm_compat.hub.search import Found, SearchResult, search
 from timm_compat.joining.join import join
 from timm_compat.joining.report import JoinReport
 from timm_compat.joining.swap import swap
+from timm_compat.methods.method import Asked, Method, Seen
+from timm_compat.methods.registry import register_method
+from timm_compat.methods.self_supervised import SelfSupervisedTask
 from timm_compat.models import registry as _registry  # noqa: F401  (registers timm's entry points)
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor, create_extractor
-from timm_compat.models.heads import CommonClassesHead, FlipHead, LocationHead, RotationHead, SimplexHead, TaskHead
+from timm_compat.models.heads import AuxiliaryHead, CommonClassesHead, TaskHead
 from timm_compat.models.multi_head import MultiHeadModel
 from timm_compat.models.passes import extract_features
 from timm_compat.models.split import split
@@ -51,6 +54,8 @@ from timm_compat.training.members import Member, Reference
 
 __all__ = [
     "ArrayDataset",
+    "Asked",
+    "AuxiliaryHead",
     "BackboneError",
     "CommonClassesHead",
     "CompatError",
@@ -64,7 +69,6 @@ __all__ = [
     "ExportError",
     "Facts",
     "FitResult",
-    "FlipHead",
     "Found",
     "FuseError",
     "HubAccessError",
@@ -75,9 +79,9 @@ __all__ = [
     "ImageDataset",
     "ImageError",
     "JoinReport",
-    "LocationHead",
     "MatrixOverSeeds",
     "Member",
+    "Method",
     "MissingExtraError",
     "MultiHeadModel",
     "OutputExistsError",
@@ -86,9 +90,9 @@ __all__ = [
     "Reference",
     "Result",
     "RetrievalScores",
-    "RotationHead",
     "SearchResult",
-    "SimplexHead",
+    "Seen",
+    "SelfSupervisedTask",
     "SpaceMismatchError",
     "TaskHead",
     "TrainConfig",
@@ -106,6 +110,7 @@ __all__ = [
     "over_seeds",
     "pull",
     "recombination_matrix",
+    "register_method",
     "retrieve",
     "search",
     "split",

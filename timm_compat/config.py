@@ -87,6 +87,10 @@ class TrainConfig:
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> tc.TrainConfig(epochs=5, alignment="l2").differences(tc.TrainConfig(epochs=5))
+        ["alignment: 'l2' / 'none'"]
     """
 
     epochs: int = 10

@@ -38,6 +38,12 @@ def short_words(name: str) -> str:
     return printable(words if words == name else words.partition(",")[0])
 
 
+def named_in_words(name: str) -> str:
+    """A class name with what it is called: "n01440764 (tench)"; any other name as it is."""
+    words = short_words(name)
+    return name if words == printable(name) else f"{name} ({words})"
+
+
 def listed_words(names: Sequence[str], most: int = 5) -> str:
     """The first names in words, fit for a terminal, and how many more there are: "tench; goldfish; 998 more"."""
     shown = [short_words(name) for name in names[:most]]

@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError, ConfigError, DraftSpaceError, SpaceMismatchError
-from timm_compat.shared_tensors import check_tensors, expected_tensors, initial_tensors
+from timm_compat.imagenet import named_in_words
+from timm_compat.methods.registry import check_tensors, initial_tensors, method_names, methods_of, shared_shapes
 from timm_compat.storage.cards import render_card
 from timm_compat.storage.component import Component
 from timm_compat.storage.facts import Facts
@@ -34,8 +35,6 @@ from timm_compat.vocabulary import check_class_names, listed
 
 LEVELS = ("pooled", "map")
 NORMALIZATIONS = ("batch", "layer", "none")
-METHODS = ("common_classes", "flip", "initial_weights", "location", "rotation", "simplex")
-VOCABULARY_METHODS = ("common_classes", "simplex")
 MAX_FEATURE_DIM = 65_536
 FINGERPRINT_DIGITS = 16
 
@@ -49,10 +48,11 @@ class CompatSpace(Component):
     Args:
         feature_dim: number D of features (channels at level "map").
         class_names: ordered vocabulary of the classes that tasks may have in common.
-        methods: what the space shares, any of ``METHODS``; the paper's three are "rotation", "common_classes" and
+        methods: what the space shares; the paper's three are "rotation", "common_classes" and
             "initial_weights" (Gygli et al., AAAI 2021, https://arxiv.org/abs/2004.03898), "location" and "flip" are
             further self-supervised tasks (Sun et al. 2019, https://arxiv.org/abs/1909.11825), "simplex" is the fixed
-            classifier of CoReS (Biondi et al., TPAMI 2023, https://arxiv.org/abs/2111.07632).
+            classifier of CoReS (Biondi et al., TPAMI 2023, https://arxiv.org/abs/2111.07632); and what
+            ``register_method`` made known.
         level: "pooled" for features (B, D), "map" for features (B, D, H', W').
         normalization: the interface's last step: "batch" (BatchNorm without affine), "layer" (LayerNorm over D
             without affine) or "none".
@@ -60,6 +60,13 @@ class CompatSpace(Component):
 
     Raises:
         ConfigError: a value out of range, an unknown name, empty or repeated class names.
+
+    Example:
+        >>> space = tc.CompatSpace(64, class_names=["cat", "dog"], methods=["common_classes", "rotation"])
+        >>> space.is_final
+        False
+        >>> space.finalize().is_final
+        True
     """
 
     def __init__(
@@ -84,7 +91,8 @@ class CompatSpace(Component):
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise ConfigError(f"seed: expected a whole number, got {seed!r}")
         self.seed = seed
-        self._check_vocabulary()
+        for method in methods_of(self.methods):
+            method.check_space(feature_dim, self.class_names)
         # Made when first asked for: a definition that came in a file must not decide how much memory is taken.
         self._shared: dict[str, Tensor] | None = None
         self._has_tensors = True
@@ -94,16 +102,6 @@ class CompatSpace(Component):
         self._fingerprint: str | None = None
         self._format = FORMAT
         self._draft_id = uuid.uuid4().hex
-
-    def _check_vocabulary(self) -> None:
-        users = [method for method in self.methods if method in VOCABULARY_METHODS]
-        if users and not self.class_names:
-            raise ConfigError(f"class_names: {users[0]} needs a vocabulary of at least one class, got none")
-        if "simplex" in users and len(self.class_names) > self.feature_dim + 1:
-            raise ConfigError(
-                f"simplex: {self.feature_dim} dimensions hold at most {self.feature_dim + 1} equiangular classes, "
-                f"got {len(self.class_names)}; raise feature_dim to at least {len(self.class_names) - 1}"
-            )
 
     @property
     def is_final(self) -> bool:
@@ -173,7 +171,7 @@ class CompatSpace(Component):
         if not (self._digests or self._reference or self._initial_weights):
             raise DraftSpaceError(
                 "nothing pins the coordinates of this space, so no other component could ever fit: "
-                f"give methods= (any of {', '.join(METHODS)}) or finalize(reference=extractor.digest())"
+                f"give methods= (any of {', '.join(method_names())}) or finalize(reference=extractor.digest())"
             )
         self._fingerprint = _fingerprint(self.definition())
         return self
@@ -226,7 +224,7 @@ class CompatSpace(Component):
         if not isinstance(config, dict):
             raise ComponentFileError(f"space: expected a JSON object, got {type(config).__name__}")
         try:
-            check_format("space", config["format"])
+            check_format("space", config["format"], FORMAT)
             space = cls(
                 config["feature_dim"],
                 config["class_names"],
@@ -346,7 +344,7 @@ class CompatSpace(Component):
         )
 
     def _expected_tensors(self) -> dict[str, Tensor]:
-        return expected_tensors(self.methods, self.feature_dim, len(self.class_names))
+        return shared_shapes(self.methods, self.feature_dim, len(self.class_names))
 
     def _state(self) -> str:
         return self._fingerprint or f"draft {self._draft_id[:6]}"
@@ -362,7 +360,7 @@ class CompatSpace(Component):
             "level": self.level,
             "normalization": self.normalization,
             "methods": ", ".join(self.methods) or "none",
-            "class_names": listed(self.class_names) or "none",
+            "class_names": listed(self.class_names, shown_as=named_in_words) or "none",
             "space": self.fingerprint,
         }
         return render_card("space", values, self.tags("space"), self.facts, repo_id=repo_id, picture=picture)
@@ -380,10 +378,10 @@ def check_space(space: object) -> None:
 
 def _check_methods(methods: Iterable[str]) -> tuple[str, ...]:
     if not isinstance(methods, Iterable):
-        raise ConfigError(f"methods: expected any of {', '.join(METHODS)}, got {methods!r}")
+        raise ConfigError(f"methods: expected any of {', '.join(method_names())}, got {methods!r}")
     given = [methods] if isinstance(methods, str) else list(methods)
     for method in given:
-        _check_choice("methods", method, METHODS)
+        _check_choice("methods", method, method_names())
     return tuple(sorted(set(given)))
 
 

@@ -1,16 +1,16 @@
 """Ordered class names: the vocabulary in which tasks find out what they have in common."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from timm_compat.errors import ConfigError
 
 MAX_CLASSES = 1_000_000
 
 
-def listed(names: Sequence[str], most: int = 100) -> str:
-    """The first names in one text, and how many more there are."""
-    shown = ", ".join(names[:most])
+def listed(names: Sequence[str], most: int = 100, *, shown_as: Callable[[str], str] = str) -> str:
+    """The first names in one text, each as ``shown_as`` gives it, and how many more there are."""
+    shown = ", ".join(shown_as(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 

@@ -11,12 +11,13 @@ from timm_compat.applications.datasets import read_images
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.errors import DataError
+from timm_compat.methods.registry import methods_of
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.weights import load_weights
 from timm_compat.recipes.schema import DataRecipe, MemberRecipe, Recipe, SpaceRecipe
 from timm_compat.seeding import seeded
-from timm_compat.space import VOCABULARY_METHODS, CompatSpace
+from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images, Member, Reference
 
 
@@ -103,7 +104,7 @@ def with_common_classes(space: SpaceRecipe, labelled: Sequence[Images]) -> Space
     Raises:
         DataError: a method needs common classes, and there are none.
     """
-    wants = set(space.methods) & set(VOCABULARY_METHODS)
+    wants = [method.name for method in methods_of(space.methods) if method.uses_classes]
     if space.folder is not None or not wants or space.class_names:
         return space
     counts = Counter(name for dataset in labelled for name in dataset.class_names)

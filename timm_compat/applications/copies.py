@@ -16,19 +16,17 @@ def extractor_in(
     space: CompatSpace,
     extractor: CompatExtractor,
     trainable: str = "full",
-    kind: type[CompatExtractor] = CompatExtractor,
 ) -> CompatExtractor:
     """A copy that lives in another space of the same form.
 
     Args:
         space: of the copy.
         extractor: stays as it is.
-        trainable: of the copy, "full" or "adapter".
-        kind: of the copy.
+        trainable: of the copy, "full", "adapter" or "frozen".
     """
     backbone = copy.deepcopy(extractor.backbone)
     if trainable == "full" and not any(parameter.requires_grad for parameter in backbone.parameters()):
         backbone.requires_grad_()  # it was an adapter's
-    made = kind(backbone, space, trainable)
+    made = CompatExtractor(backbone, space, trainable)
     made.interface.load_state_dict(extractor.interface.state_dict())
     return made.to(extractor.preprocess.mean.device)

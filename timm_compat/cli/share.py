@@ -14,6 +14,7 @@ from timm_compat.hub.push import push_fused
 from timm_compat.hub.search import DEFAULT_LIMIT, search
 from timm_compat.imagenet import listed_words
 from timm_compat.models.composed import CompatModel
+from timm_compat.models.extractor import CompatExtractor
 from timm_compat.space import CompatSpace
 from timm_compat.storage.component import Component
 from timm_compat.storage.facts import Facts
@@ -60,6 +61,9 @@ def _add_push(commands: Any) -> None:
     parser.add_argument("--overwrite-card", action="store_true", help="write the card anew, whatever it holds")
     parser.add_argument("--force", action="store_true", help="replace what is there, also what is no such component")
     parser.add_argument("--fuse", action="store_true", help="publish a composed model as a plain timm model")
+    parser.add_argument(
+        "--thin", action="store_true", help="leave an extractor's backbone weights with the base model that they are of"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=run_push)
 
@@ -85,7 +89,11 @@ def run_push(options: argparse.Namespace) -> None:
         stated = Facts.from_config(read_facts(options.folder)[0][ROOT_KEY]).license
         source = push_fused(options.folder, options.repo_id, license_id=_license(options, stated), **settings)
     facts = {"repo_id": source.location, "commit": source.commit, "sha256": dict(source.sha256)}
-    print(json.dumps(facts) if options.json else f"{source.location} at commit {source.commit}")
+    line = f"{source.location} at commit {source.commit}"
+    if source.pull_request is not None:
+        facts["pull_request"] = source.pull_request
+        line = f"{line}, to be merged: {printable(source.pull_request)}"
+    print(json.dumps(facts) if options.json else line)
 
 
 def _push_component(component: Component, options: argparse.Namespace, settings: dict[str, Any]) -> Source:
@@ -94,6 +102,10 @@ def _push_component(component: Component, options: argparse.Namespace, settings:
         if not isinstance(component, CompatModel):
             raise ConfigError("--fuse: expected a composed model, got another component; see timm-compat compose")
         settings["fused"] = True
+    if options.thin:
+        if not isinstance(component, CompatExtractor):
+            raise ConfigError("--thin: expected an extractor, got another component; drop it")
+        settings["thin"] = True
     return component.push_to_hub(options.repo_id, **settings)
 
 

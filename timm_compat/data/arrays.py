@@ -30,6 +30,12 @@ class ArrayDataset(LabelledSet):
 
     Raises:
         DataError: shapes, dtypes, labels or class names that do not fit together.
+
+    Example:
+        >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+        >>> data = tc.ArrayDataset(images, torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
+        >>> len(data.of_classes(["dog"]))
+        2
     """
 
     images: Tensor

@@ -19,6 +19,11 @@ def load_digits(split: str = "train") -> ArrayDataset:
 
     Raises:
         ConfigError: another split.
+
+    Example:
+        >>> digits = tc.load_digits("test")
+        >>> digits.images.shape, digits.class_names[:3]
+        (torch.Size([449, 1, 8, 8]), ('0', '1', '2'))
     """
     from sklearn.datasets import load_digits as load
 

@@ -67,6 +67,16 @@ class ImageDataset(LabelledSet):
     Raises:
         ConfigError: another mode.
         DataError: indices, labels or class names that do not fit.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pathlib import Path
+        >>> for name in ("cat", "dog"):
+        ...     Path("photos", name).mkdir(parents=True)
+        ...     Image.new("RGB", (40, 30)).save(f"photos/{name}/0.jpg")
+        >>> data = tc.load_dataset("folder", "photos")
+        >>> type(data).__name__, data.class_names
+        ('ImageDataset', ('cat', 'dog'))
     """
 
     source: ImageSource

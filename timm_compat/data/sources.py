@@ -75,6 +75,11 @@ def load_dataset(
         ConfigError: an unknown name, a split that the set does not have, or an argument out of range.
         DataError: images are missing, damaged or without labels; an unknown class; nothing is left.
         MissingExtraError: "hfds/..." without the package ``datasets``.
+
+    Example:
+        >>> data = tc.load_dataset("digits", split="train", classes=["3", "8"], limit=100)
+        >>> len(data), data.class_names
+        (100, ('3', '8'))
     """
     selected = parse_part(part)
     if limit is not None and limit < 1:

@@ -1,10 +1,10 @@
 """The recombination matrix: accuracy of every extractor (rows) under every task head (columns)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -238,10 +238,43 @@ class RecombinationMatrix:
         return self.predictions
 
 
+class Pair(Protocol):
+    """A network as training has it, such as a ``Member``: its name, extractor and head."""
+
+    @property
+    def name(self) -> str:
+        """Of both parts."""
+
+    @property
+    def extractor(self) -> CompatExtractor:
+        """A row of the matrix."""
+
+    @property
+    def head(self) -> TaskHead | None:
+        """A column of the matrix; none for a member without labels."""
+
+
+@overload
+def recombination_matrix(
+    extractors: Iterable[Pair], /, *, dataset: Images, cross_space: bool = False, **run: Unpack[RunKeywords]
+) -> RecombinationMatrix: ...
+
+
+@overload
 def recombination_matrix(
     extractors: Mapping[str, CompatExtractor],
     heads: Mapping[str, TaskHead],
     dataset: Images,
+    *,
+    cross_space: bool = False,
+    **run: Unpack[RunKeywords],
+) -> RecombinationMatrix: ...
+
+
+def recombination_matrix(
+    extractors: Any,
+    heads: Any = None,
+    dataset: Any = None,
     *,
     cross_space: bool = False,
     **run: Unpack[RunKeywords],
@@ -253,7 +286,7 @@ def recombination_matrix(
     other), sees its share of the images, and gets the matrix that one process would.
 
     Args:
-        extractors: by name.
+        extractors: by name; or the members of a training, which bring their heads.
         heads: by name.
         dataset: labelled images.
         cross_space: allow parts of different spaces, as a baseline; such cells are marked.
@@ -263,7 +296,25 @@ def recombination_matrix(
         ConfigError: no extractor or no head, or a setting out of range.
         DataError: no image, images of one class only, or no head knows two of the classes.
         SpaceMismatchError: parts of different spaces, and ``cross_space`` is false.
+
+    Example:
+        >>> digits = tc.load_digits("test")
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> names = "test_resnet", "test_vit"
+        >>> extractors = {name: tc.create_extractor(name, space, in_chans=1, img_size=32) for name in names}
+        >>> heads = {name: tc.TaskHead(space, digits.class_names) for name in extractors}
+        >>> matrix = tc.recombination_matrix(extractors, heads, digits)
+        >>> matrix.accuracy.shape, matrix.rows
+        ((2, 2), ('test_resnet', 'test_vit'))
     """
+    if heads is None and not isinstance(extractors, Mapping):
+        pairs = list(extractors)
+        extractors = {pair.name: pair.extractor for pair in pairs}
+        heads = {pair.name: pair.head for pair in pairs if pair.head is not None}
+    if heads is None or dataset is None:
+        raise ConfigError(
+            "recombination_matrix: expected extractors, heads and a data set, or members and dataset=, got less"
+        )
     return measure(extractors, heads, dataset, cross_space=cross_space, options=RunOptions(**run))[0]
 
 

@@ -79,6 +79,12 @@ def linear_probe(
         ConfigError: a setting out of range, or a device that is not there.
         DataError: fewer than two classes, a class without images, test images of classes that the head does not know,
             or an image that cannot be decoded.
+
+    Example:
+        >>> extractor = tc.create_extractor("test_resnet", tc.CompatSpace(64), in_chans=1, img_size=32)
+        >>> head = tc.linear_probe(extractor, tc.load_digits("train").subset(range(200)))
+        >>> head.num_classes, head.fit_report.measured_by
+        (10, 'cross-validation')
     """
     start, options = time.perf_counter(), RunOptions(**run)
     names = labelled_images.class_names

@@ -80,6 +80,11 @@ def retrieve(
         ConfigError: an unknown distance or search, ranks or depth out of range, or faiss without depth.
         DataError: empty or unequal sides, or no query has an image of its class in the gallery.
         MissingExtraError: faiss is not installed.
+
+    Example:
+        >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+        >>> tc.retrieve(features, labels, features + 0.1, labels).cmc[1]
+        1.0
     """
     _check_settings(ranks, distance, depth, search)
     _check_sides(queries, query_labels, gallery, gallery_labels, same_images)

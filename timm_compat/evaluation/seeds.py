@@ -73,6 +73,15 @@ def over_seeds(matrices: Sequence[RecombinationMatrix]) -> MatrixOverSeeds:
 
     Raises:
         ConfigError: no matrix, or other names in one of them.
+
+    Example:
+        >>> digits = tc.load_digits("test")
+        >>> space = tc.CompatSpace(64)
+        >>> extractor = tc.create_extractor("test_vit", space, in_chans=1, img_size=16)
+        >>> head = tc.TaskHead(space, digits.class_names)
+        >>> matrix = tc.recombination_matrix({"a": extractor}, {"a": head}, digits)
+        >>> tc.over_seeds([matrix, matrix]).std.tolist()
+        [[0.0]]
     """
     if not matrices:
         raise ConfigError("matrices: expected at least one, got none")

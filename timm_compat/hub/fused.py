@@ -8,6 +8,7 @@ import timm
 from torch import nn
 
 from timm_compat.errors import BackboneError, ComponentFileError, ConfigError
+from timm_compat.imagenet import named_in_words
 from timm_compat.models.backbone import TIMM_ERRORS
 from timm_compat.models.backbone_config import checked_arguments, checked_preprocessing
 from timm_compat.models.blank import build_shapes, with_tensors
@@ -77,7 +78,7 @@ def fused_card(config: Mapping[str, Any], repo_id: str, *, picture: bool = False
     parameters = ours.get("parameters")
     values = {
         "architecture": checked_arguments(config)[0],
-        "class_names": listed(names),
+        "class_names": listed(names, shown_as=named_in_words),
         "num_classes": str(len(names)),
         "parameters": f"{parameters:,}" if isinstance(parameters, int) else "not stated",
         "input_size": " x ".join(map(str, size)),

@@ -50,6 +50,10 @@ def load(location: str | Path, **where: Unpack[Where]) -> Component | nn.Module:
 
     Raises:
         ComponentFileError, HubError: as ``from_pretrained``.
+
+    Example:
+        >>> type(tc.load("alice/digits-head")).__name__
+        'TaskHead'
     """
     config, files = read_facts(location, **where)
     ours = config[ROOT_KEY]
@@ -65,6 +69,10 @@ def pull(location: str, folder: str | Path, **where: Unpack[Where]) -> Path:
     Raises:
         ComponentFileError, HubError: as ``from_pretrained``; nothing is left in the folder then.
         OutputExistsError: the folder holds something already.
+
+    Example:
+        >>> tc.pull("alice/digits-head", "digits-head").name
+        'digits-head'
     """
     check_new_folder(folder)
     files = open_files(location, **where)

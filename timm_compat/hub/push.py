@@ -122,7 +122,7 @@ def push_folder(
     operations: list[Any] = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
     operations += [CommitOperationDelete(name) for name in KNOWN_FILES if name in target.sizes and name not in content]
     try:
-        commit = ask(
+        answer = ask(
             repo_id,
             HfApi().create_commit,
             repo_id,
@@ -134,10 +134,10 @@ def push_folder(
             token=token,
             num_bytes=sum(path.stat().st_size for path in content.values() if isinstance(path, Path)),
             repeatable=False,
-        ).oid
+        )
     except HubError as error:
-        commit = target.commit_after(error, content)
-    return Source(repo_id, commit, "", ours["sha256"])
+        return Source(repo_id, target.commit_after(error, content), "", ours["sha256"])
+    return Source(repo_id, answer.oid, "", ours["sha256"], answer.pr_url)
 
 
 def draw_matrix(matrix: Mapping[str, Any] | None, file: Path) -> bool:

@@ -121,6 +121,11 @@ def search(
         ConfigError: a role, fingerprint or number that is none.
         DraftSpaceError: the space is a draft.
         HubError: the Hub refuses or fails before anything was found; later failures are in the result's ``faults``.
+
+    Example:
+        >>> for found in tc.search(role="head", classes=["3", "8"]):
+        ...     print(found.repo_id, found.class_names[:2])
+        alice/digits-head ('0', '1')
     """
     fingerprint = space.fingerprint if isinstance(space, CompatSpace) else space
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:

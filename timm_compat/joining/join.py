@@ -87,6 +87,16 @@ def join(
         ConfigError: a space of level "map", images without a reference, or neither images nor classes in common.
         DataError: fewer than 10 images, or one that cannot be decoded.
         SpaceMismatchError: the reference or a head lives in another space.
+
+    Example:
+        >>> names = ["cat", "dog", "owl"]
+        >>> old, new = (timm.create_model(name, num_classes=3) for name in ("test_resnet", "test_efficientnet"))
+        >>> extractor, head = tc.split(old, class_names=names)
+        >>> joined = tc.join(extractor.space, new, class_names=names)
+        >>> joined.fit_report.rests_on
+        '3 classes in common'
+        >>> tc.compose(joined, head)(torch.zeros(2, 3, 160, 160)).shape
+        torch.Size([2, 3])
     """
     start, options = time.perf_counter(), RunOptions(device, batch_size, amp, workers, progress)
     reference = None if reference is None else unwrapped(reference)
@@ -253,6 +263,4 @@ def _shift(images: Moments) -> float:
 
 def _training_facts(report: JoinReport) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": "joined in closed form", "rests_on": report.rests_on}
-    if report.agreement is not None:
-        facts["agreement"] = round(report.agreement, 4)
-    return facts
+    return facts | {f"agreement under {name}": str(found) for name, found in report.agreements.items()}

@@ -21,6 +21,7 @@ from timm_compat.models.passes import passes
 from timm_compat.models.run_options import RunKeywords, RunOptions, home_of
 from timm_compat.models.split import split
 from timm_compat.processes import gathered, summed
+from timm_compat.storage.facts import Facts
 
 SHOWN_CHANGES = 10
 
@@ -130,6 +131,13 @@ def swap(
         BackboneError: a model cannot be built, or the old one not be split.
         ConfigError: unknown class names, neither images nor classes in common, or images that can be read once only.
         DataError: fewer than 10 images, or one that cannot be decoded.
+
+    Example:
+        >>> names = ["cat", "dog", "owl"]
+        >>> old, new = (timm.create_model(name, num_classes=3) for name in ("test_resnet", "test_efficientnet"))
+        >>> model = tc.swap(old, new, old_class_names=names, class_names=names)
+        >>> model.extractor.architecture, model.class_names
+        ('test_efficientnet', ('cat', 'dog', 'owl'))
     """
     if isinstance(images, Iterator):
         raise ConfigError("swap: expected images that can be read twice, such as a tensor or a set, got an iterator")
@@ -145,8 +153,20 @@ def swap(
     report, swapped = new.fit_report, compose(new, head).eval()
     agreements = list(report.agreements.values())
     costs = [_cost(compose(one, head)) for one in (old, new)]
+    swapped.facts = Facts(training=_origins(old, new))
     swapped.swap_report = SwapReport(report, agreements[-1] if agreements else None, changes, *costs)
     return swapped
+
+
+def _origins(old: CompatExtractor, new: CompatExtractor) -> dict[str, Any]:
+    """Where both sides came from, and what joins them, for the card."""
+
+    def place(part: CompatExtractor) -> str:
+        facts = part.facts
+        commit = f" at commit {facts.base_model_commit}" if facts.base_model_commit else ""
+        return f"{part.architecture} ({facts.base_model}{commit})" if facts.base_model else part.architecture
+
+    return {**new.facts.training, "method": "swap", "backbone": place(new), "classifier of": place(old)}
 
 
 def _taken_apart(model: Any, weights: Any, class_names: Any) -> tuple[CompatExtractor, TaskHead]:

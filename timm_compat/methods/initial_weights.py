@@ -8,9 +8,16 @@ Gygli et al., AAAI 2021 (https://arxiv.org/abs/2004.03898).
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from timm_compat.methods.method import Method
 from timm_compat.seeding import seeded
 
 T = TypeVar("T")
+
+
+class InitialWeights(Method):
+    """No head and no loss: what is shared is the start of every extractor of one architecture."""
+
+    name = "initial_weights"
 
 
 def same_start(seed: int, build: Callable[[], T]) -> T:

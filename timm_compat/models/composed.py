@@ -1,6 +1,6 @@
 """An extractor and a task head of one space, joined into a classifier without fine-tuning."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, overload
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError, FuseError
+from timm_compat.imagenet import named_in_words
 from timm_compat.models.backbone_config import backbone_facts, backbone_from_config, timm_config
 from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.extractor import CompatExtractor, unbounded_buffers
@@ -37,6 +38,13 @@ class CompatModel(Component, nn.Module):
 
     Raises:
         SpaceMismatchError: the parts live in different spaces.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> model = tc.compose(tc.create_extractor("test_resnet", space), tc.TaskHead(space, ["cat", "dog"])).eval()
+        >>> plain = model.fuse()  # a timm model, nothing of this package inside
+        >>> type(plain).__name__, plain.num_classes
+        ('ResNet', 2)
     """
 
     def __init__(self, extractor: CompatExtractor, head: TaskHead) -> None:
@@ -184,6 +192,12 @@ class CompatModel(Component, nn.Module):
         """Extractor and head by name."""
         return {"extractor": self._body, "head": self._top}
 
+    def _base_models(self, sources: Iterable[Source | None]) -> list[str]:
+        """Where the parts were published, or else what they started from; the model's own facts say it themselves."""
+        published = [source.location for source in sources if source and source.commit]
+        started = [part.facts.base_model for part in self.parts.values() if part.facts.base_model]
+        return published or ([] if self.facts.base_model else list(dict.fromkeys(started)))
+
     @property
     def num_parameters(self) -> int:
         """Of both parts."""
@@ -204,7 +218,7 @@ class CompatModel(Component, nn.Module):
         values = {
             "architecture": self._body.architecture,
             "channels": str(size[0]),
-            "class_names": listed(self.class_names),
+            "class_names": listed(self.class_names, shown_as=named_in_words),
             "num_classes": str(self.num_classes),
             "parameters": f"{self.num_parameters:,}",
             "input_size": " x ".join(map(str, size)),
@@ -219,7 +233,7 @@ class CompatModel(Component, nn.Module):
             repo_id=repo_id,
             picture=picture,
             relation="merge",
-            base_models=[source.location for source in sources.values() if source and source.commit],
+            base_models=self._base_models(sources.values()),
         )
 
 
@@ -240,6 +254,16 @@ def compose(extractor: CompatExtractor, head: TaskHead | Mapping[str, TaskHead])
     Raises:
         ConfigError: a mapping without heads.
         SpaceMismatchError: they live in different spaces; the message lists the fields that differ.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> extractor, head = tc.create_extractor("test_vit", space), tc.TaskHead(space, ["cat", "dog"])
+        >>> images = extractor.preprocess(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+        >>> tc.compose(extractor, head)(images).shape
+        torch.Size([2, 2])
+        >>> both = tc.compose(extractor, {"pets": head, "birds": tc.TaskHead(space, ["owl"])})
+        >>> {name: tuple(logits.shape) for name, logits in both(images).items()}
+        {'pets': (2, 2), 'birds': (2, 1)}
     """
     return MultiHeadModel(extractor, head) if isinstance(head, Mapping) else CompatModel(extractor, head)
 

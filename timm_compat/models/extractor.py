@@ -15,18 +15,28 @@ from timm_compat.models.backbone_config import backbone_facts, backbone_from_con
 from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
+from timm_compat.models.thin import base_tensors, find_base
 from timm_compat.models.unwrapping import plain_name, plain_state, unwrapped
 from timm_compat.space import CompatSpace, check_space
-from timm_compat.storage.cards import render_card
+from timm_compat.storage.base import Base
+from timm_compat.storage.cards import PLACEHOLDER, render_card
 from timm_compat.storage.component import Component
 from timm_compat.storage.facts import Facts
-from timm_compat.storage.files import INTERFACE_FILE, ROOT_KEY, WEIGHTS_FILE, tensors_sha256, write_component
+from timm_compat.storage.files import (
+    INTERFACE_FILE,
+    ROOT_KEY,
+    THIN_FORMAT,
+    WEIGHTS_FILE,
+    check_new_folder,
+    tensors_sha256,
+    write_component,
+)
 from timm_compat.storage.reading import cached_commit, open_files
 from timm_compat.storage.source import Where
 
 WHOLE_IMAGE = 1.0  # crop_pct of networks that start at random: nothing demands that they see less
-TRAINABLE = ("full", "adapter")
-RELATIONS = {"full": "finetune", "adapter": "adapter"}  # to the base model, in the Hub's words
+TRAINABLE = ("full", "adapter", "frozen")
+RELATIONS = {"full": "finetune", "adapter": "adapter", "frozen": "adapter"}  # to the base model, in the Hub's words
 
 
 class CompatExtractor(Component, nn.Module):
@@ -38,11 +48,19 @@ class CompatExtractor(Component, nn.Module):
     Args:
         backbone: source of features.
         space: where the features live.
-        trainable: "full", or "adapter": only the interface learns; the backbone's weights, BatchNorm statistics and
-            dropout stay as they are, also in training mode.
+        trainable: "full"; "adapter": only the interface learns, the backbone's weights, BatchNorm statistics and
+            dropout stay as they are, also in training mode; "frozen": nothing learns, the interface stays too.
 
     Raises:
         ConfigError: ``trainable`` is something else.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"]).finalize()
+        >>> folder = tc.create_extractor("test_resnet", space).save_pretrained("extractor")
+        >>> extractor = tc.CompatExtractor.from_pretrained(folder)
+        >>> images = torch.zeros(2, 3, 200, 300, dtype=torch.uint8)  # of any size
+        >>> extractor(extractor.preprocess(images)).shape
+        torch.Size([2, 64])
     """
 
     num_classes = 0
@@ -61,8 +79,10 @@ class CompatExtractor(Component, nn.Module):
         self.trainable = trainable
         self.num_features = space.feature_dim
         self.fit_report: Any = None
-        if trainable == "adapter":
+        if trainable != "full":
             backbone.requires_grad_(False)
+        if trainable == "frozen":
+            self.interface.requires_grad_(False)
         self.train(self.training)
 
     @property
@@ -102,22 +122,32 @@ class CompatExtractor(Component, nn.Module):
         return inference_transform(self.backbone.data_config)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; with ``trainable="adapter"`` the backbone stays in evaluation mode."""
+        """Training mode; what does not learn stays in evaluation mode."""
         super().train(mode)
-        if self.trainable == "adapter":
+        if self.trainable != "full":
             self.backbone.eval()
+        if self.trainable == "frozen":
+            self.interface.eval()
         return self
 
     def digest(self) -> str:
         """SHA-256 over all weights and statistics; names this extractor as a reference."""
         return tensors_sha256(plain_state(self))
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(self, folder: str | Path, *, thin: bool = False) -> Path:
         """Write the extractor to a new folder; ``model.safetensors`` there is a checkpoint that plain timm loads.
+
+        Args:
+            folder: new or empty.
+            thin: leave the backbone's weights where they are, in the Hub repository ``facts.base_model``: the folder
+                then names repository, commit and SHA-256 in their place, and loading fetches and checks them. Only for
+                a backbone that is as it came (``trainable="adapter"``, ``split``, ``join``).
 
         Raises:
             DraftSpaceError: the space is a draft.
-            ConfigError: the backbone was built with arguments that are no JSON values.
+            ConfigError: the backbone was built with arguments that are no JSON values; or ``thin``, and no base is
+                known, or it holds other weights.
+            HubError: ``thin``, and the base can neither be found in the cache nor fetched.
             OutputExistsError: the folder holds something already.
         """
         backbone = unwrapped(self.backbone)
@@ -126,7 +156,12 @@ class CompatExtractor(Component, nn.Module):
         if self.facts.base_model is not None:
             facts["base_model_relation"] = self.relation
         root, unbounded = timm_config(backbone), unbounded_buffers(backbone.model)
-        return write_component(folder, "extractor", facts, weights, self.card(), root, unbounded)
+        if thin:
+            check_new_folder(folder)
+            facts["base"] = find_base(backbone.model, self.facts, unbounded).to_config()
+            del weights[WEIGHTS_FILE]
+        number = THIN_FORMAT if thin else None
+        return write_component(folder, "extractor", facts, weights, self.card(thin=thin), root, unbounded, number)
 
     @classmethod
     def from_pretrained(
@@ -135,16 +170,19 @@ class CompatExtractor(Component, nn.Module):
         *,
         trainable: str = "full",
         convert: bool = False,
+        base: str | Path | None = None,
         **where: Unpack[Where],
     ) -> Self:
         """Read an extractor from a folder that ``save_pretrained`` wrote, or from the Hub; in evaluation mode.
 
-        Nothing else is downloaded: the backbone's weights are the repository's own.
+        Nothing else is downloaded, unless the extractor is a thin one: then its base's weights, from the repository and
+        the commit that it names.
 
         Args:
             folder_or_repo_id: a folder where there is one, else a Hub id "owner/name".
-            trainable: "full" or "adapter".
+            trainable: "full", "adapter" or "frozen".
             convert: accept other floating-point types and convert them to float32.
+            base: a thin extractor's base on disk, taken if its hash is the one that is named.
             **where: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder`` (see ``Where``).
 
         Raises:
@@ -160,7 +198,14 @@ class CompatExtractor(Component, nn.Module):
 
         shapes = build_shapes(build)
         model, interface = shapes.backbone.model, shapes.interface
-        weights = files.tensors(WEIGHTS_FILE, config, model.state_dict(), unbounded_buffers(model), convert)
+        unbounded = unbounded_buffers(model)
+        if "base" in config[ROOT_KEY]:
+            asked = Base.from_config(config[ROOT_KEY]["base"])
+            weights = base_tensors(asked, model.state_dict(), unbounded, base, where)
+        elif base is not None:
+            raise ConfigError(f"base: expected none, for {files} holds its backbone's weights itself; drop it")
+        else:
+            weights = files.tensors(WEIGHTS_FILE, config, model.state_dict(), unbounded, convert)
         fitted = files.tensors(INTERFACE_FILE, config, interface.state_dict(), convert=convert)
         tensors = {f"backbone.model.{name}": tensor for name, tensor in weights.items()}
         tensors |= {f"interface.{name}": tensor for name, tensor in fitted.items()}
@@ -186,7 +231,7 @@ class CompatExtractor(Component, nn.Module):
         """Of backbone and interface."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def card(self, repo_id: str | None = None, *, picture: bool = False) -> str:
+    def card(self, repo_id: str | None = None, *, picture: bool = False, thin: bool = False) -> str:
         """The text of its card.
 
         Raises:
@@ -201,11 +246,13 @@ class CompatExtractor(Component, nn.Module):
             "parameters": f"{self.num_parameters:,}",
             "space": self.space.fingerprint,
             "input_size": " x ".join(str(side) for side in (channels, *size)),
+            "weights": f"those of {self.facts.base_model}, fetched from there" if thin else "in this repository",
+            "timm_source": (self.facts.base_model if thin else repo_id) or PLACEHOLDER,
         }
         return render_card(
             "extractor",
             values,
-            self.space.tags("extractor"),
+            self.space.tags("extractor", THIN_FORMAT if thin else None),
             self.facts,
             repo_id=repo_id,
             picture=picture,
@@ -256,7 +303,7 @@ def create_extractor(
             that is compiled or wrapped for several devices is taken out of it).
         space: the space of its features.
         pretrained: whether to load timm's weights (by name only).
-        trainable: "full" or "adapter".
+        trainable: "full", "adapter" or "frozen".
         out_index: at level "map" the stage to read, an index into timm's intermediate features.
         img_size: H = W, or (H, W), of the images; the model's own if None. Works for every architecture: where the
             size is fixed it is handed to timm, elsewhere it sets the preprocessing.
@@ -269,6 +316,12 @@ def create_extractor(
             cannot be loaded, or no features of that level.
         ConfigError: an argument out of range.
         SpaceMismatchError: "initial_weights" is among the space's methods and this start is another one.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32)
+        >>> extractor(torch.zeros(2, 1, 32, 32)).shape
+        torch.Size([2, 64])
     """
     check_space(space)
     model = unwrapped(model)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
 from timm_compat.errors import ComponentFileError, ConfigError
-from timm_compat.methods.self_supervised import TASKS
+from timm_compat.imagenet import named_in_words
+from timm_compat.methods.registry import methods_of
 from timm_compat.models.blank import build_shapes
 from timm_compat.models.interface import as_weights
 from timm_compat.models.unwrapping import plain_state
@@ -42,6 +43,11 @@ class TaskHead(Component, nn.Module):
 
     Raises:
         ConfigError: empty or repeated class names, or a number out of range.
+
+    Example:
+        >>> head = tc.TaskHead(tc.CompatSpace(64), ["cat", "dog", "owl"])
+        >>> head(torch.zeros(2, 64)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(
@@ -152,7 +158,7 @@ class TaskHead(Component, nn.Module):
             DraftSpaceError: the space is a draft.
         """
         values = {
-            "class_names": listed(self.class_names),
+            "class_names": listed(self.class_names, shown_as=named_in_words),
             "num_classes": str(self.num_classes),
             "parameters": f"{sum(parameter.numel() for parameter in self.parameters()):,}",
             "feature_dim": str(self.space.feature_dim),
@@ -162,34 +168,44 @@ class TaskHead(Component, nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A linear head that every network of a space shares; at level "map" behind global average pooling.
+    """A linear head that every network of a space shares, such as "rotation"; at level "map" behind average pooling.
 
     It starts from the space's tensors; those of a final space are frozen.
 
     Args:
         space: must share this head and hold its tensors.
+        method: name of the method whose head it is.
 
     Raises:
         ConfigError: the space does not share such a head.
         DraftSpaceError: only the space's definition is at hand.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> tc.AuxiliaryHead(space, "rotation")(torch.zeros(2, 64)).shape
+        torch.Size([2, 4])
     """
 
-    name: str
-    trainable = True
-
-    def __init__(self, space: CompatSpace) -> None:
+    def __init__(self, space: CompatSpace, method: str) -> None:
         super().__init__()
         check_space(space)
-        if self.name not in space.methods:
+        known = methods_of(set(space.methods) & {method})
+        if not any(one.shapes(space.feature_dim, len(space.class_names)) for one in known):
             raise ConfigError(
-                f"{self.name}: expected it among the space's methods, got {', '.join(space.methods) or 'none'}"
+                f"{method}: expected it among the space's methods, got {', '.join(space.methods) or 'none'}"
             )
+        self.name = method
         self.pool = GlobalAveragePool() if space.level == "map" else nn.Identity()
-        frozen = space.is_final or not self.trainable
-        self.weight = nn.Parameter(space.shared[f"{self.name}.weight"].clone(), requires_grad=not frozen)
-        bias = space.shared.get(f"{self.name}.bias")
+        frozen = space.is_final or not known[0].is_trained
+        self.weight = nn.Parameter(space.shared[f"{method}.weight"].clone(), requires_grad=not frozen)
+        bias = space.shared.get(f"{method}.bias")
         self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=not frozen)
-        self.space = space
+        self.space, self.num_classes = space, len(self.weight)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the first logits, where these are classes of the space's vocabulary; else none."""
+        return self.space.class_names if any(known.uses_classes for known in methods_of([self.name])) else ()
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K) of features (B, D) or (B, D, H', W')."""
@@ -200,54 +216,17 @@ class AuxiliaryHead(nn.Module):
         return {f"{self.name}.{key}": value.detach() for key, value in self.named_parameters()}
 
 
-class RotationHead(AuxiliaryHead):
-    """Logits (B, 4) of the rotation by 0, 90, 180, 270 degrees (Gidaris et al. 2018, arXiv 1803.07728)."""
-
-    name = "rotation"
-    num_classes = TASKS[name].num_classes
-
-
-class LocationHead(AuxiliaryHead):
-    """Logits (B, 4) of the quadrant that was enlarged: top left, top right, bottom left, bottom right (Sun et al. 2019,
-    arXiv 1909.11825).
-    """
-
-    name = "location"
-    num_classes = TASKS[name].num_classes
-
-
-class FlipHead(AuxiliaryHead):
-    """Logits (B, 2): whether an image was turned over, top to bottom (Sun et al. 2019, arXiv 1909.11825)."""
-
-    name = "flip"
-    num_classes = TASKS[name].num_classes
-
-
 class CommonClassesHead(AuxiliaryHead):
-    """Logits (B, K) over the space's class vocabulary (Gygli et al. 2021, arXiv 2004.03898)."""
+    """Logits (B, K) over the space's class vocabulary (Gygli et al. 2021, arXiv 2004.03898).
 
-    name = "common_classes"
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The K names in the order of the logits."""
-        return self.space.class_names
-
-
-class SimplexHead(AuxiliaryHead):
-    """Logits (B, D + 1): cosines to fixed equiangular directions, times the features' length; never trained.
-
-    The first K belong to the space's class vocabulary, the others wait for later classes (CoReS, Biondi et al. 2023,
-    arXiv 2111.07632).
+    Example:
+        >>> space = tc.CompatSpace(64, ["cat", "dog"], ["common_classes"])
+        >>> tc.CommonClassesHead(space)(torch.zeros(3, 64)).shape
+        torch.Size([3, 2])
     """
 
-    name = "simplex"
-    trainable = False
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the first K logits."""
-        return self.space.class_names
+    def __init__(self, space: CompatSpace) -> None:
+        super().__init__(space, "common_classes")
 
 
 class GlobalAveragePool(nn.Module):
@@ -275,11 +254,7 @@ class ResidualBlock(nn.Module):
         return self.act(features + self.bn2(self.conv2(hidden)))
 
 
-AUXILIARY_HEADS: dict[str, type[AuxiliaryHead]] = {
-    head.name: head for head in (RotationHead, LocationHead, FlipHead, CommonClassesHead, SimplexHead)
-}
-
-
 def auxiliary_heads(space: CompatSpace) -> nn.ModuleDict:
     """The auxiliary heads that a space shares, by method name."""
-    return nn.ModuleDict({name: AUXILIARY_HEADS[name](space) for name in space.methods if name in AUXILIARY_HEADS})
+    sharing = {name.partition(".")[0] for name in space.shared}
+    return nn.ModuleDict({name: AuxiliaryHead(space, name) for name in space.methods if name in sharing})

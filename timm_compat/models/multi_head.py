@@ -23,6 +23,13 @@ class MultiHeadModel(nn.Module):
     Raises:
         ConfigError: no head, or a name that is no text.
         SpaceMismatchError: a head of another space.
+
+    Example:
+        >>> space = tc.CompatSpace(64, methods=["rotation"])
+        >>> heads = {"pets": tc.TaskHead(space, ["cat", "dog"]), "birds": tc.TaskHead(space, ["owl"])}
+        >>> model = tc.MultiHeadModel(tc.create_extractor("test_resnet", space), heads)
+        >>> sorted(model(torch.zeros(2, 3, 160, 160)))
+        ['birds', 'pets']
     """
 
     def __init__(self, extractor: CompatExtractor, heads: Mapping[str, TaskHead]) -> None:

@@ -117,6 +117,11 @@ def extract_features(extractor: CompatExtractor, images: RawImages, **run: Unpac
         ConfigError: a setting out of range, or a device that is not there.
         DataError: no image, or one that cannot be decoded.
         ImageError: another rank, number of channels or dtype.
+
+    Example:
+        >>> extractor = tc.create_extractor("test_resnet", tc.CompatSpace(64), in_chans=1, img_size=32)
+        >>> tc.extract_features(extractor, tc.load_digits("test")).shape
+        torch.Size([449, 64])
     """
     home, options = home_of(extractor), RunOptions(**run)
     alone = run_networks([Network.of(extractor)], images, options, process=(0, 1))

@@ -69,6 +69,13 @@ def split(
             that timm gives without classifier; the message says why.
         ConfigError: class names that nobody knows, or of another number; arguments that do not fit together.
         DataError: no image, or one that cannot be decoded.
+
+    Example:
+        >>> model = timm.create_model("test_resnet", num_classes=3)
+        >>> extractor, head = tc.split(model, class_names=["cat", "dog", "owl"])
+        >>> images = torch.randn(2, 3, 160, 160)
+        >>> torch.allclose(tc.compose(extractor, head)(images), model.eval()(images), atol=1e-4)
+        True
     """
     options = RunOptions(device, batch_size, amp, workers, progress)
     parts = open_classifier(

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError
+from timm_compat.methods.registry import method_names
 from timm_compat.recipes.values import (
     Arguments,
     Count,
@@ -27,9 +28,9 @@ from timm_compat.recipes.values import (
     repeated,
     unique,
 )
-from timm_compat.space import LEVELS, MAX_FEATURE_DIM, METHODS, NORMALIZATIONS
+from timm_compat.space import LEVELS, MAX_FEATURE_DIM, NORMALIZATIONS
 
-TRAINABLE = ("full", "adapter")
+TRAINABLE = ("full", "adapter", "frozen")
 ROOTED_DATASETS = ("folder", "images", "npz")
 METRICS = ("native", "recombined")  # what a recipe's run measures
 
@@ -42,7 +43,7 @@ class SpaceRecipe:
         feature_dim: number D of features.
         class_names: ordered vocabulary; if empty, and a method needs one, the classes that at least two members have
             in common, or all of a single member's.
-        methods: what the space shares, any of ``METHODS``.
+        methods: what the space shares, the names of methods.
         level: "pooled" or "map".
         normalization: the interface's last step: "batch", "layer" or "none".
         seed: of the auxiliary heads; the training's if None.
@@ -54,7 +55,7 @@ class SpaceRecipe:
 
     feature_dim: Annotated[int, Field(ge=1, le=MAX_FEATURE_DIM)] = 128
     class_names: Names = ()
-    methods: Annotated[tuple[Annotated[str, OneOf(METHODS)], ...], AfterValidator(unique)] = ("common_classes",)
+    methods: Annotated[tuple[Annotated[str, OneOf(method_names)], ...], AfterValidator(unique)] = ("common_classes",)
     level: Annotated[str, OneOf(LEVELS)] = "pooled"
     normalization: Annotated[str, OneOf(NORMALIZATIONS)] = "batch"
     seed: int | None = None

@@ -7,7 +7,7 @@ import math
 import re
 import typing
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -138,19 +138,22 @@ def expectation(error: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """Marks a string that must be one of these names."""
+    """Marks a string that must be one of these names; a function says which there are when a recipe is read."""
 
-    names: Collection[str]
+    names: Collection[str] | Callable[[], Collection[str]]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"enum": list(self.names)}
+        return {"enum": list(self._known())}
+
+    def _known(self) -> Collection[str]:
+        return self.names() if callable(self.names) else self.names
 
     def _check(self, name: str) -> str:
-        if name not in self.names:
-            raise ConfigError(f"expected one of {', '.join(self.names)}, got {name!r}")
+        if name not in self._known():
+            raise ConfigError(f"expected one of {', '.join(self._known())}, got {name!r}")
         return name
 
 

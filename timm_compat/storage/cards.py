@@ -97,6 +97,9 @@ def _front_matter(
     data = ModelCardData(
         library_name="timm" if role == "fused" else "timm-compat",
         license=facts.license,
+        license_name=facts.license_name,
+        license_link=facts.license_link,
+        language=facts.language,
         tags=list(tags),
         base_model=list(origin) or None,
         datasets=[name for name in facts.datasets if not name.count(" ")] or None,
@@ -158,7 +161,17 @@ def _provenance(facts: Facts, base_models: Sequence[str]) -> str:
         lines.insert(0, f"- started from the weights of {_code(facts.base_model)}{commit}")
     if facts.datasets:
         lines.append(f"- trained on: {_one_line(', '.join(facts.datasets))}")
-    return "\n".join(["## How it was made", "", *lines]) if lines else ""
+    made = "\n".join(["## How it was made", "", *lines]) if lines else ""
+    return "\n\n".join(part for part in (made, _citation(facts.citation)) if part)
+
+
+def _citation(text: str | None) -> str:
+    """A citation in a block of its own, which nothing in it closes."""
+    if text is None:
+        return ""
+    lines = [("  " if line[:1].isspace() else "") + printable(line) for line in text.splitlines()]
+    lines = [line.replace("`", "'").replace("<!--", "") for line in lines]
+    return "\n".join(["## Citation", "", "```bibtex", *lines, "```"])
 
 
 def _code(value: str) -> str:

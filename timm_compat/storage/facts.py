@@ -42,7 +42,11 @@ class Facts:
     """Facts for a component's card and ``config.json``; nothing is invented, what is not given stays out.
 
     Attributes:
-        license: an id that the Hub knows, such as "apache-2.0"; yours to choose.
+        license: an id that the Hub knows, such as "apache-2.0"; yours to choose. "other" with the next two.
+        license_name: of a licence that the Hub has no id for.
+        license_link: address of its text, or a file's name in the repository.
+        language: of class names and labels, such as "en".
+        citation: how to cite it, such as a BibTeX entry.
         base_model: Hub id of the weights that it started from.
         base_model_commit: and their commit.
         datasets: ids or names of what it was trained on.
@@ -53,9 +57,18 @@ class Facts:
 
     Raises:
         ConfigError: a member that the matrix does not have.
+
+    Example:
+        >>> facts = tc.Facts(license="apache-2.0", results=(tc.Result("digits", 0.98),))
+        >>> facts.to_config()["metrics"][0]["accuracy"]
+        0.98
     """
 
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: str | None = None
+    citation: str | None = None
     base_model: str | None = None
     base_model_commit: str | None = None
     datasets: tuple[str, ...] = ()
@@ -96,7 +109,10 @@ class Facts:
             raise ComponentFileError(f"config.json: expected facts about the component, got {error!r}") from error
 
 
-TEXTS = ("license", "base_model", "base_model_commit", "member")
+TEXTS = (
+    *("license", "license_name", "license_link", "language", "citation"),
+    *("base_model", "base_model_commit", "member"),
+)
 KEYS = (*TEXTS, "datasets", "metrics", "training", "matrix")
 
 

@@ -29,7 +29,8 @@ from timm_compat._version import __version__
 from timm_compat.errors import CompatError, ComponentFileError, ConfigError, OutputExistsError, OutputWriteError
 from timm_compat.vocabulary import printable
 
-FORMAT = 1  # that is written; this one and all older ones are read, each by its own rules
+FORMAT = 1  # that is written; every one up to the newest is read, each by its own rules
+THIN_FORMAT = NEWEST_FORMAT = 2  # of extractors without their backbone's weights
 ROLES = ("extractor", "head", "space", "model")
 ROOT_KEY = "timm_compat"
 CONFIG_FILE = "config.json"
@@ -42,7 +43,8 @@ KNOWN_KEYS = frozenset(
     {
         *("format", "role", "space", "sha256", "library_versions", "interface", "preprocessing", "class_names", "head"),
         *("parameters", "extractor", "parts", "fused", "license", "base_model", "base_model_commit", "member"),
-        *("datasets", "metrics", "training", "matrix", "base_model_relation"),
+        *("datasets", "metrics", "training", "matrix", "base_model_relation", "base"),
+        *("license_name", "license_link", "language", "citation"),
     }
 )
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -221,6 +223,7 @@ def write_component(
     card: str,
     root: Mapping[str, Any] | None = None,
     unbounded: Collection[str] = (),
+    number: int | None = None,
 ) -> Path:
     """Write a component's folder in one step: it appears complete, or not at all.
 
@@ -232,6 +235,7 @@ def write_component(
         card: text of ``README.md``.
         root: further keys at the config's root (timm's own).
         unbounded: names of tensors that may hold infinity.
+        number: of the format, that of whole components if None.
 
     Raises:
         OutputExistsError: the folder holds something already.
@@ -240,7 +244,8 @@ def write_component(
     """
     with new_folder(folder) as partial:
         hashes = {name: _save_tensors(partial / name, tensors, unbounded) for name, tensors in weights.items()}
-        ours = {"format": FORMAT, "role": role, **facts, "sha256": hashes, "library_versions": library_versions()}
+        ours = {"format": number or FORMAT, "role": role, **facts}
+        ours |= {"sha256": hashes, "library_versions": library_versions()}
         config = {**(root or {}), ROOT_KEY: ours}
         (partial / CONFIG_FILE).write_text(to_json(config), encoding="utf-8")
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
@@ -322,7 +327,7 @@ def read_config(folder: str | Path, role: str | None = None) -> dict[str, Any]:
             f"{file}: expected the key {ROOT_KEY!r}, found none: this is not a component of timm-compat "
             "(plain timm loads its own models)"
         )
-    check_format(file, ours.get("format"))
+    check_format(file, ours.get("format"), NEWEST_FORMAT if ours.get("role") == "extractor" else FORMAT)
     if ours.get("role") not in ROLES:
         raise ComponentFileError(f"{file}: expected a role among {', '.join(ROLES)}, got {ours.get('role')!r}")
     if role is not None and ours["role"] != role:
@@ -372,9 +377,28 @@ def read_tensors(
             f"{file}: expected SHA-256 {recorded} (config.json), got {actual}: "
             "the file is damaged or was exchanged; fetch it again"
         )
+    return read_safetensors(file, expected, unbounded, convert)
+
+
+def read_safetensors(
+    file: Path, expected: Tensors, unbounded: Collection[str] = (), convert: bool = False, *, whole: bool = True
+) -> dict[str, Tensor]:
+    """The expected tensors of a safetensors file, their names, shapes, dtypes and finiteness checked.
+
+    Args:
+        file: as a caller that checked where it comes from names it.
+        expected: tensors (on any device, meta too) whose names, shapes and dtypes it must have.
+        unbounded: names of tensors that may hold infinity.
+        convert: whether half or double precision is converted to the expected one.
+        whole: whether the file may hold nothing else.
+
+    Raises:
+        ComponentFileError: any check fails.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
-            _check_keys(file, set(opened.keys()), set(expected))
+            found = set(opened.keys())
+            _check_keys(file, found if whole else found & set(expected), set(expected))
             for key, tensor in expected.items():
                 _check_shape(file, key, tuple(opened.get_slice(key).get_shape()), tuple(tensor.shape))
             tensors = {key: opened.get_tensor(key) for key in expected}
@@ -442,17 +466,23 @@ def is_sound(name: str, tensor: Tensor, unbounded: Collection[str] = ()) -> bool
     return not limits.isnan().any() if name in unbounded else bool(limits.isfinite().all())
 
 
-def check_format(place: object, number: object) -> None:
-    """Refuse what follows rules that this version does not know: it reads every format up to ``FORMAT``.
+def check_format(place: object, number: object, newest: int | None = None) -> None:
+    """Refuse what follows rules that this version does not know.
+
+    Args:
+        place: for the message.
+        number: as it is stated.
+        newest: that is read; ``NEWEST_FORMAT`` if None.
 
     Raises:
         ComponentFileError: no format number, or a newer one.
     """
+    newest = newest or NEWEST_FORMAT
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ComponentFileError(f"{place}: expected a format number from 1 to {FORMAT}, got {number!r:.80}")
-    if number > FORMAT:
+        raise ComponentFileError(f"{place}: expected a format number from 1 to {newest}, got {number!r:.80}")
+    if number > newest:
         raise ComponentFileError(
-            f"{place}: expected format {FORMAT} or older, got {number}: made by a newer timm-compat; upgrade this one"
+            f"{place}: expected format {newest} or older, got {number}: made by a newer timm-compat; upgrade this one"
         )
 
 

@@ -30,6 +30,14 @@ class Where(TypedDict, total=False):
     subfolder: str
 
 
+def elsewhere(where: Where, revision: str | None) -> Where:
+    """The keywords that say how the Hub is asked, for a revision of another repository."""
+    access = where.copy()
+    access["revision"] = revision
+    access.pop("subfolder", None)
+    return access
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a component was loaded from.
@@ -39,12 +47,14 @@ class Source:
         commit: of the Hub repository; None for a folder.
         subfolder: within it.
         sha256: of every weights file, by name.
+        pull_request: address of the pull request that a push opened; None otherwise.
     """
 
     location: str
     commit: str | None
     subfolder: str
     sha256: Mapping[str, str]
+    pull_request: str | None = None
 
     def to_config(self) -> dict[str, Any]:
         """JSON values; a folder's name is nobody else's business and stays out."""

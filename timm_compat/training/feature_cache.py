@@ -19,7 +19,7 @@ from torch import Tensor
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.order import PassOrder
-from timm_compat.methods.self_supervised import every_view
+from timm_compat.methods.self_supervised import SelfSupervisedTask, every_view
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.passes import Network, run_networks
 from timm_compat.models.run_options import RunOptions
@@ -44,7 +44,7 @@ class Wanted:
 
     extractor: CompatExtractor
     whole: bool = False
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[SelfSupervisedTask, ...] = ()
 
 
 def compute_features(
@@ -182,7 +182,7 @@ def _key(images: str, want: Wanted) -> str:
         "preprocessing": repr(sorted(want.extractor.data_config.items())),
         "out_index": want.extractor.backbone.out_index,
         "whole": want.whole,
-        "tasks": want.tasks,
+        "tasks": [task.name for task in want.tasks],
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,6 @@ from torch import nn
 
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError, OutputExistsError
-from timm_compat.methods.self_supervised import shared_tasks
 from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -25,9 +24,10 @@ from timm_compat.training.accelerators import own_accelerator
 from timm_compat.training.checkpoint import FOLDER, Checkpoints
 from timm_compat.training.joint import JointModule
 from timm_compat.training.loop import Loop, Validate, steps_per_epoch
-from timm_compat.training.members import Images, Member, Reference, check_members, check_purpose
+from timm_compat.training.members import Images, Member, Reference, asked_tasks, check_members
 from timm_compat.training.optimization import Schedule, create_optimizer
 from timm_compat.training.streams import Sources, uses_cache
+from timm_compat.training.terms import check_purpose
 from timm_compat.training.views import FeatureView, ImageView
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,16 @@ def fit(
         SpaceMismatchError: a part of another space.
         TrainingError: a loss that is no finite number (names step and member), weights that are none at the end of an
             epoch (names it; the last sound checkpoint is kept), or a checkpoint that cannot be written.
+
+    Example:
+        >>> first, second = tc.load_digits("train").subset(range(300)).halves(torch.Generator().manual_seed(0))
+        >>> space = tc.CompatSpace(16, first.class_names, ["common_classes"])
+        >>> def member(name, data):
+        ...     extractor = tc.create_extractor("test_vit", space, in_chans=1, img_size=16)
+        ...     return tc.Member(name, extractor, tc.TaskHead(space, data.class_names), data)
+        >>> result = tc.fit(space, [member("a", first), member("b", second)], tc.TrainConfig(epochs=1), progress=None)
+        >>> space.is_final, len(result.history)
+        (True, 1)
     """
     config = config or TrainConfig()
     check_members(space, members)
@@ -96,8 +106,7 @@ def fit(
         raise ConfigError(f"best_metric: expected validate= to measure {config.best_metric!r}, got none")
     output = check_output(config, resume)
     cached = uses_cache(members, config)
-    tasks = shared_tasks(space.methods, config.rotation_fraction)
-    view = FeatureView(tasks) if cached else ImageView(config.channels_last)
+    view = FeatureView(asked_tasks(space, config)) if cached else ImageView(config.channels_last)
     joint = JointModule(space, members, config, reference=reference, view=view)
     with own_accelerator(config) as accelerator:
         _open_run(output, space, members, config, accelerator, _images(members, pool, reference) if output else {})

@@ -12,11 +12,11 @@ from timm_compat.data.batches import BatchStream
 from timm_compat.data.framing import same_framing
 from timm_compat.data.image_stream import ImageStream
 from timm_compat.data.transforms import training_transform
-from timm_compat.methods.self_supervised import shared_tasks
+from timm_compat.methods.self_supervised import SelfSupervisedTask
 from timm_compat.space import CompatSpace
 from timm_compat.training.accelerators import aligned_per_pass
 from timm_compat.training.feature_cache import FeatureStream, Wanted, compute_features, home_for
-from timm_compat.training.members import Images, Member, Reference
+from timm_compat.training.members import Images, Member, Reference, asked_tasks
 from timm_compat.training.views import POOL, REFERENCE
 
 
@@ -32,7 +32,7 @@ class Stream(Protocol):
 
 def uses_cache(members: Sequence[Member], config: TrainConfig) -> bool:
     """Whether backbones see every image once: all are frozen, and images are not augmented."""
-    frozen = all(member.extractor.trainable == "adapter" for member in members)
+    frozen = all(member.extractor.trainable != "full" for member in members)
     return frozen and config.cache_features and not augmentation_of(config)
 
 
@@ -75,7 +75,7 @@ class Sources:
 
     def features(self, space: CompatSpace) -> dict[str, Stream]:
         """Streams of features of frozen backbones; a data set's images are seen once, by all that need them."""
-        tasks = shared_tasks(space.methods, self.config.rotation_fraction)
+        tasks = asked_tasks(space, self.config)
         wanted = {source: self._wanted(source, tasks) for source in self.datasets}
         features: dict[int, dict[str, Tensor]] = {}
         for dataset in self.datasets.values():
@@ -120,7 +120,7 @@ class Sources:
         transforms = {key: training_transform(found, augmentation) for key, found in data_configs.items()}
         return ImageStream(dataset, self._batch_size(source), transforms=transforms, workers=config.workers, **place)
 
-    def _wanted(self, source: str, tasks: tuple[str, ...]) -> dict[str, Wanted]:
+    def _wanted(self, source: str, tasks: tuple[SelfSupervisedTask, ...]) -> dict[str, Wanted]:
         reference = self.reference
         own = [member for member in self.members if member.name == source]
         wanted = {member.name: Wanted(member.extractor, tasks=tasks) for member in own}

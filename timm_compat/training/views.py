@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from timm_compat.data.framing import same_framing
-from timm_compat.methods.self_supervised import TASKS, view_numbers
+from timm_compat.methods.self_supervised import SelfSupervisedTask, view_numbers
 from timm_compat.models.extractor import CompatExtractor
 
 REFERENCE = "<reference>"  # no identifier, so no member bears this name
@@ -20,7 +20,9 @@ class View(Protocol):
     def upright(self, name: str, extractor: CompatExtractor, batch: Any) -> Tensor:
         """The batch as this extractor's input (b, ...)."""
 
-    def changed(self, task: str, name: str, upright: Tensor, batch: Any, places: Tensor, answers: Tensor) -> Tensor:
+    def changed(
+        self, task: SelfSupervisedTask, name: str, upright: Tensor, batch: Any, places: Tensor, answers: Tensor
+    ) -> Tensor:
         """Inputs of the images at these places, changed as the task's answers (n,) say: (n, ...)."""
 
     def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
@@ -45,10 +47,16 @@ class ImageView:
         return images.to(memory_format=self.memory_format)
 
     def changed(
-        self, task: str, name: str, upright: Tensor, batch: dict[str, Tensor], places: Tensor, answers: Tensor
+        self,
+        task: SelfSupervisedTask,
+        name: str,
+        upright: Tensor,
+        batch: dict[str, Tensor],
+        places: Tensor,
+        answers: Tensor,
     ) -> Tensor:
         """Preprocessed images, changed."""
-        return TASKS[task].change(upright[places], answers)
+        return task.change(upright[places], answers)
 
     def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
         """Through backbone and interface."""
@@ -71,7 +79,7 @@ class FeatureView:
         tasks: the self-supervised ones, whose changed images are among the V views, as ``every_view`` orders them.
     """
 
-    def __init__(self, tasks: Sequence[str] = ()) -> None:
+    def __init__(self, tasks: Sequence[SelfSupervisedTask] = ()) -> None:
         self.numbers = view_numbers(tasks)
 
     def upright(self, name: str, extractor: CompatExtractor, batch: dict[str, Tensor]) -> Tensor:
@@ -79,10 +87,16 @@ class FeatureView:
         return batch[name][:, 0]
 
     def changed(
-        self, task: str, name: str, upright: Tensor, batch: dict[str, Tensor], places: Tensor, answers: Tensor
+        self,
+        task: SelfSupervisedTask,
+        name: str,
+        upright: Tensor,
+        batch: dict[str, Tensor],
+        places: Tensor,
+        answers: Tensor,
     ) -> Tensor:
         """The backbone's features of changed images."""
-        return batch[name][places, self.numbers[task][answers].to(places.device)]
+        return batch[name][places, self.numbers[task.name][answers].to(places.device)]
 
     def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
         """Through the interface alone."""

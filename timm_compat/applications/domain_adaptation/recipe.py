@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from timm_compat.data.shifts import SHIFTS
-from timm_compat.methods.self_supervised import TASKS
+from timm_compat.methods.registry import self_supervised_tasks
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.recipes.trials import TrialsRecipe
 from timm_compat.recipes.values import Arguments, Count, OneOf, Text, recipe, unique
@@ -29,6 +29,11 @@ WARM = ("separate_warm", "shared_warm")
 LEARNT = ("batchnorm", *TOGETHER)  # what pseudo-labels can start from
 CRITERIA = ("information", "confidence", "last")
 UNLABELLED = "images"
+
+
+def task_names() -> tuple[str, ...]:
+    """The self-supervised tasks that are known now."""
+    return tuple(task.name for task in self_supervised_tasks())
 
 
 @recipe
@@ -112,7 +117,7 @@ class AdaptRecipe(TrialsRecipe):
     img_size: Count | None = None
     arguments: Arguments = field(default_factory=dict)
     feature_dim: Annotated[int, Field(ge=1, le=MAX_FEATURE_DIM)] = 64
-    tasks: Annotated[tuple[Annotated[str, OneOf(TASKS)], ...], AfterValidator(unique)] = ("rotation",)
+    tasks: Annotated[tuple[Annotated[str, OneOf(task_names)], ...], AfterValidator(unique)] = ("rotation",)
     modes: Annotated[tuple[Annotated[str, OneOf(MODES)], ...], AfterValidator(unique)] = ()
     select: Annotated[str, OneOf(CRITERIA)] = "information"
     refinement: RefinementRecipe = field(default_factory=RefinementRecipe)
@@ -126,7 +131,7 @@ class AdaptRecipe(TrialsRecipe):
             if getattr(self, key) is None and getattr(self, other) is not None:
                 yield f"{key}: expected one beside {other}, got none; give it, or drop {other}"
         if not self.tasks:
-            yield f"tasks: expected at least one of {', '.join(TASKS)}, got none"
+            yield f"tasks: expected at least one of {', '.join(task_names())}, got none"
         if self.source.train.dataset == UNLABELLED:
             yield "source: expected labelled images, got 'images'; name a labelled data set"
         if "target_supervised" in self.modes and self.target.train.dataset == UNLABELLED:

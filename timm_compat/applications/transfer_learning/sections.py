@@ -7,7 +7,7 @@ from timm_compat.applications.transfer_learning.curve import Curve
 from timm_compat.applications.transfer_learning.learning import judge, learn
 from timm_compat.applications.transfer_learning.networks import Networks
 from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
-from timm_compat.applications.transfer_learning.starts import FROZEN, copied, new_head, untrained
+from timm_compat.applications.transfer_learning.starts import copied, new_head, untrained
 from timm_compat.applications.transfer_learning.target import Target, check_head
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -103,7 +103,7 @@ def _cheap_head(recipe: FinetuneRecipe, seed: int, target: Target, networks: Net
 
     def training(teacher: CompatExtractor, runs_on: CompatExtractor) -> Way:
         def run(progress: str | None) -> Learned:
-            frozen, judged = copied(teacher, FROZEN), copied(runs_on, FROZEN)
+            frozen, judged = copied(teacher, "frozen"), copied(runs_on, "frozen")
             head = new_head(frozen.space, target.train.class_names)
             measure = judge(judged, head, target.seen_by(judged).test)
             curve = learn(frozen, head, target.seen_by(frozen), config, measure=measure, progress=progress)
@@ -129,10 +129,10 @@ def _adapters(recipe: FinetuneRecipe, seed: int, target: Target, networks: Netwo
             head = new_head(started.space, target.train.class_names)
             config = replace(recipe.training if trainable == "full" else recipe.frozen_training, seed=seed)
             curve = learn(started, head, seen, config, progress=progress)
-            if trainable == FROZEN:
+            if trainable == "frozen":
                 return Learned(curve, None, new_head(extractor.space, head.class_names, head))
             return Learned(curve, started, head)
 
         return run
 
-    return {WHOLE: training("full"), ADAPTER: training("adapter"), HEAD_ALONE: training(FROZEN)}
+    return {WHOLE: training("full"), ADAPTER: training("adapter"), HEAD_ALONE: training("frozen")}

@@ -4,28 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from typing_extensions import Self
 
 from timm_compat.applications.copies import extractor_in, own_space
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.space import CompatSpace
-
-FROZEN = "frozen"  # besides the extractors' own "full" and "adapter": nothing of the extractor learns
-
-
-class FrozenExtractor(CompatExtractor):
-    """An extractor of which nothing learns, so that a head alone is trained on its features."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.interface.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode in name; the interface's statistics stay as they are."""
-        super().train(mode)
-        self.interface.eval()
-        return self
 
 
 def copied(extractor: CompatExtractor, trainable: str) -> CompatExtractor:
@@ -35,10 +18,7 @@ def copied(extractor: CompatExtractor, trainable: str) -> CompatExtractor:
         extractor: stays as it is.
         trainable: "full", "adapter", or "frozen".
     """
-    space = own_space(extractor.space)
-    if trainable == FROZEN:
-        return extractor_in(space, extractor, "adapter", FrozenExtractor)
-    return extractor_in(space, extractor, trainable)
+    return extractor_in(own_space(extractor.space), extractor, trainable)
 
 
 def untrained(extractor: CompatExtractor) -> CompatExtractor:

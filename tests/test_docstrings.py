@@ -1,0 +1,48 @@
+"""Every public name says what it is, and what can be called or made shows an example, which runs."""
+
+import doctest
+import inspect
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hub_server import LoopbackHub
+
+import timm_compat as tc
+from timm_compat.methods import registry
+
+# What functions give back: their examples show it.
+GIVEN_BACK = {"FitResult", "Found", "JoinReport", "MatrixOverSeeds", "RecombinationMatrix", "RetrievalScores"} | {
+    *("SearchResult", "Result", "Seen", "Asked"),
+}
+PUBLIC = [name for name in tc.__all__ if name != "__version__"]
+SHOWN = [
+    name
+    for name in PUBLIC
+    if name not in GIVEN_BACK and not (inspect.isclass(thing := getattr(tc, name)) and issubclass(thing, Exception))
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_says_what_it_is(name: str) -> None:
+    assert len(inspect.getdoc(getattr(tc, name)) or "") > 20
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_shows_an_example_that_runs(
+    name: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", hub.user("hf_alicesecret", "alice"))
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    if name in ("search", "pull", "load"):
+        space = tc.CompatSpace(16, methods=["rotation"]).finalize()
+        tc.TaskHead(space, [str(digit) for digit in range(10)]).push_to_hub("alice/digits-head")
+    torch.manual_seed(0)
+    thing = inspect.unwrap(getattr(tc, name)) if not inspect.isclass(getattr(tc, name)) else getattr(tc, name)
+    (example,) = doctest.DocTestFinder(recurse=False).find(thing, name, globs={"tc": tc, "torch": torch, "timm": timm})
+    assert example.examples, f"{name}: show how it is used"
+    told: list[str] = []
+    result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example, out=told.append)
+    assert not result.failed, "".join(told)

@@ -1,0 +1,74 @@
+"""Thin extractors: the backbone's weights stay with the model that they came from, and are fetched from there."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from timm_compat.errors import ComponentFileError, ConfigError
+from timm_compat.models.unwrapping import plain_state
+from timm_compat.storage.base import Base, base_file, resolve_base
+from timm_compat.storage.facts import Facts
+from timm_compat.storage.files import Tensors, largest_file, read_safetensors
+from timm_compat.storage.source import Where
+
+MAX_CLASSIFIER_BYTES = 2**28  # what a base may hold besides the backbone: its classifier
+
+
+def find_base(model: nn.Module, facts: Facts, unbounded: Collection[str]) -> Base:
+    """Where a backbone's weights are, to the bit.
+
+    Args:
+        model: the backbone.
+        facts: name ``base_model`` and, where it is known, its commit.
+        unbounded: names of tensors that may hold infinity.
+
+    Raises:
+        ConfigError: no base model is known, or its weights are not the backbone's.
+        HubError: the base cannot be looked at.
+    """
+    if facts.base_model is None:
+        raise ConfigError(
+            "thin: expected a base model that holds the backbone's weights, got none; load it by name with "
+            'pretrained=True, set facts = tc.Facts(base_model="owner/name"), or save it whole'
+        )
+    expected = plain_state(model)
+    base, path = resolve_base(facts.base_model, facts.base_model_commit, _most_bytes(expected), {})
+    try:
+        held = read_safetensors(path, expected, unbounded, convert=True, whole=False)
+    except ComponentFileError as error:
+        raise ConfigError(
+            f"thin: expected the backbone's weights in {base}, got others ({error}); save it whole"
+        ) from error
+    changed = [name for name, tensor in expected.items() if not torch.equal(tensor.detach().cpu(), held[name])]
+    if changed:
+        raise ConfigError(
+            f"thin: expected the backbone's weights to be those of {base}, got others in {len(changed)} of "
+            f"{len(expected)} tensors, such as {changed[0]}: it was trained; save it whole"
+        )
+    return base
+
+
+def base_tensors(
+    base: Base, expected: Tensors, unbounded: Collection[str], file: str | Path | None, where: Where
+) -> dict[str, Tensor]:
+    """The backbone's tensors out of its base's file, checked; what else the base holds is left aside.
+
+    Args:
+        base: as the component names it.
+        expected: names, shapes and dtypes of the backbone's tensors.
+        unbounded: names of tensors that may hold infinity.
+        file: the base's weights on disk; fetched if None.
+        where: ``token``, ``cache_dir``, ``local_files_only``.
+
+    Raises:
+        ComponentFileError: other weights than the component names.
+        HubError: they cannot be fetched.
+    """
+    path = base_file(base, file, _most_bytes(expected), where)
+    return read_safetensors(path, expected, unbounded, convert=True, whole=False)
+
+
+def _most_bytes(expected: Tensors) -> int:
+    return largest_file(expected) + MAX_CLASSIFIER_BYTES
