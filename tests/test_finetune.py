@@ -190,7 +190,7 @@ class TestBadInput:
             (["cheap_head.cheap=large"], "cheap_head.expensive: expected another network than the cheap one"),
             (["frozen_training.seed=3"], "frozen_training.seed: the trials decide it"),
             (["source.training.output_dir=x"], "source.training.output_dir: the trials decide it"),
-            (["start.levels=[0.5, 2]"], "levels: expected accuracies between 0 and 1, got 2"),
+            (["start.levels=[0.5, 2]"], "levels.1: expected a number under 1, got 2"),
             (["joined=[{name: c, backbone: test_vit, reference: small}]"], "expected true, or weights"),
             (["joined=[{name: small, backbone: test_vit, reference: small, pretrained: true}]"], "'small' twice"),
             (["target.train.limit=1"], "target.train: expected at least 2 images to learn from, got 1"),

@@ -12,7 +12,15 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 LARGEST_SHARE = 0.1  # of the time of `import timm`
 RUNS = 5
-LAZY = {"matplotlib", "accelerate", "sklearn", "scipy", "huggingface_hub"}  # apart from what timm itself imports
+LAZY = {
+    "matplotlib",
+    "accelerate",
+    "sklearn",
+    "scipy",
+    "huggingface_hub",
+    "pydantic",
+    "pydantic_core",
+}  # apart from what timm itself imports
 
 PROBE = """
 import json, sys, time

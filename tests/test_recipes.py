@@ -1,5 +1,6 @@
 """Recipes: read with every mistake named by its line, changed by overrides, written out in full and read again."""
 
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -7,20 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
+from timm_compat.cli.main import main
+from timm_compat.cli.schema import kind_of
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError
 from timm_compat.models.extractor import TRAINABLE, create_extractor
-from timm_compat.recipes import convert, schema
-from timm_compat.recipes.checks import OWN_KEYS
-from timm_compat.recipes.nodes import MAX_BYTES
+from timm_compat.recipes import reader, schema
+from timm_compat.recipes.nodes import MAX_BYTES, NULL, compose
 from timm_compat.recipes.reader import read_recipe, recipe_from_text
+from timm_compat.recipes.reference import json_schema, markdown
 from timm_compat.recipes.schema import DataRecipe, HeadRecipe, MemberRecipe, Recipe, ReferenceRecipe, SpaceRecipe
+from timm_compat.recipes.values import OWN_KEYS, Scalar, plain_scalar
 from timm_compat.recipes.writer import recipe_to_text
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "scripts" / "recipes").glob("*.yaml"))
+KINDS = ("train", "adapt", "transfer", "finetune")
 # Those of the applications are of other kinds; their own tests read them.
 READY = [path for path in RECIPES if ": timm-compat train " in path.read_text(encoding="utf-8").partition("\n")[0]]
 READY_NAMES = [
@@ -116,6 +122,8 @@ def test_a_file_is_read_with_or_without_a_byte_order_mark(tmp_path: Path) -> Non
         ("learning_rate=5", 5.0),
         ("learning_rate=1_000.5", 1000.5),
         ("batch_size=1_000", 1000),
+        ("batch_size='64'", 64),
+        ("learning_rate='1e-3'", 0.001),
         ("seed=-3", -3),
         ("mixed_precision=no", "no"),
         ("output_dir=2026-01-01", "2026-01-01"),
@@ -186,28 +194,28 @@ def test_the_commented_reference_of_digits_add_reads_too() -> None:
         ("feature_dim: 64", '"a\\nb": 64', "2: space.a\\nb: unknown key; expected one of feature_dim"),
         ("feature_dim: 64", "[a]: 64", "2: space: expected a word as a key, got a list of 1"),
         ("feature_dim: 64", "<<: {feature_dim: 64}", "2: space.<<: unknown key"),
-        ("feature_dim: 64", "seed: [1]", "2: space.seed: expected a whole number or null, got a list of 1"),
-        ("feature_dim: 64", "feature_dim: many", "2: space.feature_dim: expected a whole number, got 'many'"),
-        ("feature_dim: 64", "feature_dim: '64'", "2: space.feature_dim: expected a whole number, got '64'"),
-        ("feature_dim: 64", "feature_dim: 64.0", "2: space.feature_dim: expected a whole number, got 64.0"),
-        ("feature_dim: 64", "feature_dim: 089", "2: space.feature_dim: expected a whole number, got '089'"),
-        ("feature_dim: 64", "feature_dim: 010", "2: space.feature_dim: expected a whole number, got 010"),
-        ("feature_dim: 64", "feature_dim: 0x10", "2: space.feature_dim: expected a whole number, got 0x10"),
-        ("feature_dim: 64", "feature_dim: 1:30", "2: space.feature_dim: expected a whole number, got 1:30"),
-        ("feature_dim: 64", "feature_dim: " + "9" * 9000, "2: space.feature_dim: expected a whole number, got 999"),
-        ("feature_dim: 64", "feature_dim: yes", "2: space.feature_dim: expected a whole number, got yes"),
-        ("feature_dim: 64", "feature_dim:", "2: space.feature_dim: expected a whole number, got nothing"),
-        ("feature_dim: 64", "feature_dim: 0", "2: space.feature_dim: expected a whole number from 1 to 65536, got 0"),
-        ("feature_dim: 64", "methods: rotation", "2: space.methods: expected a list of texts, got 'rotation'; write a"),
+        ("feature_dim: 64", "seed: [1]", "2: space.seed: expected an integer, got a list of 1"),
+        ("feature_dim: 64", "feature_dim: many", "2: space.feature_dim: expected an integer, got 'many'"),
+        ("feature_dim: 64", "feature_dim: 0x10", "2: space.feature_dim: expected an integer, got 0x10"),
+        ("feature_dim: 64", "feature_dim: 1:30", "2: space.feature_dim: expected an integer, got 1:30"),
+        ("feature_dim: 64", "feature_dim: " + "9" * 9000, "2: space.feature_dim: expected an integer, got 999"),
+        ("feature_dim: 64", "feature_dim: yes", "2: space.feature_dim: expected an integer, got yes"),
+        ("feature_dim: 64", "feature_dim:", "2: space.feature_dim: expected an integer, got nothing"),
+        ("feature_dim: 64", "feature_dim: 0", "2: space.feature_dim: expected a number of at least 1, got 0"),
+        ("feature_dim: 64", "methods: rotation", "2: space.methods: expected a list, got 'rotation'; write a list"),
         (
             "feature_dim: 64",
             "methods: [rotatio]",
-            "2: space.methods: expected one of common_classes, flip, initial_weights",
+            "2: space.methods.0: expected one of common_classes, flip, initial_weights",
         ),
         ("feature_dim: 64", "class_names: [a, a]", "2: space.class_names: expected every name once, got 'a' twice"),
-        ("feature_dim: 64", "class_names: [a,\n    null]", "3: space.class_names.1: expected a text, got nothing"),
-        ("feature_dim: 64", "class_names: [a, '']", "2: space.class_names: expected a text, got ''"),
-        ("feature_dim: 64", "class_names: [a, [b]]", "2: space.class_names.1: expected a text, got a list of 1"),
+        ("feature_dim: 64", "class_names: [a,\n    null]", "3: space.class_names.1: expected a string, got nothing"),
+        (
+            "feature_dim: 64",
+            "class_names: [a, '']",
+            "2: space.class_names.1: expected a string that is not blank, got ''",
+        ),
+        ("feature_dim: 64", "class_names: [a, [b]]", "2: space.class_names.1: expected a string, got a list of 1"),
         ("feature_dim: 64", "level: pool", "2: space.level: expected one of pooled, map, got 'pool'"),
         ("feature_dim: 64", "normalization: l2", "2: space.normalization: expected one of batch, layer, none"),
         ("feature_dim: 64", "level: !!python/name:os.system x", "2: space.level: expected plain YAML, got the tag"),
@@ -224,29 +232,28 @@ def test_the_commented_reference_of_digits_add_reads_too() -> None:
             "methods: [rotation]\n  seed: 1\n  folder: x",
             "4: space.folder: an existing space decides m",
         ),
-        ("space:\n  feature_dim: 64\n", "", "1: space: expected a mapping, got nothing; this key is required"),
+        ("space:\n  feature_dim: 64\n", "", "1: space: expected a value, got nothing; this key is required"),
         ("space:\n  feature_dim: 64\n", "space:\n", "1: space: expected a mapping, got nothing"),
-        ("    backbone: test_vit\n", "", "7: members.b.backbone: expected a text, got nothing; this key is required"),
-        ("  - name: b\n    back", "  - back", "7: members.1.name: expected a text, got nothing; this key is required"),
+        ("    backbone: test_vit\n", "", "7: members.b.backbone: expected a value, got nothing; this key is required"),
+        ("  - name: b\n    back", "  - back", "7: members.1.name: expected a value, got nothing; this key is required"),
         ("name: b", "name: a", "7: members.1.name: expected every name once, got 'a' twice"),
         ("name: b", "name: my net", "7: members.my net.name: expected a name of letters, digits and _ that"),
         ("name: b", "name: 2b", "7: members.2b.name: expected a name of letters"),
-        ("test_vit", "''", "8: members.b.backbone: expected a text, got ''"),
+        ("test_vit", "''", "8: members.b.backbone: expected a string that is not blank, got ''"),
         ("part: 2/2", "part: 3/2", "11: members.b.data.part: expected one of n parts, such as '1/2', got '3/2'"),
         ("part: 2/2", "part: 0.5", "11: members.b.data.part: expected one of n parts, such as '1/2', got '0.5'"),
-        ("part: 2/2", "limit: 0", "11: members.b.data.limit: expected a whole number of at least 1, got 0"),
+        ("part: 2/2", "limit: 0", "11: members.b.data.limit: expected a number of at least 1, got 0"),
         ("part: 2/2", "classes: [x, x]", "11: members.b.data.classes: expected every name once, got 'x' twice"),
-        ("part: 2/2", "skip_corrupt: 1", "11: members.b.data.skip_corrupt: expected true or false, got 1"),
+        ("part: 2/2", "skip_corrupt: 2", "11: members.b.data.skip_corrupt: expected true or false, got 2"),
         ("{dataset: digits}", "{dataset: folder}", "6: members.a.data.root: expected a path, as dataset 'folder' is"),
         ("{dataset: digits}", "digits", "6: members.a.data: expected a mapping, got 'digits'"),
         ("{dataset: digits}", "[digits]", "6: members.a.data: expected a mapping, got a list of 1"),
         ("epochs: 3", "epochs: -1", "13: training.epochs: expected a whole number of at least 1, got -1"),
         ("epochs: 3", "warmup_fraction: 2", "13: training.warmup_fraction: expected a number from 0 to 1, got 2.0"),
-        ("epochs: 3", "learning_rate: .inf", "13: training.learning_rate: expected a number, got .inf"),
-        ("epochs: 3", "learning_rate: 1e999", "13: training.learning_rate: expected a number, got '1e999'"),
-        ("epochs: 3", "learning_rate: '1e-3'", "13: training.learning_rate: expected a number, got '1e-3'"),
-        ("epochs: 3", "learning_rate: nan", "13: training.learning_rate: expected a number, got 'nan'"),
-        ("epochs: 3", "clip_grad: x", "13: training.clip_grad: expected a number or null, got 'x'"),
+        ("epochs: 3", "learning_rate: .inf", "13: training.learning_rate: expected a finite number, got .inf"),
+        ("epochs: 3", "learning_rate: 1e999", "13: training.learning_rate: expected a finite number, got '1e999'"),
+        ("epochs: 3", "learning_rate: nan", "13: training.learning_rate: expected a finite number, got 'nan'"),
+        ("epochs: 3", "clip_grad: x", "13: training.clip_grad: expected a finite number, got 'x'"),
         ("epochs: 3", "compile: maybe", "13: training.compile: expected true or false, got 'maybe'"),
         (
             "epochs: 3",
@@ -269,9 +276,9 @@ def test_the_commented_reference_of_digits_add_reads_too() -> None:
             "13: training.distillation_weight: needs the",
         ),
         ("  epochs: 3", "  epochs: 3\nreference: {extractor: x}", "14: reference: nothing uses it; set training.align"),
-        ("  epochs: 3", "  epochs: 3\nreference: {head: x}", "14: reference.extractor: expected a text, got nothing"),
+        ("  epochs: 3", "  epochs: 3\nreference: {head: x}", "14: reference.extractor: expected a value, got nothing"),
         ("  epochs: 3", "  epochs: 3\npool: {dataset: digits}", "14: pool: nothing uses it; set training.alignment"),
-        ("  epochs: 3", "  epochs: 3\nevaluate: 1", "14: evaluate: expected true or false, got 1"),
+        ("  epochs: 3", "  epochs: 3\nevaluate: 2", "14: evaluate: expected true or false, got 2"),
         ("  epochs: 3", "\tepochs: 3", "13: expected YAML, got an error: found character '\\t' that cannot start"),
         ("  epochs: 3", "  epochs: [3", "14: expected YAML, got an error: expected ',' or ']'"),
         ("  epochs: 3", "  epochs: *x", "13: expected YAML, got an error: found undefined alias 'x'"),
@@ -290,26 +297,35 @@ def test_a_refusal_names_line_path_and_way_out(old: str, new: str, expected: str
         ("pretrained: true\n    weights: x.safetensors", "8: members.a.weights: expected a checkpoint or pretrained"),
         ("labelled: false\n    test: {dataset: digits}", "8: members.a.test: a member without labels has no head"),
         ("labelled: false\n    head: {depth: 2}", "8: members.a.head: a member without labels has no head"),
-        ("head: {depth: 0}", "7: members.a.head.depth: expected a whole number of at least 1, got 0"),
-        ("head: {hidden_dim: 0}", "7: members.a.head.hidden_dim: expected a whole number of at least 1, got 0"),
-        ("head: {drop_rate: 1}", "7: members.a.head.drop_rate: expected a number from 0 up to 1, got 1.0"),
-        ("trainable: none", "7: members.a.trainable: expected one of full, adapter, got 'none'"),
-        ("img_size: 0", "7: members.a.img_size: expected a whole number of at least 1, got 0"),
-        ("img_size: [32, 0]", "7: members.a.img_size: expected a whole number of at least 1, got 0"),
+        ("head: {depth: 0}", "7: members.a.head.depth: expected a number of at least 1, got 0"),
+        ("head: {hidden_dim: 0}", "7: members.a.head.hidden_dim: expected a number of at least 1, got 0"),
+        ("head: {drop_rate: 1}", "7: members.a.head.drop_rate: expected a number under 1, got 1"),
+        ("trainable: none", "7: members.a.trainable: expected one of full, adapter, frozen, got 'none'"),
+        ("img_size: 0", "7: members.a.img_size: expected a number of at least 1, got 0"),
+        ("img_size: [32, 0]", "7: members.a.img_size.1: expected a number of at least 1, got 0"),
         (
             "img_size: [1, 2, 3]",
-            "7: members.a.img_size: expected a whole number or a list of 2 whole numbers or null, got",
+            "7: members.a.img_size: expected a list of 2, got a list of 3",
         ),
-        ("out_index: last", "7: members.a.out_index: expected a whole number, got 'last'"),
+        ("out_index: last", "7: members.a.out_index: expected an integer, got 'last'"),
         ("arguments: 3", "7: members.a.arguments: expected a mapping, got 3"),
         ("arguments: {in-chans: 1}", "7: members.a.arguments: expected keywords of timm, got 'in-chans'"),
         ("arguments: {img_size: 3}", "7: members.a.arguments.img_size: is no argument of the architecture; it has"),
-        ("arguments: {x: {y: 1}}", "7: members.a.arguments.x: expected a text, a number, true, false, null or a list"),
-        ("arguments: {x: [[1]]}", "7: members.a.arguments.x: expected a list of texts, numbers, true, false or null"),
-        ("arguments: {x: &x [*x]}", "7: members.a.arguments.x: expected a list of texts"),
-        ("arguments: &x {x: *x}", "7: members.a.arguments.x: expected a text, a number"),
-        ("arguments: {x: .nan}", "7: members.a.arguments.x: expected a text, a number, true, false, null or a list"),
-        ("arguments: {x: 017}", "7: members.a.arguments.x: expected a text, a number, true, false, null or a list"),
+        (
+            "arguments: {x: {y: 1}}",
+            "7: members.a.arguments.x: expected a string, a number, true, false, null or a list",
+        ),
+        ("arguments: {x: [[1]]}", "7: members.a.arguments.x: expected a string, a number, true, false, null or a list"),
+        (
+            "arguments: {x: &x [*x]}",
+            "7: members.a.arguments.x.0: expected an alias of something else than what it stands in",
+        ),
+        (
+            "arguments: &x {x: *x}",
+            "7: members.a.arguments.x: expected an alias of something else than what it stands in",
+        ),
+        ("arguments: {x: .nan}", "7: members.a.arguments.x: expected a finite number, or a string in quotes, got .nan"),
+        ("arguments: {x: 017}", "7: members.a.arguments.x: expected a finite number, or a string in quotes, got 017"),
     ],
 )
 def test_a_member_that_contradicts_itself(keys: str, expected: str) -> None:
@@ -325,23 +341,71 @@ def test_a_member_that_contradicts_itself(keys: str, expected: str) -> None:
         ("- a\n", "1: expected a mapping, got a list of 1"),
         ("words", "1: expected a mapping, got 'words'"),
         ("space: {}\nmembers: []\n", "2: members: expected at least one, got none"),
-        ("space: {}\nmembers: {a: {}}\n", "2: members: expected a list of mappings, got a mapping"),
+        ("space: {}\nmembers: {a: {}}\n", "2: members: expected a list, got a mapping"),
         ("space: {}\nmembers: [a]\n", "2: members.0: expected a mapping, got 'a'"),
-        ("space: {}\n", "1: members: expected a list of mappings, got nothing; this key is required"),
+        ("space: {}\n", "1: members: expected a value, got nothing; this key is required"),
         ('"\\UFFFFFFFF"', ""),
         ("{a: " * 2000, ""),
         ("%YAML 99.1\n---\na", "1: expected YAML, got an error: found incompatible YAML document"),
         ("!<%FF> a", "1: expected YAML, got an error"),
-        ("&a [*a]", "1: expected a mapping, got a list of 1"),
-        ("&a {space: *a, members: *a}", "1: space.space: unknown key"),
     ],
 )
 def test_texts_that_are_no_recipe(text: str, expected: str) -> None:
     assert refusal(text).startswith(f"r.yaml:{expected}" if expected else "r.yaml: expected")
 
 
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
+    text = """\
+space: {methods: [rotatio], methods: [], level: !mine map}
+members:
+  - {name: 1st, backbone: "", data: {dataset: digits, prat: 1/2}, img_size: [32]}
+  - {name: b, data: {dataset: folder}, labelled: false, head: {depth: 2}}
+training: {epochs: 0, batch_size: -1, compile: 7}
+evaluat: true
+"""
+    with pytest.raises(ConfigError) as caught:
+        recipe_from_text(text, "r.yaml", ["training.clip_grad=x"])
+    assert str(caught.value).splitlines() == [
+        "r.yaml:1: space.methods: expected every key once, got it a second time (first: r.yaml:1)",
+        "r.yaml:1: space.level: expected plain YAML, got the tag '!mine'; drop it",
+        "r.yaml:1: space.methods.0: expected one of common_classes, flip, initial_weights, location, rotation, "
+        "simplex, got 'rotatio'",
+        "override 'training.clip_grad=x': training.clip_grad: expected a finite number, got 'x'",
+        "r.yaml:3: members.1st.name: expected a name of letters, digits and _ that starts with no digit, got '1st'",
+        "r.yaml:3: members.1st.data.prat: unknown key; did you mean 'part'?",
+        "r.yaml:3: members.1st.backbone: expected a string that is not blank, got ''",
+        "r.yaml:3: members.1st.img_size: expected a longer list, got a list of 1",
+        "r.yaml:4: members.b.backbone: expected a value, got nothing; this key is required",
+        "r.yaml:4: members.b.data.root: expected a path, as dataset 'folder' is read from there, got none",
+        "r.yaml:5: training.compile: expected true or false, got 7",
+        "r.yaml:6: evaluat: unknown key; did you mean 'evaluate'?",
+    ]
+
+
+def test_contradictions_and_limits_are_told_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe_from_text(SMALL + "  batch_size: 0\n  alignment: x\n  best_metric: y\npool: {dataset: npz}\n", "r.yaml")
+    assert [line.partition(": expected")[0] for line in str(caught.value).splitlines()] == [
+        "r.yaml:14: training.batch_size",
+        "r.yaml:15: training.alignment",
+        "r.yaml:17: pool.root",
+    ]
+
+
+def test_many_mistakes_are_counted() -> None:
+    unknown = "".join(f"key{number}: 1\n" for number in range(30))
+    with pytest.raises(ConfigError, match=r"key19: unknown key.*\n\.\.\. and 10 more mistakes$"):
+        recipe_from_text(SMALL + unknown)
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "&a {space: *a, members: *a}"])
+def test_an_alias_within_itself(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected an alias of something else than what it stands in"):
+        recipe_from_text(text)
+
+
 def test_aliases_do_not_multiply_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "MAX_VALUES", 1000)
+    monkeypatch.setattr(reader, "MAX_VALUES", 1000)
     names = ", ".join(f"c{number}" for number in range(100))
     many = ", ".join("{name: a, backbone: x, data: *data}" for _ in range(20))
     text = f"pool: &data {{dataset: digits, classes: [{names}]}}\nspace: {{}}\nmembers: [{many}]\n"
@@ -427,11 +491,11 @@ def test_an_override_of_an_alias_changes_one_place_only() -> None:
         ("members.a.head.dept=2", "members.a.head.dept: unknown key; did you mean 'depth'?"),
         ("members.aa.backbone=x", "members: nothing is called 'aa'; did you mean 'a'?"),
         ("members.7.backbone=x", "members: nothing is called '7'; expected one of a, b"),
-        ("training.epochs=many", "training.epochs: expected a whole number, got 'many'"),
+        ("training.epochs=many", "training.epochs: expected an integer, got 'many'"),
         ("training.epochs=0", "training.epochs: expected a whole number of at least 1, got 0"),
         ("training.epochs.x=0", "training.epochs: expected a mapping with the key 'x', got one value"),
-        ("space.seed.x=0", "space.seed: expected a whole number or null, got a mapping"),
-        ("reference.head=x", "reference.extractor: expected a text, got nothing; this key is required"),
+        ("space.seed.x=0", "space.seed: expected an integer, got a mapping"),
+        ("reference.head=x", "reference.extractor: expected a value, got nothing; this key is required"),
         ("training.influence_weight=1", "training.influence_weight: needs the head of the reference, got none"),
         ("space.folder=x", "space.folder: an existing space decides feature_dim itself"),
         ("training.epochs=[3", "expected YAML, got an error: expected ',' or ']', but got '<stream end>'"),
@@ -528,7 +592,6 @@ AWKWARD = (
         "\ufeffx",
         "\x00",
         "\x1b[31m",
-        "\ud800",
         "a" * 300,
         "a b " * 100,
         "${x}",
@@ -564,16 +627,21 @@ def test_names_that_other_floors_own() -> None:
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        (lambda: SpaceRecipe(methods="rotation"), "methods: expected a list of names, got 'rotation'"),
-        (lambda: SpaceRecipe(class_names=3), "class_names: expected a list of names, got 3"),
-        (lambda: SpaceRecipe(seed="x"), "seed: expected a whole number, got 'x'"),
-        (lambda: DataRecipe(3), "dataset: expected a text, got 3"),
-        (lambda: DataRecipe("digits", part=2), "part: expected one of n parts"),
-        (lambda: replace(A, img_size=[1, 2, 3]), "img_size: expected a side, or height and width"),
-        (lambda: replace(A, arguments={"x": object}), "arguments.x: expected a text, a number"),
+        (lambda: SpaceRecipe(methods="rotation"), "methods: expected a list, got 'rotation'"),
+        (lambda: SpaceRecipe(class_names=3), "class_names: expected a list, got 3"),
+        (lambda: SpaceRecipe(seed="x"), "seed: expected an integer, got 'x'"),
+        (lambda: DataRecipe(3), "dataset: expected a string, got 3"),
+        (lambda: DataRecipe("digits", part="2"), "part: expected one of n parts"),
+        (
+            lambda: replace(A, img_size=[1, 2, 3]),
+            "img_size: expected an integer, got [1, 2, 3]\nimg_size: expected a list of 2",
+        ),
+        (lambda: replace(A, arguments={"x": object}), "arguments.x: expected a string, a number"),
         (lambda: replace(A, arguments={"x": float("nan")}), "arguments.x: expected a finite number, got nan"),
-        (lambda: replace(A, arguments=[1]), "arguments: expected timm's keywords with their values"),
-        (lambda: ReferenceRecipe(""), "extractor: expected a text, got ''"),
+        (lambda: replace(A, arguments=[1]), "arguments: expected a mapping, got [1]"),
+        (lambda: ReferenceRecipe(""), "extractor: expected a string that is not blank, got ''"),
+        (lambda: DataRecipe(), "dataset: expected a value, got nothing"),
+        (lambda: DataRecipe("digits", prat="1/2"), "prat: expected no such key, got '1/2'"),
         (lambda: Recipe(SpaceRecipe(), ()), "members: expected at least one, got none"),
         (lambda: Recipe(SpaceRecipe(), (A, A)), "members.1.name: expected every name once, got 'a' twice"),
     ],
@@ -586,3 +654,87 @@ def test_recipes_built_by_hand_are_checked(build: Any, expected: str) -> None:
 def test_lists_given_by_hand_become_tuples() -> None:
     names: Any = ["a", "b"]
     assert SpaceRecipe(class_names=names) == SpaceRecipe(class_names=("a", "b"))
+
+
+# The JSON schema
+
+
+def test_a_schema_accepts_what_the_reader_accepts() -> None:
+    for kind, path in [(kind, path) for kind in KINDS for path in RECIPES if of_kind(kind, path)]:
+        check(kind, path.read_text(encoding="utf-8"))
+    assert sum(of_kind(kind, path) for kind in KINDS for path in RECIPES) == len(RECIPES)
+    check("train", SMALL + "reference: null\n")
+    check("train", recipe_to_text(FULL))
+    check("train", SMALL.replace("part: 2/2", "classes: [no, 01, 1e3, 2026-01-01]"))
+
+
+def test_a_schema_accepts_the_recipes_of_the_documents() -> None:
+    root = RECIPES[0].parents[2]
+    texts = [path.read_text(encoding="utf-8") for path in (root / "README.md", *root.glob("docs/**/*.md"))]
+    blocks = [block for text in texts for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    keys = {"members": "train", "transfer": "transfer", "upgrade": "transfer", "source": "adapt", "target": "finetune"}
+    found = [(next((keys[key] for key in keys if f"\n{key}:" in f"\n{block}"), None), block) for block in blocks]
+    assert any(kind for kind, _ in found)
+    for kind, block in found:
+        if kind is not None:
+            check(kind, block)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("epochs: 3", "epocs: 3", "'epocs' was unexpected"),
+        ("part: 2/2", "prat: 2/2", "'prat' was unexpected"),
+        ("    backbone: test_vit\n", "", "'backbone' is a required property"),
+        ("feature_dim: 64", "feature_dim: 0", "0 is less than the minimum of 1"),
+        ("feature_dim: 64", "level: pool", "'pool' is not one of"),
+        ("feature_dim: 64", "methods: rotation", "'rotation' is not of type 'array'"),
+    ],
+)
+def test_a_schema_refuses(old: str, new: str, expected: str) -> None:
+    with pytest.raises(jsonschema.ValidationError, match=re.escape(expected)):
+        check("train", SMALL.replace(old, new))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_is_described(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", kind]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    text = markdown(schema)
+    for model in (schema, *schema["$defs"].values()):
+        assert model["description"]
+        assert "\n" not in model["description"]
+        for key, about in model["properties"].items():
+            assert about["description"], key
+            assert f"| `{key}` |" in text
+
+
+def test_a_reference_names_type_default_and_meaning() -> None:
+    text = markdown(json_schema(Recipe))
+    assert text.startswith("## Recipe\n\nA whole training run.")
+    assert "| `members` | list of [MemberRecipe](#memberrecipe) | required | the networks, at least one. |" in text
+    assert '| `level` | `"pooled"` or `"map"` | `"pooled"` | "pooled" or "map". |' in text
+    assert "| `limit` | integer or null | `null` | largest number of images. |" in text
+    assert "\n## TrainConfig\n" in text
+
+
+def check(kind: str, text: str) -> None:
+    """Validate a recipe as an editor does, which reads YAML 1.2."""
+    jsonschema.validate(plain(compose(text, "r.yaml")), json_schema(kind_of(kind)))
+
+
+def of_kind(kind: str, path: Path) -> bool:
+    return f": timm-compat {kind} " in path.read_text(encoding="utf-8").partition("\n")[0]
+
+
+def plain(node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: plain(value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [plain(item) for item in node.value]
+    if node.tag == NULL:
+        return None
+    if node.tag.endswith(":bool") and node.value.lower() not in ("true", "false"):
+        return node.value
+    return int(node.value) if node.value.isdecimal() else plain_scalar("", Scalar.of(node))

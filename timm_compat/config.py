@@ -1,7 +1,7 @@
 """Settings of a training run: frozen, checked when made."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -135,29 +135,35 @@ class TrainConfig:
     log_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if mistakes := list(self._mistakes()):
+            raise ConfigError("\n".join(mistakes))
+        for name in _RANGES:
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+
+    def _mistakes(self) -> Iterator[str]:
+        """A line for each, which starts with its setting."""
         for name, least in _WHOLE.items():
-            _check(name, getattr(self, name), int, least, math.inf)
+            yield from _check(name, getattr(self, name), int, least, math.inf)
         for name in _NOT_NEGATIVE:
-            _check(name, getattr(self, name), (int, float), 0, math.inf)
+            yield from _check(name, getattr(self, name), (int, float), 0, math.inf)
         for name, limit in _RANGES.items():
-            object.__setattr__(self, name, _pair(name, getattr(self, name), limit))
+            yield from _check_pair(name, getattr(self, name), limit)
         for name in _SHARES:
-            _check(name, getattr(self, name), (int, float), 0, 1)
+            yield from _check(name, getattr(self, name), (int, float), 0, 1)
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+                yield f"{name}: expected true or false, got {getattr(self, name)!r}"
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ConfigError(f"seed: expected a whole number, got {self.seed!r}")
+            yield f"seed: expected a whole number, got {self.seed!r}"
         for name, choices in (("mixed_precision", MIXED_PRECISION), ("alignment", ALIGNMENTS)):
             if getattr(self, name) not in choices:
-                raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.batch_size % self.gradient_accumulation:
-            raise ConfigError(
-                f"gradient_accumulation: expected a divisor of batch_size {self.batch_size}, "
-                f"got {self.gradient_accumulation}"
-            )
-        if self.alignment == "contrastive" and not self.alignment_temperature:
-            raise ConfigError("alignment_temperature: expected a number over 0, got 0")
+                yield f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}"
+        size, parts = self.batch_size, self.gradient_accumulation
+        if isinstance(size, int) and isinstance(parts, int) and parts > 0 and size % parts:
+            yield f"gradient_accumulation: expected a divisor of batch_size {size}, got {parts}"
+        if self.alignment == "contrastive" and self.alignment_temperature == 0:
+            yield "alignment_temperature: expected a number over 0, got 0"
 
     def differences(self, other: "TrainConfig") -> list[str]:
         """The settings in which two runs differ, one text each."""
@@ -166,21 +172,20 @@ class TrainConfig:
         return [f"{name}: {mine!r} / {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
 
 
-def _pair(name: str, value: Any, limit: float) -> tuple[float, float] | None:
+def _check_pair(name: str, value: Any, limit: float) -> Iterator[str]:
     if value is None and name == "scale":
-        return None
+        return
     numbers = list(value) if isinstance(value, (list, tuple)) else []
     plain = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
     if len(numbers) != 2 or not plain or not 0 < numbers[0] <= numbers[1] <= limit or math.isinf(numbers[1]):
         most = "" if math.isinf(limit) else f" and at most {limit:g}"
-        raise ConfigError(f"{name}: expected least and most, two numbers over 0{most}, got {value!r}")
-    return numbers[0], numbers[1]
+        yield f"{name}: expected least and most, two numbers over 0{most}, got {value!r}"
 
 
-def _check(name: str, value: Any, kind: Any, least: float, most: float) -> None:
+def _check(name: str, value: Any, kind: Any, least: float, most: float) -> Iterator[str]:
     if value is None and name in _OPTIONAL:
         return
     if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most or math.isinf(value):
         expected = "a whole number" if kind is int else "a number"
         limits = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
-        raise ConfigError(f"{name}: expected {expected} {limits}, got {value!r}")
+        yield f"{name}: expected {expected} {limits}, got {value!r}"

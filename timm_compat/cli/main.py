@@ -11,11 +11,25 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from timm_compat._version import __version__
-from timm_compat.cli import adapt, combine, demo, evaluate, finetune, join, probe, share, split, swap, train, transfer
+from timm_compat.cli import (
+    adapt,
+    combine,
+    demo,
+    evaluate,
+    finetune,
+    join,
+    probe,
+    schema,
+    share,
+    split,
+    swap,
+    train,
+    transfer,
+)
 from timm_compat.cli.run_options import said_on_stderr
 from timm_compat.errors import CompatError
 
-COMMANDS = (demo, split, probe, join, swap, train, adapt, transfer, finetune, evaluate, share, combine)
+COMMANDS = (demo, split, probe, join, swap, train, adapt, transfer, finetune, schema, evaluate, share, combine)
 USER_ERROR = 2
 INTERRUPTED = 130
 READER_GONE = 141  # 128 + SIGPIPE

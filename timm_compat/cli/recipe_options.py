@@ -3,14 +3,8 @@
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-
-from timm_compat.recipes.reader import read_as
-from timm_compat.recipes.trials import TrialsRecipe
-
-Kind = TypeVar("Kind", bound=TrialsRecipe)
 
 
 class Result(Protocol):
@@ -32,34 +26,25 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
-def add_run_command(
-    commands: Any,
-    name: str,
-    kind: type[Kind],
+def run_application(
+    options: argparse.Namespace,
+    kind: type[Any],
     execute: Callable[..., Given],
     report: Callable[[Given], str],
-    **texts: str,
 ) -> None:
-    """A command that reads a recipe, runs it and prints what came out.
+    """Read a recipe, run it and print what came out.
 
     Args:
-        commands: the parser's.
-        name: of the command.
+        options: those of ``add_recipe_options``.
         kind: of the recipe.
         execute: takes the recipe, and ``resume``.
         report: the result as text.
-        **texts: help and description.
+
+    Raises:
+        CompatError: any of ours.
     """
+    from timm_compat.recipes.reader import read_as
 
-    def run(options: argparse.Namespace) -> None:
-        result = execute(_chosen(kind, options), resume=options.resume)
-        print(json.dumps(result.summary()) if options.json else report(result))
-
-    parser = commands.add_parser(name, **texts)
-    add_recipe_options(parser)
-    parser.set_defaults(run=run)
-
-
-def _chosen(kind: type[Kind], options: argparse.Namespace) -> Kind:
-    recipe = read_as(kind, options.recipe, options.overrides)
-    return recipe if options.output is None else replace(recipe, output_dir=options.output)
+    output = [] if options.output is None else [f"output_dir={json.dumps(options.output, ensure_ascii=False)}"]
+    result = execute(read_as(kind, options.recipe, [*options.overrides, *output]), resume=options.resume)
+    print(json.dumps(result.summary()) if options.json else report(result))

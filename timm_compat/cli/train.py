@@ -2,14 +2,14 @@
 
 import argparse
 import json
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from timm_compat.applications.recipe_run import RecipeResult, run_recipe
 from timm_compat.cli.recipe_options import add_recipe_options
 from timm_compat.errors import ConfigError
-from timm_compat.recipes.reader import read_recipe
-from timm_compat.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from timm_compat.applications.recipe_run import RecipeResult
+    from timm_compat.recipes.schema import Recipe
 
 
 def add_parser(commands: Any) -> None:
@@ -39,12 +39,15 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         CompatError: any of ours.
     """
+    from timm_compat.applications.recipe_run import run_recipe
+    from timm_compat.recipes.reader import read_recipe
+
     overrides = list(options.overrides)
     if options.space is not None:
-        overrides.append(f"space={json.dumps({'folder': options.space})}")
-    recipe = read_recipe(options.recipe, overrides)
+        overrides.append(f"space={json.dumps({'folder': options.space}, ensure_ascii=False)}")
     if options.output is not None:
-        recipe = replace(recipe, training=replace(recipe.training, output_dir=options.output))
+        overrides.append(f"training.output_dir={json.dumps(options.output, ensure_ascii=False)}")
+    recipe = read_recipe(options.recipe, overrides)
     if options.adds and recipe.space.folder is None:
         raise ConfigError(
             "space.folder: expected an existing space to add to, got a new one; use train, or --space DIR"
@@ -60,7 +63,7 @@ def _is_main_process() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def _report(result: RecipeResult, recipe: Recipe) -> str:
+def _report(result: "RecipeResult", recipe: "Recipe") -> str:
     space, config = result.built.space, result.built.recipe.training
     lines = []
     if result.matrix is not None:

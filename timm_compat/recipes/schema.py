@@ -1,25 +1,32 @@
-"""What a recipe says: a space, its members with their data, and how they are trained; frozen, checked when made.
+"""What a recipe says: a space, its members with their data, and how they are trained.
 
-A message starts with the key that it is about, so that the reader can name the key's line.
+Types refuse what one key alone gets wrong. What the keys say against each other is told by ``mistakes``: each line
+starts with the key that it is about, so that the reader can name the key's line.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import field, fields
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError
 from timm_compat.methods.registry import method_names
-from timm_compat.recipes.checks import (
-    check_arguments,
-    check_choice,
-    check_names,
-    check_renaming,
-    check_switch,
-    check_text,
-    check_whole,
+from timm_compat.recipes.values import (
+    Arguments,
+    Count,
+    Name,
+    Names,
+    OneOf,
+    Renaming,
+    Side,
+    Text,
+    Training,
+    recipe,
+    repeated,
+    unique,
 )
 from timm_compat.space import LEVELS, MAX_FEATURE_DIM, NORMALIZATIONS
 
@@ -28,7 +35,7 @@ ROOTED_DATASETS = ("folder", "images", "npz")
 METRICS = ("native", "recombined")  # what a recipe's run measures
 
 
-@dataclass(frozen=True)
+@recipe
 class SpaceRecipe:
     """The space of all members: a new one, or an existing one by its folder.
 
@@ -46,34 +53,30 @@ class SpaceRecipe:
         ConfigError: a value out of range, or ``folder`` together with a field that it decides.
     """
 
-    feature_dim: int = 128
-    class_names: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ("common_classes",)
-    level: str = "pooled"
-    normalization: str = "batch"
+    feature_dim: Annotated[int, Field(ge=1, le=MAX_FEATURE_DIM)] = 128
+    class_names: Names = ()
+    methods: Annotated[tuple[Annotated[str, OneOf(method_names)], ...], AfterValidator(unique)] = ("common_classes",)
+    level: Annotated[str, OneOf(LEVELS)] = "pooled"
+    normalization: Annotated[str, OneOf(NORMALIZATIONS)] = "batch"
     seed: int | None = None
-    folder: str | None = None
+    folder: Text | None = None
 
-    def __post_init__(self) -> None:
-        check_whole("feature_dim", self.feature_dim, least=1, most=MAX_FEATURE_DIM)
-        _keep_names(self, "class_names", "methods")
-        for method in self.methods:
-            check_choice("methods", method, method_names())
-        check_choice("level", self.level, LEVELS)
-        check_choice("normalization", self.normalization, NORMALIZATIONS)
-        _check_seed(self.seed)
-        check_text("folder", self.folder, optional=True)
-        if self.folder is not None:
-            self._check_nothing_else()
-
-    def _check_nothing_else(self) -> None:
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
         # Compared to the defaults, so that a recipe written out in full, with the folder, can be read again.
         given = [key.name for key in fields(self) if key.name != "folder" and getattr(self, key.name) != key.default]
-        if given:
-            raise ConfigError(f"folder: an existing space decides {', '.join(given)} itself; drop that, or folder")
+        if self.folder is not None and given:
+            yield f"folder: an existing space decides {', '.join(given)} itself; drop that, or folder"
 
 
-@dataclass(frozen=True)
+def _part(text: str) -> str:
+    found = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?/([0-9]{1,6})", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2] or found[1]) <= int(found[3]):
+        raise ConfigError(f"expected one of n parts, such as '1/2', got {text!r}; '1-4/5' are several")
+    return text
+
+
+@recipe
 class DataRecipe:
     """Images, and the part of them that is taken.
 
@@ -93,40 +96,23 @@ class DataRecipe:
         ConfigError: a value out of range, or no root where the data set needs one.
     """
 
-    dataset: str
-    root: str | None = None
-    split: str = "train"
-    classes: tuple[str, ...] = ()
-    part: str | None = None
-    limit: int | None = None
+    dataset: Text
+    root: Text | None = None
+    split: Text = "train"
+    classes: Names = ()
+    part: Annotated[str, AfterValidator(_part)] | None = None
+    limit: Count | None = None
     seed: int | None = None
     skip_corrupt: bool = False
-    rename: Mapping[str, str] = field(default_factory=dict)
+    rename: Renaming = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        check_text("dataset", self.dataset)
-        check_text("root", self.root, optional=True)
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
         if self.dataset in ROOTED_DATASETS and self.root is None:
-            raise ConfigError(f"root: expected a path, as dataset {self.dataset!r} is read from there, got none")
-        check_text("split", self.split)
-        object.__setattr__(self, "rename", check_renaming("rename", self.rename))
-        _keep_names(self, "classes")
-        self._check_part()
-        if self.limit is not None:
-            check_whole("limit", self.limit, least=1)
-        _check_seed(self.seed)
-        check_switch("skip_corrupt", self.skip_corrupt)
-
-    def _check_part(self) -> None:
-        if self.part is None:
-            return
-        form = r"([0-9]{1,6})(?:-([0-9]{1,6}))?/([0-9]{1,6})"
-        found = re.fullmatch(form, self.part) if isinstance(self.part, str) else None
-        if found is None or not 1 <= int(found[1]) <= int(found[2] or found[1]) <= int(found[3]):
-            raise ConfigError(f"part: expected one of n parts, such as '1/2', got {self.part!r}; '1-4/5' are several")
+            yield f"root: expected a path, as dataset {self.dataset!r} is read from there, got none"
 
 
-@dataclass(frozen=True)
+@recipe
 class HeadRecipe:
     """A task head.
 
@@ -140,22 +126,13 @@ class HeadRecipe:
         ConfigError: a value out of range.
     """
 
-    depth: int = 1
-    hidden_dim: int | None = None
-    drop_rate: float = 0.0
-    class_names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_whole("depth", self.depth, least=1)
-        if self.hidden_dim is not None:
-            check_whole("hidden_dim", self.hidden_dim, least=1)
-        rate = self.drop_rate
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise ConfigError(f"drop_rate: expected a number from 0 up to 1, got {rate!r}")
-        _keep_names(self, "class_names")
+    depth: Count = 1
+    hidden_dim: Count | None = None
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_names: Names = ()
 
 
-@dataclass(frozen=True)
+@recipe
 class MemberRecipe:
     """One network: a backbone, the data that it learns from, and its head.
 
@@ -183,65 +160,35 @@ class MemberRecipe:
             own, or a test, a validation or a head of a member without labels.
     """
 
-    name: str
-    backbone: str
+    name: Name
+    backbone: Text
     data: DataRecipe
     test: DataRecipe | None = None
     validation: DataRecipe | None = None
     head: HeadRecipe = field(default_factory=HeadRecipe)
     labelled: bool = True
     pretrained: bool = False
-    weights: str | None = None
-    trainable: str = "full"
-    img_size: int | tuple[int, int] | None = None
-    crop_pct: float | None = None
+    weights: Text | None = None
+    trainable: Annotated[str, OneOf(TRAINABLE)] = "full"
+    img_size: Side | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     out_index: int = -1
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Arguments = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.isidentifier():
-            raise ConfigError(
-                f"name: expected a name of letters, digits and _ that starts with no digit, got {self.name!r}"
-            )
-        check_text("backbone", self.backbone)
-        check_text("weights", self.weights, optional=True)
-        for key in ("labelled", "pretrained"):
-            check_switch(key, getattr(self, key))
-        check_choice("trainable", self.trainable, TRAINABLE)
-        self._check_img_size()
-        share = self.crop_pct
-        if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1):
-            raise ConfigError(f"crop_pct: expected a number over 0 and at most 1, got {share!r}")
-        check_whole("out_index", self.out_index)
-        object.__setattr__(self, "arguments", check_arguments(self.arguments))
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
         if self.weights is not None and self.pretrained:
-            raise ConfigError("weights: expected a checkpoint or pretrained: true, got both; drop one")
-        self._check_labels()
-
-    def _check_img_size(self) -> None:
-        if self.img_size is None:
-            return
-        if not isinstance(self.img_size, (list, tuple)):
-            return check_whole("img_size", self.img_size, least=1)
-        if len(self.img_size) != 2:
-            raise ConfigError(f"img_size: expected a side, or height and width, got {list(self.img_size)}")
-        for side in self.img_size:
-            check_whole("img_size", side, least=1)
-        object.__setattr__(self, "img_size", tuple(self.img_size))
-
-    def _check_labels(self) -> None:
+            yield "weights: expected a checkpoint or pretrained: true, got both; drop one"
         if self.labelled:
             return
         for key in ("test", "validation"):
             if getattr(self, key) is not None:
-                raise ConfigError(
-                    f"{key}: a member without labels has no head that could be tested; drop it, or label it"
-                )
+                yield f"{key}: a member without labels has no head that could be tested; drop it, or label it"
         if self.head != HeadRecipe():
-            raise ConfigError("head: a member without labels has no head; drop it, or set labelled: true")
+            yield "head: a member without labels has no head; drop it, or set labelled: true"
 
 
-@dataclass(frozen=True)
+@recipe
 class ReferenceRecipe:
     """Existing components whose features the new ones should match.
 
@@ -253,15 +200,11 @@ class ReferenceRecipe:
         ConfigError: an empty path.
     """
 
-    extractor: str
-    head: str | None = None
-
-    def __post_init__(self) -> None:
-        check_text("extractor", self.extractor)
-        check_text("head", self.head, optional=True)
+    extractor: Text
+    head: Text | None = None
 
 
-@dataclass(frozen=True)
+@recipe
 class Recipe:
     """A whole training run. Paths are kept as texts, so that a recipe equals the one read back from its text.
 
@@ -279,68 +222,40 @@ class Recipe:
 
     space: SpaceRecipe
     members: tuple[MemberRecipe, ...]
-    training: TrainConfig = field(default_factory=TrainConfig)
+    training: Training = field(default_factory=TrainConfig)
     reference: ReferenceRecipe | None = None
     pool: DataRecipe | None = None
     evaluate: bool = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "members", tuple(self.members))
-        object.__setattr__(self, "training", as_written(self.training))
-        check_switch("evaluate", self.evaluate)
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
         if not self.members:
-            raise ConfigError("members: expected at least one, got none")
-        names = [member.name for member in self.members]
-        for position, name in enumerate(names):
-            if name in names[:position]:
-                raise ConfigError(f"members.{position}.name: expected every name once, got {name!r} twice")
-        self._check_reference()
-        self._check_choice()
+            yield "members: expected at least one, got none"
+        yield from repeated("members", self.members)
+        yield from self._mistakes_of_reference()
+        yield from self._mistakes_of_metric()
 
-    def _check_choice(self) -> None:
-        if self.training.best_metric is None:
-            return
-        check_choice("training.best_metric", self.training.best_metric, METRICS)
-        for position, member in enumerate(self.members):
-            # Chosen by the test images, an epoch would score better on them than on any others.
-            if member.labelled and member.validation is None:
-                raise ConfigError(
-                    f"training.best_metric: needs members.{position}.validation, images to choose the epoch by, which "
-                    "are no test images, got none; give another split, or take a part of the training images: data: "
-                    "{..., part: 1-4/5} and validation: {..., part: 5/5}"
-                )
+    def _mistakes_of_metric(self) -> Iterator[str]:
+        metric = self.training.best_metric
+        if metric is not None and metric not in METRICS:
+            yield f"training.best_metric: expected one of {', '.join(METRICS)}, got {metric!r}"
+        # Chosen by the test images, an epoch would score better on them than on any others.
+        lacking = [place for place, one in enumerate(self.members) if one.labelled and one.validation is None]
+        if metric in METRICS and lacking:
+            yield (
+                f"training.best_metric: needs {', '.join(f'members.{place}.validation' for place in lacking)}, images "
+                "to choose the epoch by, which are no test images, got none; give another split, or take a part of the "
+                "training images: data: {..., part: 1-4/5} and validation: {..., part: 5/5}"
+            )
 
-    def _check_reference(self) -> None:
+    def _mistakes_of_reference(self) -> Iterator[str]:
         factors = [name for name in ("influence_weight", "distillation_weight") if getattr(self.training, name)]
         if not factors and self.training.alignment == "none":
             for key in ("reference", "pool"):
                 if getattr(self, key) is not None:
-                    raise ConfigError(
+                    yield (
                         f"{key}: nothing uses it; set training.alignment, training.influence_weight or "
                         "training.distillation_weight, or drop it"
                     )
         if factors and (self.reference is None or self.reference.head is None):
-            raise ConfigError(
-                f"training.{factors[0]}: needs the head of the reference, got none; give reference.head, or drop it"
-            )
-
-
-def as_written(training: TrainConfig) -> TrainConfig:
-    """Paths as texts, and tuples among arguments as lists: what YAML can hold."""
-    found: dict[str, Any] = {}
-    for name, value in vars(training).items():
-        if isinstance(value, PurePath):
-            found[name] = str(value)
-        elif isinstance(value, Mapping):
-            found[name] = {key: list(item) if isinstance(item, tuple) else item for key, item in value.items()}
-    return replace(training, **found)
-
-
-def _check_seed(seed: int | None) -> None:
-    if seed is not None:
-        check_whole("seed", seed)
-
-
-def _keep_names(recipe: object, *keys: str) -> None:
-    for key in keys:
-        object.__setattr__(recipe, key, check_names(key, getattr(recipe, key)))
+            yield f"training.{factors[0]}: needs the head of the reference, got none; give reference.head, or drop it"

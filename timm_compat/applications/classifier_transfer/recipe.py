@@ -1,14 +1,16 @@
-"""What ``timm-compat transfer`` reads: networks whose heads are exchanged, an upgrade, or both; checked when made.
+"""What ``timm-compat transfer`` reads: networks whose heads are exchanged, an upgrade, or both."""
 
-A message starts with the key that it is about, so that the reader can name the key's line.
-"""
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Annotated
 
-from dataclasses import dataclass, field
+from pydantic import AfterValidator
 
 from timm_compat.errors import ConfigError
-from timm_compat.recipes.checks import check_choice, check_names, check_text
 from timm_compat.recipes.schema import DataRecipe, MemberRecipe, SpaceRecipe
 from timm_compat.recipes.trials import TrialsRecipe
+from timm_compat.recipes.values import Name, OneOf, Text, recipe, repeated, unique
 
 TRANSFER_WAYS = ("apart", "joined", "one_space", "retrained")
 UPGRADE_WAYS = ("unconstrained", "distilled", "bct", "joined", "compatible", "retrained")
@@ -17,7 +19,18 @@ LEAST_NETWORKS = 2
 FIGURES = ("cross", "gain", "flips", "own", "own_new_classes", "own_flips", "cost", "labels", "seconds")
 
 
-@dataclass(frozen=True)
+def _chosen(known: tuple[str, ...]) -> AfterValidator:
+    """At least one of the known ways, in their order."""
+
+    def check(ways: tuple[str, ...]) -> tuple[str, ...]:
+        if not ways:
+            raise ConfigError(f"expected any of {', '.join(known)}, got none")
+        return tuple(sorted(unique(ways), key=known.index))
+
+    return AfterValidator(check)
+
+
+@recipe
 class TransferRecipe:
     """Networks whose heads run on each other's extractors.
 
@@ -32,21 +45,18 @@ class TransferRecipe:
     """
 
     networks: tuple[MemberRecipe, ...]
-    ways: tuple[str, ...] = TRANSFER_WAYS
+    ways: Annotated[tuple[Annotated[str, OneOf(TRANSFER_WAYS)], ...], _chosen(TRANSFER_WAYS)] = TRANSFER_WAYS
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "networks", tuple(self.networks))
-        names = [network.name for network in self.networks]
-        if len(names) < LEAST_NETWORKS:
-            raise ConfigError(f"networks: expected at least {LEAST_NETWORKS}, got {len(names)}")
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
+        if len(self.networks) < LEAST_NETWORKS:
+            yield f"networks: expected at least {LEAST_NETWORKS}, got {len(self.networks)}"
+        yield from repeated("networks", self.networks)
         for position, network in enumerate(self.networks):
-            if network.name in names[:position]:
-                raise ConfigError(f"networks.{position}.name: expected every name once, got {network.name!r} twice")
-            _check_network(f"networks.{position}", network)
-        _keep_ways(self, TRANSFER_WAYS)
+            yield from _mistakes_of_network(f"networks.{position}", network)
 
 
-@dataclass(frozen=True)
+@recipe
 class OldHeadRecipe:
     """A head that runs on the old extractor, and shall run on the new one.
 
@@ -61,20 +71,18 @@ class OldHeadRecipe:
         ConfigError: a name that cannot be a file's, or neither data nor folder.
     """
 
-    name: str
+    name: Name
     test: DataRecipe
     data: DataRecipe | None = None
-    folder: str | None = None
+    folder: Text | None = None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.isidentifier():
-            raise ConfigError(f"name: expected letters, digits and _ that start with no digit, got {self.name!r}")
-        check_text("folder", self.folder, optional=True)
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
         if self.folder is None and self.data is None:
-            raise ConfigError(f"data: expected images to train head {self.name!r} on, or folder of an existing one")
+            yield f"data: expected images to train head {self.name!r} on, or folder of an existing one"
 
 
-@dataclass(frozen=True)
+@recipe
 class UpgradeRecipe:
     """A new extractor takes the place of an old one under all heads that the old one has.
 
@@ -96,42 +104,40 @@ class UpgradeRecipe:
 
     new: MemberRecipe
     old: MemberRecipe | None = None
-    extractor: str | None = None
+    extractor: Text | None = None
     heads: tuple[OldHeadRecipe, ...] = ()
-    ways: tuple[str, ...] = UPGRADE_WAYS
+    ways: Annotated[tuple[Annotated[str, OneOf(UPGRADE_WAYS)], ...], _chosen(UPGRADE_WAYS)] = UPGRADE_WAYS
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "heads", tuple(self.heads))
-        check_text("extractor", self.extractor, optional=True)
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
+        yield from _mistakes_of_network("new", self.new)
         if (self.old is None) == (self.extractor is None):
-            raise ConfigError("old: expected a network to train, or extractor with an existing one; not both")
-        _check_network("new", self.new)
+            yield "old: expected a network to train, or extractor with an existing one; not both"
+            return
         if self.old is not None:
-            _check_network("old", self.old)
-        self._check_heads()
-        _keep_ways(self, UPGRADE_WAYS)
+            yield from _mistakes_of_network("old", self.old)
+            if self.old.name == self.new.name:
+                yield f"old.name: expected another name than that of new, got {self.new.name!r}"
+        elif not self.heads:
+            yield "heads: expected at least one head of the existing extractor, got none"
+        yield from self._mistakes_of_heads()
 
-    def _check_heads(self) -> None:
-        if self.old is None and not self.heads:
-            raise ConfigError("heads: expected at least one head of the existing extractor, got none")
-        names = [network.name for network in (self.new, self.old) if network is not None]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"old.name: expected another name than that of new, got {names[0]!r}")
-        names += [head.name for head in self.heads]
-        if taken := [name for name in names if name in FIGURES]:
-            raise ConfigError(f"heads: expected names other than those of the figures, got {taken[0]!r}")
-        for place, head in enumerate(self.heads):
-            if names.count(head.name) > 1:
-                raise ConfigError(f"heads.{place}.name: expected every name once, got {head.name!r} twice")
+    def _mistakes_of_heads(self) -> Iterator[str]:
+        parts = {f"heads.{position}": head for position, head in enumerate(self.heads)}
+        for key, part in {"new": self.new, "old": self.old, **parts}.items():
+            if part is not None and part.name in FIGURES:
+                yield f"{key}.name: expected another name than those of the figures, got {part.name!r}"
+        counts = Counter(part.name for part in (self.new, self.old, *self.heads) if part is not None)
+        for key, head in parts.items():
+            if counts[head.name] > 1:
+                yield f"{key}.name: expected every name once, got {head.name!r} twice"
             if self.extractor is not None and head.folder is None:
-                raise ConfigError(
-                    f"heads.{place}.folder: expected an existing head of the existing extractor, got none"
-                )
+                yield f"{key}.folder: expected an existing head of the existing extractor, got none"
             if self.extractor is None and head.folder is not None:
-                raise ConfigError(f"heads.{place}.folder: an existing head needs the existing extractor, not old")
+                yield f"{key}.folder: an existing head needs the existing extractor, not old"
 
 
-@dataclass(frozen=True, kw_only=True)
+@recipe
 class ClassifierTransferRecipe(TrialsRecipe):
     """A transfer among architectures, an upgrade, or both.
 
@@ -149,28 +155,21 @@ class ClassifierTransferRecipe(TrialsRecipe):
     transfer: TransferRecipe | None = None
     upgrade: UpgradeRecipe | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
+        yield from super().mistakes()
         if self.transfer is None and self.upgrade is None:
-            raise ConfigError("transfer: expected networks whose heads are exchanged, or an upgrade, got neither")
+            yield "transfer: expected networks whose heads are exchanged, or an upgrade, got neither"
         if self.space.level != "pooled":
-            raise ConfigError(f'space.level: expected "pooled", as join needs it, got {self.space.level!r}')
+            yield f'space.level: expected "pooled", as join needs it, got {self.space.level!r}'
         asked = [way for part in (self.transfer, self.upgrade) if part is not None for way in part.ways]
         tied = self.space.methods or self.space.folder or self.training.alignment != "none"
         if not tied and {"one_space", "compatible"} & set(asked):
-            raise ConfigError("training.alignment: expected l2 or contrastive, or space.methods, got nothing shared")
+            yield "training.alignment: expected l2 or contrastive, or space.methods, got nothing shared"
 
 
-def _check_network(key: str, network: MemberRecipe) -> None:
+def _mistakes_of_network(key: str, network: MemberRecipe) -> Iterator[str]:
     if not network.labelled:
-        raise ConfigError(f"{key}.labelled: expected a network with labels, got one without")
-    if network.test is None:
-        raise ConfigError(f"{key}.test: expected images that measure network {network.name!r}, got none")
-
-
-def _keep_ways(recipe: TransferRecipe | UpgradeRecipe, known: tuple[str, ...]) -> None:
-    for way in check_names("ways", recipe.ways):
-        check_choice("ways", way, known)
-    if not recipe.ways:
-        raise ConfigError(f"ways: expected any of {', '.join(known)}, got none")
-    object.__setattr__(recipe, "ways", tuple(way for way in known if way in recipe.ways))
+        yield f"{key}.labelled: expected a network with labels, got one without"
+    elif network.test is None:
+        yield f"{key}.test: expected images that measure network {network.name!r}, got none"

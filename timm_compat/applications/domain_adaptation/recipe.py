@@ -1,15 +1,16 @@
 """What a recipe of an adaptation says."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from timm_compat.data.shifts import SHIFTS
-from timm_compat.errors import ConfigError
 from timm_compat.methods.registry import self_supervised_tasks
-from timm_compat.recipes.checks import check_arguments, check_choice, check_names, check_switch, check_text, check_whole
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.recipes.trials import TrialsRecipe
+from timm_compat.recipes.values import Arguments, Count, OneOf, Text, recipe, unique
 from timm_compat.space import MAX_FEATURE_DIM
 
 # What each mode is, in the order of the table.
@@ -30,7 +31,12 @@ CRITERIA = ("information", "confidence", "last")
 UNLABELLED = "images"
 
 
-@dataclass(frozen=True)
+def task_names() -> tuple[str, ...]:
+    """The self-supervised tasks that are known now."""
+    return tuple(task.name for task in self_supervised_tasks())
+
+
+@recipe
 class DomainRecipe:
     """The images of one domain.
 
@@ -45,17 +51,15 @@ class DomainRecipe:
 
     train: DataRecipe
     test: DataRecipe | None = None
-    shift: tuple[str, ...] = ()
+    shift: Annotated[tuple[Annotated[str, OneOf(SHIFTS)], ...], AfterValidator(unique)] = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shift", check_names("shift", self.shift))
-        for name in self.shift:
-            check_choice("shift", name, tuple(SHIFTS))
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
         if self.test is not None and self.test.dataset == UNLABELLED:
-            raise ConfigError("test: expected labelled images, got 'images'; drop it, and nothing is measured here")
+            yield "test: expected labelled images, got 'images'; drop it, and nothing is measured here"
 
 
-@dataclass(frozen=True)
+@recipe
 class RefinementRecipe:
     """How a trained network is adapted further.
 
@@ -70,22 +74,14 @@ class RefinementRecipe:
         ConfigError: a value out of range.
     """
 
-    learning_rate: float = 1e-3
-    epochs: int = 5
-    rounds: int = 4
-    round_epochs: int = 3
-    first_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        for key in ("epochs", "rounds", "round_epochs"):
-            check_whole(key, getattr(self, key), least=1)
-        for key, most in (("learning_rate", float("inf")), ("first_share", 1.0)):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
-                raise ConfigError(f"{key}: expected a number over 0{'' if most > 1 else ' up to 1'}, got {value!r}")
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    epochs: Count = 5
+    rounds: Count = 4
+    round_epochs: Count = 3
+    first_share: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
+@recipe
 class AdaptRecipe(TrialsRecipe):
     """From labelled source images to unlabelled target images.
 
@@ -116,53 +112,30 @@ class AdaptRecipe(TrialsRecipe):
 
     source: DomainRecipe
     target: DomainRecipe
-    backbone: str
+    backbone: Text
     pretrained: bool = False
-    img_size: int | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    feature_dim: int = 64
-    tasks: tuple[str, ...] = ("rotation",)
-    modes: tuple[str, ...] = ()
-    select: str = "information"
+    img_size: Count | None = None
+    arguments: Arguments = field(default_factory=dict)
+    feature_dim: Annotated[int, Field(ge=1, le=MAX_FEATURE_DIM)] = 64
+    tasks: Annotated[tuple[Annotated[str, OneOf(task_names)], ...], AfterValidator(unique)] = ("rotation",)
+    modes: Annotated[tuple[Annotated[str, OneOf(MODES)], ...], AfterValidator(unique)] = ()
+    select: Annotated[str, OneOf(CRITERIA)] = "information"
     refinement: RefinementRecipe = field(default_factory=RefinementRecipe)
-    source_extractor: str | None = None
-    source_head: str | None = None
+    source_extractor: Text | None = None
+    source_head: Text | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_text("backbone", self.backbone)
-        check_switch("pretrained", self.pretrained)
-        if self.img_size is not None:
-            check_whole("img_size", self.img_size, least=1)
-        object.__setattr__(self, "arguments", check_arguments(self.arguments))
-        check_whole("feature_dim", self.feature_dim, least=1, most=MAX_FEATURE_DIM)
-        check_choice("select", self.select, CRITERIA)
-        self._check_source()
-        self._check_tasks()
-        self._check_modes()
-
-    def _check_source(self) -> None:
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
+        yield from super().mistakes()
         for key, other in (("source_extractor", "source_head"), ("source_head", "source_extractor")):
-            check_text(key, getattr(self, key), optional=True)
             if getattr(self, key) is None and getattr(self, other) is not None:
-                raise ConfigError(f"{key}: expected one beside {other}, got none; give it, or drop {other}")
-
-    def _check_tasks(self) -> None:
-        object.__setattr__(self, "tasks", check_names("tasks", self.tasks))
-        known = tuple(task.name for task in self_supervised_tasks())
-        for task in self.tasks:
-            check_choice("tasks", task, known)
+                yield f"{key}: expected one beside {other}, got none; give it, or drop {other}"
         if not self.tasks:
-            raise ConfigError(f"tasks: expected at least one of {', '.join(known)}, got none")
-
-    def _check_modes(self) -> None:
-        object.__setattr__(self, "modes", check_names("modes", self.modes))
-        for mode in self.modes:
-            check_choice("modes", mode, tuple(MODES))
+            yield f"tasks: expected at least one of {', '.join(task_names())}, got none"
         if self.source.train.dataset == UNLABELLED:
-            raise ConfigError("source: expected labelled images, got 'images'; name a labelled data set")
+            yield "source: expected labelled images, got 'images'; name a labelled data set"
         if "target_supervised" in self.modes and self.target.train.dataset == UNLABELLED:
-            raise ConfigError("modes: target_supervised needs labels of the target, got 'images'; drop it")
+            yield "modes: target_supervised needs labels of the target, got 'images'; drop it"
 
     @property
     def chosen_modes(self) -> tuple[str, ...]:

@@ -1,17 +1,18 @@
 """What a transfer-learning recipe says: networks, a target task, and which of three questions are asked of it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Annotated
+
+from pydantic import Field
 
 from timm_compat.config import TrainConfig
-from timm_compat.errors import ConfigError
-from timm_compat.recipes.checks import check_arguments, check_switch, check_text
-from timm_compat.recipes.schema import DataRecipe, MemberRecipe, Recipe, as_written
-from timm_compat.recipes.trials import DECIDED, TrialsRecipe
+from timm_compat.recipes.schema import DataRecipe, Recipe
+from timm_compat.recipes.trials import TrialsRecipe, decided
+from timm_compat.recipes.values import Arguments, Name, Side, Text, Training, recipe, repeated
 
 
-@dataclass(frozen=True)
+@recipe
 class TargetRecipe:
     """The task to be learned.
 
@@ -24,7 +25,7 @@ class TargetRecipe:
     test: DataRecipe
 
 
-@dataclass(frozen=True)
+@recipe
 class JoinedRecipe:
     """A backbone that joins the space of another network (``tc.join``) on the target's training images, unlabelled.
 
@@ -41,26 +42,23 @@ class JoinedRecipe:
         ConfigError: a value out of range, or not exactly one of ``pretrained`` and ``weights``.
     """
 
-    name: str
-    backbone: str
-    reference: str
+    name: Name
+    backbone: Text
+    reference: Text
     pretrained: bool = False
-    weights: str | None = None
-    img_size: int | tuple[int, int] | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: Text | None = None
+    img_size: Side | None = None
+    arguments: Arguments = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        # A member has the same keys, and refuses the same values of them.
-        same = {key: getattr(self, key) for key in ("name", "backbone", "pretrained", "weights", "img_size")}
-        member = MemberRecipe(data=DataRecipe("digits"), arguments=check_arguments(self.arguments), **same)
-        object.__setattr__(self, "img_size", member.img_size)
-        object.__setattr__(self, "arguments", member.arguments)
-        check_text("reference", self.reference)
-        if not self.pretrained and self.weights is None:
-            raise ConfigError("pretrained: expected true, or weights, as a joined backbone stays as it is; got neither")
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
+        if self.weights is not None and self.pretrained:
+            yield "weights: expected a checkpoint or pretrained: true, got both; drop one"
+        if self.weights is None and not self.pretrained:
+            yield "pretrained: expected true, or weights, as a joined backbone stays as it is; got neither"
 
 
-@dataclass(frozen=True)
+@recipe
 class StartRecipe:
     """Where the training of a whole network starts: from nothing, with a new head, or with a compatible head.
 
@@ -76,22 +74,13 @@ class StartRecipe:
         ConfigError: a level outside (0, 1).
     """
 
-    extractor: str
-    head: str
+    extractor: Text
+    head: Text
     scratch: bool = True
-    levels: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_text("extractor", self.extractor)
-        check_text("head", self.head)
-        check_switch("scratch", self.scratch)
-        object.__setattr__(self, "levels", tuple(self.levels))
-        for level in self.levels:
-            if not 0 < level < 1:
-                raise ConfigError(f"levels: expected accuracies between 0 and 1, got {level!r}")
+    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
 
 
-@dataclass(frozen=True)
+@recipe
 class CheapHeadRecipe:
     """A head is trained on a cheap extractor and runs on an expensive one of the same space.
 
@@ -103,17 +92,16 @@ class CheapHeadRecipe:
         ConfigError: one network for both.
     """
 
-    cheap: str
-    expensive: str
+    cheap: Text
+    expensive: Text
 
-    def __post_init__(self) -> None:
-        check_text("cheap", self.cheap)
-        check_text("expensive", self.expensive)
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
         if self.cheap == self.expensive:
-            raise ConfigError(f"expensive: expected another network than the cheap one, got {self.cheap!r} for both")
+            yield f"expensive: expected another network than the cheap one, got {self.cheap!r} for both"
 
 
-@dataclass(frozen=True)
+@recipe
 class AdaptersRecipe:
     """The whole network is trained, or an adapter on the frozen backbone, or the head alone.
 
@@ -121,13 +109,10 @@ class AdaptersRecipe:
         extractor: where all of them start.
     """
 
-    extractor: str
-
-    def __post_init__(self) -> None:
-        check_text("extractor", self.extractor)
+    extractor: Text
 
 
-@dataclass(frozen=True, kw_only=True)
+@recipe
 class FinetuneRecipe(TrialsRecipe):
     """A target task, the networks that help with it, and what is asked: at least one of three sections.
 
@@ -152,25 +137,14 @@ class FinetuneRecipe(TrialsRecipe):
     start: StartRecipe | None = None
     cheap_head: CheapHeadRecipe | None = None
     adapters: AdaptersRecipe | None = None
-    frozen_training: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=30))
+    frozen_training: Training = field(default_factory=lambda: TrainConfig(epochs=30))
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "joined", tuple(self.joined))
-        object.__setattr__(self, "frozen_training", as_written(self.frozen_training))
+    def mistakes(self) -> Iterator[str]:
+        """What the keys say against each other."""
+        yield from super().mistakes()
         if self.start is None and self.cheap_head is None and self.adapters is None:
-            raise ConfigError("start: expected at least one of start, cheap_head and adapters, got none")
-        names = [member.name for member in self.source.members] if self.source is not None else []
-        for position, joined in enumerate(self.joined):
-            if joined.name in names:
-                raise ConfigError(f"joined.{position}.name: expected every name once, got {joined.name!r} twice")
-            names.append(joined.name)
-        _check_decided("frozen_training", self.frozen_training)
+            yield "start: expected at least one of start, cheap_head and adapters, got none"
+        yield from repeated("joined", self.joined, () if self.source is None else self.source.members)
+        yield from decided("frozen_training", self.frozen_training)
         if self.source is not None:
-            _check_decided("source.training", self.source.training)
-
-
-def _check_decided(key: str, config: TrainConfig) -> None:
-    for name in DECIDED:
-        if getattr(config, name) != getattr(TrainConfig(), name):
-            raise ConfigError(f"{key}.{name}: the trials decide it; drop it, and use seeds and output_dir")
+            yield from decided("source.training", self.source.training)

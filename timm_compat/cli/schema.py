@@ -1,0 +1,37 @@
+"""``timm-compat schema``: what a recipe may say, for editors."""
+
+import argparse
+import json
+from typing import Any
+
+KINDS = ("train", "adapt", "transfer", "finetune")
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command to the parser's commands."""
+    parser = commands.add_parser(
+        "schema",
+        help="print the JSON schema of a command's recipes",
+        description="Print the JSON schema of a command's recipes. Editors complete and check a recipe by it that "
+        "starts with the line: # yaml-language-server: $schema=FILE",
+    )
+    parser.add_argument("command", choices=KINDS, help="that reads the recipe; add reads those of train")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the schema."""
+    from timm_compat.recipes.reference import json_schema
+
+    print(json.dumps(json_schema(kind_of(options.command)), indent=2))
+
+
+def kind_of(command: str) -> type[Any]:
+    """The model of the recipes that a command reads."""
+    from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
+    from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
+    from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
+    from timm_compat.recipes.schema import Recipe
+
+    kinds = (Recipe, AdaptRecipe, ClassifierTransferRecipe, FinetuneRecipe)
+    return dict[str, type[Any]](zip(KINDS, kinds, strict=True))[command]
