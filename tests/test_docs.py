@@ -85,7 +85,7 @@ def command_lines(path: Path) -> Iterator[str]:
     for block in CONSOLE.findall(path.read_text(encoding="utf-8")):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("$ timm-compat"):
-                yield line.removeprefix("$ ")
+                yield line.removeprefix("$ ").partition(" > ")[0]
 
 
 def parses(line: str, monkeypatch: pytest.MonkeyPatch) -> bool:
