@@ -72,6 +72,7 @@ def summary(finished: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 class TestRun:
     def test_tables_name_every_way_head_and_extractor(self, finished: Path, summary: dict[str, Any]) -> None:
         tables = (finished / "tables.md").read_text()

@@ -18,7 +18,8 @@ SIZE = 64
 CLASSES = ("cat", "dog", "owl")
 NAMES = timm.list_models("test_*")
 SOME = ("test_resnet", "test_vit", "test_efficientnet", "test_convnext")
-ALL_SLOWLY = [pytest.param(name, marks=[] if name in SOME else [pytest.mark.slow]) for name in NAMES]
+TWO = SOME[:2]
+ALL_SLOWLY = [pytest.param(name, marks=[] if name in TWO else [pytest.mark.slow]) for name in NAMES]
 
 # Small members of the families whose classifiers are no single linear layer behind a pooling.
 UNUSUAL: dict[str, dict[str, Any]] = {
@@ -293,7 +294,8 @@ class TestExport:
         for plain in (model, model.fuse()):
             assert_same_logits(model, exported(plain), inputs)
 
-    @pytest.mark.parametrize("name", ALL_SLOWLY)
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", NAMES)
     def test_at_level_map_with_a_deeper_head(self, name: str) -> None:
         model = trained(name, space(level="map"), head={"depth": 2})
         assert_same_logits(model, exported(model), images(model, batch=7))

@@ -24,6 +24,7 @@ def printed_usage(report: str) -> str:
 
 
 class TestDemo:
+    @pytest.mark.slow
     def test_one_epoch_gives_everything_that_a_full_run_gives(self, tmp_path) -> None:
         done = run("demo", "--epochs", "1", "--img-size", "16", "--json", "--output", "out", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
