@@ -306,6 +306,7 @@ class TestExport:
         assert_same_logits(model, torch.export.load(tmp_path / "model.pt2").module(), images(model))
 
 
+@pytest.mark.slow
 class TestCompile:
     @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
     def test_as_one_graph(self, name: str) -> None:

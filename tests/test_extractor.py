@@ -412,6 +412,7 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.slow
 class TestPlainTimm:
     def test_loads_the_folders_in_a_process_without_this_package(self, tmp_path: Path) -> None:
         shapes: dict[str, dict[str, Any]] = {

@@ -74,6 +74,7 @@ def test_every_package_is_listed() -> None:
     assert listed == sorted({".".join(folder.parts) for folder in folders} | {"timm_compat.hub_cards"})
 
 
+@pytest.mark.slow
 def test_bare_checkout(copy: Path, tmp_path: Path) -> None:
     check_cards(sys.executable, copy, tmp_path / "elsewhere", path=copy)
 
