@@ -5,7 +5,6 @@ Links are written as they hold in a checkout, ``../../scripts/results/study.md``
 pages of recipes' keys are made from the models that read recipes.
 """
 
-import importlib
 import os
 import re
 from pathlib import Path
@@ -14,18 +13,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from timm_compat.cli.schema import KINDS, kind_of
 from timm_compat.recipes.reference import json_schema, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "pages"
 SHARED = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "docs/tutorials/*.py", "scripts/recipes/*.yaml")
 RESULTS = tuple(f"scripts/results/*.{ending}" for ending in ("md", "json", "png"))
-RECIPES = (
-    ("train", "timm_compat.recipes.schema", "Recipe"),
-    ("adapt", "timm_compat.applications.domain_adaptation.recipe", "AdaptRecipe"),
-    ("transfer", "timm_compat.applications.classifier_transfer.recipe", "ClassifierTransferRecipe"),
-    ("finetune", "timm_compat.applications.transfer_learning.recipe", "FinetuneRecipe"),
-)
 LINK = re.compile(r"(\]\()(?![a-z]+:|#|/)([^)#\s]+)")
 
 
@@ -35,10 +29,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
-    for command, module, model in RECIPES:
-        kind = getattr(importlib.import_module(module), model)
+    for command in KINDS:
         title = f"# Keys of a recipe for `timm-compat {command}`\n\n"
-        content = title + markdown(json_schema(kind))
+        content = title + markdown(json_schema(kind_of(command)))
         files.append(File.generated(config, f"keys/{command}.md", content=content))
     return files
 

@@ -121,6 +121,12 @@ def test_licence_language_and_citation() -> None:
     assert tc.Facts.from_config(facts.to_config()) == facts
 
 
+def test_a_citation_cannot_close_our_marks() -> None:
+    text = "<!<!---- /timm-compat:provenance -->"
+    card = render_card("head", VALUES, TAGS, tc.Facts(citation=text))
+    assert card.count("<!-- /timm-compat:provenance -->") == 1
+
+
 def test_imagenets_classes_are_named_in_words(tmp_path: Path) -> None:
     space = tc.CompatSpace(4, ["n01440764", "rose"], ["common_classes"]).finalize()
     for card in (space.card(), tc.TaskHead(space, space.class_names).card()):

@@ -64,8 +64,7 @@ def resolve_base(repo_id: str, commit: str | None, most_bytes: int, where: Where
         ComponentFileError: the repository holds no ``model.safetensors``, or a larger one.
         HubError: it cannot be fetched.
     """
-    files = HubFiles(repo_id, **elsewhere(where, commit))
-    files.fetch(WEIGHTS_FILE, most_bytes)
+    files = _fetched(repo_id, commit, most_bytes, where)
     path = files.folder / WEIGHTS_FILE
     return Base(repo_id, files.commit, file_sha256(path)), path
 
@@ -90,8 +89,7 @@ def base_file(base: Base, file: str | Path | None, most_bytes: int, where: Where
         _check_hash(base, path, "give the file of that commit, or none to fetch it")
         return path
     try:
-        files = HubFiles(base.repo_id, **elsewhere(where, base.commit))
-        files.fetch(WEIGHTS_FILE, most_bytes)
+        files = _fetched(base.repo_id, base.commit, most_bytes, where)
     except HubError as error:
         raise type(error)(
             f"{error}; this thin extractor needs the weights of its base {base}: give them with base=FILE if you have "
@@ -104,6 +102,12 @@ def base_file(base: Base, file: str | Path | None, most_bytes: int, where: Where
         files.forget(WEIGHTS_FILE)
         raise
     return path
+
+
+def _fetched(repo_id: str, commit: str | None, most_bytes: int, where: Where) -> HubFiles:
+    files = HubFiles(repo_id, **elsewhere(where, commit))
+    files.fetch(WEIGHTS_FILE, most_bytes)
+    return files
 
 
 def _check_hash(base: Base, path: Path, way_out: str) -> None:

@@ -170,7 +170,7 @@ def _citation(text: str | None) -> str:
     if text is None:
         return ""
     lines = [("  " if line[:1].isspace() else "") + printable(line) for line in text.splitlines()]
-    lines = [line.replace("`", "'").replace("<!--", "") for line in lines]
+    lines = [line.replace("`", "'").replace("<!", "< !") for line in lines]
     return "\n".join(["## Citation", "", "```bibtex", *lines, "```"])
 
 
