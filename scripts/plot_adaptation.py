@@ -10,8 +10,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
-from timm_compat.applications.domain_adaptation.run import AdaptResult, run_adaptation
+from timm_compat.experiments.adapt.recipe import AdaptRecipe
+from timm_compat.experiments.adapt.run import AdaptResult, run_adaptation
 from timm_compat.recipes.reader import read_as
 
 PANEL_INCHES = (6.2, 3.8)

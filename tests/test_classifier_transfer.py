@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import timm_compat as tc
-from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
-from timm_compat.applications.classifier_transfer.run import run_classifier_transfer
-from timm_compat.applications.classifier_transfer.tables import TransferTable, UpgradeTable, gaps
 from timm_compat.cli import main
+from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
+from timm_compat.experiments.transfer.run import run_classifier_transfer
+from timm_compat.experiments.transfer.tables import TransferTable, UpgradeTable, gaps
 from timm_compat.recipes.reader import read_as
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.applications.domain_adaptation.domains import read_domains
-from timm_compat.applications.domain_adaptation.networks import tied_copy, with_statistics_of
-from timm_compat.applications.domain_adaptation.recipe import MODES, TOGETHER, AdaptRecipe, DomainRecipe
-from timm_compat.applications.domain_adaptation.run import run_adaptation
-from timm_compat.applications.domain_adaptation.selection import Watch, choose, regret
 from timm_compat.cli import main
 from timm_compat.data.shifts import SHIFTS, shifted_dataset
+from timm_compat.experiments.adapt.domains import read_domains
+from timm_compat.experiments.adapt.networks import tied_copy, with_statistics_of
+from timm_compat.experiments.adapt.recipe import MODES, TOGETHER, AdaptRecipe, DomainRecipe
+from timm_compat.experiments.adapt.run import run_adaptation
+from timm_compat.experiments.adapt.selection import Watch, choose, regret
 from timm_compat.recipes.reader import read_as
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.recipes.writer import recipe_to_text

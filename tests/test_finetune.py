@@ -13,12 +13,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_compat as tc
-from timm_compat.applications.transfer_learning.cost import measure_cost
-from timm_compat.applications.transfer_learning.curve import Curve
-from timm_compat.applications.transfer_learning.live_bytes import LiveBytes
-from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
-from timm_compat.applications.transfer_learning.run import run_finetune
-from timm_compat.applications.transfer_learning.sections import (
+from timm_compat.cli import main
+from timm_compat.experiments.finetune.cost import measure_cost
+from timm_compat.experiments.finetune.curve import Curve
+from timm_compat.experiments.finetune.live_bytes import LiveBytes
+from timm_compat.experiments.finetune.recipe import FinetuneRecipe
+from timm_compat.experiments.finetune.run import run_finetune
+from timm_compat.experiments.finetune.sections import (
     ADAPTER,
     ADAPTERS,
     CHEAP,
@@ -32,9 +33,8 @@ from timm_compat.applications.transfer_learning.sections import (
     START,
     WHOLE,
 )
-from timm_compat.applications.transfer_learning.starts import copied, new_head
-from timm_compat.applications.transfer_learning.summary import section_table, spent, times_fewer
-from timm_compat.cli import main
+from timm_compat.experiments.finetune.starts import copied, new_head
+from timm_compat.experiments.finetune.summary import section_table, spent, times_fewer
 from timm_compat.recipes.reader import read_as
 from timm_compat.recipes.writer import recipe_to_text
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import timm_compat as tc
-from timm_compat.applications.trials import Trials
 from timm_compat.evaluation.table import spread_table, spread_text
+from timm_compat.experiments.trials import Trials
 from timm_compat.recipes.trials import TrialsRecipe
 
 

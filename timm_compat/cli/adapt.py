@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from timm_compat.cli.recipe_options import add_recipe_options, run_application
 
 if TYPE_CHECKING:
-    from timm_compat.applications.domain_adaptation.run import AdaptResult
+    from timm_compat.experiments.adapt.run import AdaptResult
 
 
 def add_parser(commands: Any) -> None:
@@ -28,15 +28,15 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         CompatError: any of ours.
     """
-    from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
-    from timm_compat.applications.domain_adaptation.run import run_adaptation
+    from timm_compat.experiments.adapt.recipe import AdaptRecipe
+    from timm_compat.experiments.adapt.run import run_adaptation
 
     run_application(options, AdaptRecipe, run_adaptation, _report)
 
 
 def _report(result: "AdaptResult") -> str:
-    from timm_compat.applications.domain_adaptation.recipe import MODES
-    from timm_compat.applications.domain_adaptation.run import COMPONENTS, SELECTED
+    from timm_compat.experiments.adapt.recipe import MODES
+    from timm_compat.experiments.adapt.run import COMPONENTS, SELECTED
 
     recipe, picked = result.recipe, Counter(result.selected)
     explained = {mode: MODES[mode] for mode in recipe.chosen_modes}

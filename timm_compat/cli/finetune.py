@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from timm_compat.cli.recipe_options import add_recipe_options, run_application
 
 if TYPE_CHECKING:
-    from timm_compat.applications.transfer_learning.run import FinetuneResult
+    from timm_compat.experiments.finetune.run import FinetuneResult
 
 
 def add_parser(commands: Any) -> None:
@@ -29,15 +29,15 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         CompatError: any of ours.
     """
-    from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
-    from timm_compat.applications.transfer_learning.run import run_finetune
+    from timm_compat.experiments.finetune.recipe import FinetuneRecipe
+    from timm_compat.experiments.finetune.run import run_finetune
 
     run_application(options, FinetuneRecipe, run_finetune, _report)
 
 
 def _report(result: "FinetuneResult") -> str:
-    from timm_compat.applications.transfer_learning.run import PICTURE_FILE
-    from timm_compat.applications.transfer_learning.sections import ADAPTERS, CHEAP_HEAD, START
+    from timm_compat.experiments.finetune.run import PICTURE_FILE
+    from timm_compat.experiments.finetune.sections import ADAPTERS, CHEAP_HEAD, START
 
     titles = {
         START: "Where the training of a whole network starts",

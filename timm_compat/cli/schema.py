@@ -28,9 +28,9 @@ def run(options: argparse.Namespace) -> None:
 
 def kind_of(command: str) -> type[Any]:
     """The model of the recipes that a command reads."""
-    from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
-    from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
-    from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
+    from timm_compat.experiments.adapt.recipe import AdaptRecipe
+    from timm_compat.experiments.finetune.recipe import FinetuneRecipe
+    from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
     from timm_compat.recipes.schema import Recipe
 
     kinds = (Recipe, AdaptRecipe, ClassifierTransferRecipe, FinetuneRecipe)

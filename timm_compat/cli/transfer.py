@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from timm_compat.cli.recipe_options import add_recipe_options, run_application
 
 if TYPE_CHECKING:
-    from timm_compat.applications.classifier_transfer.run import ClassifierTransferResult
+    from timm_compat.experiments.transfer.run import ClassifierTransferResult
 
 
 def add_parser(commands: Any) -> None:
@@ -27,8 +27,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         CompatError: any of ours.
     """
-    from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
-    from timm_compat.applications.classifier_transfer.run import run_classifier_transfer
+    from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
+    from timm_compat.experiments.transfer.run import run_classifier_transfer
 
     run_application(options, ClassifierTransferRecipe, run_classifier_transfer, _report)
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from timm_compat.applications.transfer_learning.curve import Curve
-from timm_compat.applications.transfer_learning.learning import judge, learn
-from timm_compat.applications.transfer_learning.networks import Networks
-from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
-from timm_compat.applications.transfer_learning.starts import copied, new_head, untrained
-from timm_compat.applications.transfer_learning.target import Target, check_head
+from timm_compat.experiments.finetune.curve import Curve
+from timm_compat.experiments.finetune.learning import judge, learn
+from timm_compat.experiments.finetune.networks import Networks
+from timm_compat.experiments.finetune.recipe import FinetuneRecipe
+from timm_compat.experiments.finetune.starts import copied, new_head, untrained
+from timm_compat.experiments.finetune.target import Target, check_head
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.seeding import seeded

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from timm_compat._extras import require
-from timm_compat.applications.classifier_transfer.tables import (
+from timm_compat.evaluation.plots import COLOURS, MARKS, bars, heat_map
+from timm_compat.experiments.transfer.tables import (
     TRANSFER_TITLES,
     UPGRADE_TITLES,
     TransferTable,
     UpgradeTable,
 )
-from timm_compat.evaluation.plots import COLOURS, MARKS, bars, heat_map
 from timm_compat.storage.files import writing
 
 PANEL_INCHES, HEIGHT_INCHES = 4.2, 4.2

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from timm_compat.applications.datasets import read_images
-from timm_compat.applications.transfer_learning.recipe import TargetRecipe
 from timm_compat.errors import DataError
 from timm_compat.evaluation.cells import check_classes
+from timm_compat.experiments.datasets import read_images
+from timm_compat.experiments.finetune.recipe import TargetRecipe
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.training.members import Images

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from timm_compat.applications.transfer_learning.cost import measure_cost
-from timm_compat.applications.transfer_learning.curve import Curve
-from timm_compat.applications.transfer_learning.target import Target
 from timm_compat.config import TrainConfig
+from timm_compat.experiments.finetune.cost import measure_cost
+from timm_compat.experiments.finetune.curve import Curve
+from timm_compat.experiments.finetune.target import Target
 from timm_compat.methods.common_classes import vocabulary_positions
 from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from timm_compat.applications.copies import own_space
-from timm_compat.applications.domain_adaptation.domains import Domains, check_common
-from timm_compat.applications.domain_adaptation.networks import pair_in
-from timm_compat.applications.domain_adaptation.recipe import WARM, AdaptRecipe
 from timm_compat.errors import ConfigError, DataError
+from timm_compat.experiments.adapt.domains import Domains, check_common
+from timm_compat.experiments.adapt.networks import pair_in
+from timm_compat.experiments.adapt.recipe import WARM, AdaptRecipe
+from timm_compat.experiments.copies import own_space
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.vocabulary import listed

@@ -5,26 +5,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from timm_compat.applications.domain_adaptation.domains import Domains
-from timm_compat.applications.domain_adaptation.given import Given
-from timm_compat.applications.domain_adaptation.networks import (
+from timm_compat.config import TrainConfig
+from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.experiments.adapt.domains import Domains
+from timm_compat.experiments.adapt.given import Given
+from timm_compat.experiments.adapt.networks import (
     new_extractor,
     opinion,
     pair_in,
     tied_copy,
     with_statistics_of,
 )
-from timm_compat.applications.domain_adaptation.recipe import LEARNT, AdaptRecipe
-from timm_compat.applications.domain_adaptation.selection import (
+from timm_compat.experiments.adapt.recipe import LEARNT, AdaptRecipe
+from timm_compat.experiments.adapt.selection import (
     LAST,
     Watch,
     choose,
     regret,
     unlabelled_scores,
 )
-from timm_compat.applications.trials import Trials
-from timm_compat.config import TrainConfig
-from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.experiments.trials import Trials
 from timm_compat.methods.pseudo_labels import centre_labels, surest
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead

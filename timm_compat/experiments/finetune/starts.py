@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from timm_compat.applications.copies import extractor_in, own_space
+from timm_compat.experiments.copies import extractor_in, own_space
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.space import CompatSpace

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from timm_compat.applications.build import build_member
-from timm_compat.applications.copies import own_space
-from timm_compat.applications.datasets import read_images
-from timm_compat.applications.trials import Trials
 from timm_compat.config import TrainConfig
 from timm_compat.errors import DataError
 from timm_compat.evaluation.cells import LEAST_CLASSES
+from timm_compat.experiments.build import build_member
+from timm_compat.experiments.copies import own_space
+from timm_compat.experiments.datasets import read_images
+from timm_compat.experiments.trials import Trials
 from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead

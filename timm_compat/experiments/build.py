@@ -7,10 +7,10 @@ from typing import Any
 
 from timm.models import get_pretrained_cfg_value
 
-from timm_compat.applications.datasets import read_images
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.errors import DataError
+from timm_compat.experiments.datasets import read_images
 from timm_compat.methods.registry import methods_of
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead

@@ -3,12 +3,12 @@
 import logging
 from dataclasses import dataclass
 
-from timm_compat.applications.datasets import read_images
-from timm_compat.applications.domain_adaptation.recipe import UNLABELLED, AdaptRecipe, DomainRecipe
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.image_dataset import MODES
 from timm_compat.data.shifts import shifted_dataset
 from timm_compat.errors import DataError
+from timm_compat.experiments.adapt.recipe import UNLABELLED, AdaptRecipe, DomainRecipe
+from timm_compat.experiments.datasets import read_images
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.seeding import derive_seed
 from timm_compat.training.members import Images

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm_compat.applications.classifier_transfer.networks import Read, reader
-from timm_compat.applications.classifier_transfer.pictures import draw_transfer, draw_upgrade
-from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
-from timm_compat.applications.classifier_transfer.tables import TransferTable, UpgradeTable
-from timm_compat.applications.classifier_transfer.transfer import measure_transfer, read_transfer
-from timm_compat.applications.classifier_transfer.upgrade import measure_upgrade, read_upgrade
-from timm_compat.applications.trials import Trials
 from timm_compat.errors import MissingExtraError
+from timm_compat.experiments.transfer.networks import Read, reader
+from timm_compat.experiments.transfer.pictures import draw_transfer, draw_upgrade
+from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
+from timm_compat.experiments.transfer.tables import TransferTable, UpgradeTable
+from timm_compat.experiments.transfer.transfer import measure_transfer, read_transfer
+from timm_compat.experiments.transfer.upgrade import measure_upgrade, read_upgrade
+from timm_compat.experiments.trials import Trials
 from timm_compat.storage.files import replace_text
 
 TABLES_FILE, SUMMARY_FILE = "tables.md", "summary.json"

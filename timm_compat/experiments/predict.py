@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from timm_compat.applications.parts import named_source
 from timm_compat.data.image_dataset import MODES, ImageDataset
 from timm_compat.data.image_files import CLASS_NAME, ImageFiles
 from timm_compat.data.listing import list_images
 from timm_compat.data.raw_batches import LeftOut
 from timm_compat.errors import ConfigError, DataError
+from timm_compat.experiments.parts import named_source
 from timm_compat.hub.loading import load
 from timm_compat.models.composed import CompatModel, compose
 from timm_compat.models.extractor import CompatExtractor

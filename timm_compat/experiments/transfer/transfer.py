@@ -5,20 +5,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from timm_compat.applications.build import build_member, build_space, with_common_classes
-from timm_compat.applications.classifier_transfer.networks import (
+from timm_compat.evaluation.columns import matrix_of_columns
+from timm_compat.evaluation.matrix import RecombinationMatrix
+from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.probe import linear_probe
+from timm_compat.experiments.build import build_member, build_space, with_common_classes
+from timm_compat.experiments.transfer.networks import (
     Network,
     Read,
     joined,
     read_network,
     train_alone,
 )
-from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
-from timm_compat.applications.trials import Trials
-from timm_compat.evaluation.columns import matrix_of_columns
-from timm_compat.evaluation.matrix import RecombinationMatrix
-from timm_compat.evaluation.pair import pair_accuracy
-from timm_compat.evaluation.probe import linear_probe
+from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
+from timm_compat.experiments.trials import Trials
 from timm_compat.models.heads import TaskHead
 from timm_compat.training.members import Member
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timm_compat.applications.copies import extractor_in
-from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.raw_batches import raw_batches
 from timm_compat.data.transforms import evaluation_transform
+from timm_compat.experiments.adapt.recipe import AdaptRecipe
+from timm_compat.experiments.copies import extractor_in
 from timm_compat.models.batch_statistics import measure_statistics
 from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor, create_extractor

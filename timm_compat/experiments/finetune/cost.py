@@ -11,8 +11,8 @@ from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_compat.applications.transfer_learning.live_bytes import LiveBytes
 from timm_compat.config import TrainConfig
+from timm_compat.experiments.finetune.live_bytes import LiveBytes
 from timm_compat.seeding import seeded
 from timm_compat.training.joint import JointModule
 from timm_compat.training.members import Member

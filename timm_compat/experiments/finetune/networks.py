@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from timm_compat.applications.build import build
-from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe, JoinedRecipe
-from timm_compat.applications.transfer_learning.target import Target
-from timm_compat.applications.trials import TRAININGS, Trials
 from timm_compat.errors import ConfigError
+from timm_compat.experiments.build import build
+from timm_compat.experiments.finetune.recipe import FinetuneRecipe, JoinedRecipe
+from timm_compat.experiments.finetune.target import Target
+from timm_compat.experiments.trials import TRAININGS, Trials
 from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead

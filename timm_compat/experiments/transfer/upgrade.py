@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from timm_compat.applications.build import build_member, build_space, with_common_classes
-from timm_compat.applications.classifier_transfer.networks import (
+from timm_compat.config import TrainConfig
+from timm_compat.errors import ConfigError, DataError
+from timm_compat.evaluation.cells import LEAST_CLASSES
+from timm_compat.evaluation.matrix import recombination_matrix
+from timm_compat.evaluation.predictions import negative_flip_rate
+from timm_compat.evaluation.probe import linear_probe
+from timm_compat.experiments.build import build_member, build_space, with_common_classes
+from timm_compat.experiments.transfer.networks import (
     ALONE,
     Network,
     Read,
@@ -19,14 +25,8 @@ from timm_compat.applications.classifier_transfer.networks import (
     same_images,
     train_alone,
 )
-from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe, UpgradeRecipe
-from timm_compat.applications.trials import Trials
-from timm_compat.config import TrainConfig
-from timm_compat.errors import ConfigError, DataError
-from timm_compat.evaluation.cells import LEAST_CLASSES
-from timm_compat.evaluation.matrix import recombination_matrix
-from timm_compat.evaluation.predictions import negative_flip_rate
-from timm_compat.evaluation.probe import linear_probe
+from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe, UpgradeRecipe
+from timm_compat.experiments.trials import Trials
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.space import CompatSpace

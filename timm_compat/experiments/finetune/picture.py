@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from timm_compat._extras import require
-from timm_compat.applications.transfer_learning.curve import Curve
-from timm_compat.applications.transfer_learning.sections import ADAPTERS, CHEAP_HEAD, START
-from timm_compat.applications.transfer_learning.summary import GIGA, Ways
 from timm_compat.evaluation.plots import COLOURS, MARKS, STYLES
+from timm_compat.experiments.finetune.curve import Curve
+from timm_compat.experiments.finetune.sections import ADAPTERS, CHEAP_HEAD, START
+from timm_compat.experiments.finetune.summary import GIGA, Ways
 from timm_compat.storage.files import writing
 
 PANEL_INCHES = (4.6, 3.8)

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from timm_compat._extras import require
-from timm_compat.applications.domain_adaptation.domains import read_domains
-from timm_compat.applications.domain_adaptation.given import check_given, read_given
-from timm_compat.applications.domain_adaptation.modes import TARGET, SeedRun
-from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
-from timm_compat.applications.domain_adaptation.selection import choose, regret
-from timm_compat.applications.trials import Trials
 from timm_compat.errors import MissingExtraError
 from timm_compat.evaluation.plots import bars
 from timm_compat.evaluation.table import spread_table
+from timm_compat.experiments.adapt.domains import read_domains
+from timm_compat.experiments.adapt.given import check_given, read_given
+from timm_compat.experiments.adapt.modes import TARGET, SeedRun
+from timm_compat.experiments.adapt.recipe import AdaptRecipe
+from timm_compat.experiments.adapt.selection import choose, regret
+from timm_compat.experiments.trials import Trials
 from timm_compat.storage.facts import Result
 from timm_compat.storage.files import writing
 from timm_compat.training.fit import save_members

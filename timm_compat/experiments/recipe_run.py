@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from timm_compat.applications.build import Built, build
 from timm_compat.evaluation.columns import matrix_of_columns
 from timm_compat.evaluation.matrix import RecombinationMatrix
+from timm_compat.experiments.build import Built, build
 from timm_compat.recipes.schema import Recipe
 from timm_compat.recipes.writer import recipe_to_text
 from timm_compat.storage.files import replace_text

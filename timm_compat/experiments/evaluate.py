@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from timm_compat.applications.parts import Parts
 from timm_compat.errors import ConfigError
 from timm_compat.evaluation.answers import Images, sampled
 from timm_compat.evaluation.baselines import BASELINES, Baseline, BaselineConfig, measure_baselines
@@ -17,6 +16,7 @@ from timm_compat.evaluation.matrix import measure
 from timm_compat.evaluation.report import ComponentFacts, EvaluationReport, Retrieval
 from timm_compat.evaluation.report_pictures import draw_pictures
 from timm_compat.evaluation.retrieval import retrieve
+from timm_compat.experiments.parts import Parts
 from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.passes import DEFAULTS

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from timm_compat.applications.transfer_learning.curve import Curve
-from timm_compat.applications.transfer_learning.networks import find_networks
-from timm_compat.applications.transfer_learning.picture import draw
-from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
-from timm_compat.applications.transfer_learning.sections import ADAPTERS, NEW_HEAD, START, WHOLE, Learned, Way, ways
-from timm_compat.applications.transfer_learning.summary import Ways, figures, level_table, section_table
-from timm_compat.applications.transfer_learning.target import read_target
-from timm_compat.applications.trials import TRAININGS, Trials
 from timm_compat.errors import MissingExtraError
+from timm_compat.experiments.finetune.curve import Curve
+from timm_compat.experiments.finetune.networks import find_networks
+from timm_compat.experiments.finetune.picture import draw
+from timm_compat.experiments.finetune.recipe import FinetuneRecipe
+from timm_compat.experiments.finetune.sections import ADAPTERS, NEW_HEAD, START, WHOLE, Learned, Way, ways
+from timm_compat.experiments.finetune.summary import Ways, figures, level_table, section_table
+from timm_compat.experiments.finetune.target import read_target
+from timm_compat.experiments.trials import TRAININGS, Trials
 from timm_compat.storage.facts import Result
 from timm_compat.storage.files import replace_text
 from timm_compat.training.fit import save_members
