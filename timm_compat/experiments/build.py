@@ -9,8 +9,8 @@ from timm.models import get_pretrained_cfg_value
 
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
-from timm_compat.errors import DataError
-from timm_compat.experiments.datasets import read_images
+from timm_compat.data.sources import load_dataset
+from timm_compat.errors import CompatError, DataError
 from timm_compat.methods.registry import methods_of
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
@@ -91,6 +91,41 @@ def _check_apart(validations: Mapping[str, Images], others: Mapping[str, Mapping
         for name in digests.keys() & datasets.keys():
             if datasets[name].digest() == digests[name]:
                 raise DataError(f"validation of member {name!r}: expected other images than its {use}, got the same")
+
+
+def read_images(
+    what: str, data: DataRecipe, seed: int, *, in_chans: int | None = None, pretrained: bool = False
+) -> Images:
+    """Load what a recipe names.
+
+    Args:
+        what: whose images they are, for messages.
+        data: the data set and the part of it that is taken.
+        seed: of that part, where ``data`` has none.
+        in_chans: channels that the backbone asks for; as the data set has them if None.
+        pretrained: whether the backbone has timm's weights, which mean colours.
+
+    Raises:
+        CompatError: as the data set's source raises it, with ``what`` before it.
+    """
+    try:
+        dataset: Images = load_dataset(
+            data.dataset,
+            data.root,
+            data.split,
+            rename=data.rename,
+            classes=data.classes or None,
+            part=data.part,
+            limit=data.limit,
+            seed=seed if data.seed is None else data.seed,
+            in_chans=in_chans,
+            skip_corrupt=data.skip_corrupt,
+        )
+    except CompatError as error:
+        raise type(error)(f"{what}: {error}") from error
+    if pretrained and isinstance(dataset, ArrayDataset) and in_chans is None:
+        dataset = dataset.with_channels(3)
+    return dataset
 
 
 def with_common_classes(space: SpaceRecipe, labelled: Sequence[Images]) -> SpaceRecipe:

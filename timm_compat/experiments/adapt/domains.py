@@ -1,4 +1,4 @@
-"""The images of both domains, brought together: one number of channels, and classes matched by name."""
+"""The images of both domains, brought together, and the source network where the recipe names a trained one."""
 
 import logging
 from dataclasses import dataclass
@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.image_dataset import MODES
 from timm_compat.data.shifts import shifted_dataset
-from timm_compat.errors import DataError
-from timm_compat.experiments.adapt.recipe import UNLABELLED, AdaptRecipe, DomainRecipe
-from timm_compat.experiments.datasets import read_images
+from timm_compat.errors import ConfigError, DataError
+from timm_compat.experiments.adapt.recipe import UNLABELLED, WARM, AdaptRecipe, DomainRecipe
+from timm_compat.experiments.build import read_images
+from timm_compat.experiments.networks import copied_pair, own_space
+from timm_compat.models.extractor import CompatExtractor
+from timm_compat.models.heads import TaskHead
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.seeding import derive_seed
 from timm_compat.training.members import Images
+from timm_compat.vocabulary import listed
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +52,67 @@ class Domains:
         return self.target.of_classes([name for name in self.class_names if name in self.target.class_names])
 
 
-def read_domains(recipe: AdaptRecipe, seed: int, in_chans: int | None = None) -> Domains:
+@dataclass(frozen=True)
+class Given:
+    """What the recipe names as ``source_extractor`` and ``source_head``."""
+
+    extractor: CompatExtractor
+    head: TaskHead
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images that the extractor takes."""
+        return int(self.extractor.backbone.input_size[0])
+
+    def copies(self) -> tuple[CompatExtractor, TaskHead]:
+        """Copies in a space of their own, which the extractor's features define: the modes change what they get."""
+        space = own_space(self.extractor.space)
+        extractor, head = copied_pair(self.extractor, self.head, space)
+        space.finalize(reference=extractor.digest())
+        return extractor, head
+
+
+def read_given(recipe: AdaptRecipe) -> Given | None:
+    """Read the source network that the recipe names; None if it names none.
+
+    Raises:
+        ComponentFileError: a file is missing, damaged or of another kind.
+        HubError: the Hub refuses or fails.
+        SpaceMismatchError: extractor and head live in different spaces.
+        ConfigError: a space of feature maps, which no mode can use, or images of other channels than the recipe's.
+    """
+    if recipe.source_extractor is None or recipe.source_head is None:
+        return None
+    given = Given(
+        CompatExtractor.from_pretrained(recipe.source_extractor), TaskHead.from_pretrained(recipe.source_head)
+    )
+    space = given.extractor.space
+    names = f"source_extractor {recipe.source_extractor}", f"source_head {recipe.source_head}"
+    space.require_same(given.head.space, *names)
+    if space.level != "pooled":
+        raise ConfigError(
+            f"source_extractor: expected a space of pooled features, got level {space.level!r}, which no mode can use; "
+            "name a network of level 'pooled', or drop source_extractor and source_head"
+        )
+    asked = recipe.arguments.get("in_chans", given.in_chans)
+    if asked != given.in_chans:
+        raise ConfigError(f"arguments: source_extractor takes {given.in_chans} channels, got in_chans {asked}; drop it")
+    return given
+
+
+def read_domains(recipe: AdaptRecipe, seed: int, given: Given | None = None) -> Domains:
     """Read the images of a seed.
 
     Args:
         recipe: names them.
         seed: of parts and limits, where the recipe leaves it open.
-        in_chans: channels that all images get; if None, what the recipe says, else the most that any have.
+        given: the source network; its channels are those of all images. Without one they are what the recipe says, else
+            the most that any images have.
 
     Raises:
         CompatError: as the data sets raise it, with the domain's name before it.
-        DataError: fewer than ten target images, or domains without at least two common classes.
+        DataError: fewer than ten target images, domains without at least two common classes, or a source head that does
+            not fit the images.
     """
     read = {
         (side, use): None if data is None else read_images(f"{side}.{use}", data, seed)
@@ -66,8 +120,10 @@ def read_domains(recipe: AdaptRecipe, seed: int, in_chans: int | None = None) ->
         for use, data in (("train", domain.train), ("test", domain.test))
     }
     found = [dataset for dataset in read.values() if dataset is not None]
-    if in_chans is None:
-        in_chans = recipe.arguments.get("in_chans", COLOUR if recipe.pretrained else max(map(channels_of, found)))
+    if given is not None:
+        in_chans = given.in_chans
+    else:
+        in_chans = recipe.arguments.get("in_chans", COLOUR if recipe.pretrained else max(map(_channels_of, found)))
     ready = {
         key: None if dataset is None else _prepared(dataset, getattr(recipe, key[0]), in_chans, seed, key)
         for key, dataset in read.items()
@@ -77,11 +133,12 @@ def read_domains(recipe: AdaptRecipe, seed: int, in_chans: int | None = None) ->
     assert target is not None
     domains = Domains(source, target, ready["source", "test"], ready["target", "test"], in_chans)
     _check(domains, recipe.target.train)
+    if given is not None:
+        _check_given(given, domains, recipe)
     return domains
 
 
-def channels_of(dataset: Images) -> int:
-    """1 for grey images, 3 for colour."""
+def _channels_of(dataset: Images) -> int:
     if isinstance(dataset, ArrayDataset):
         return dataset.images.shape[1]
     return next(count for count, mode in MODES.items() if mode == dataset.mode)
@@ -102,31 +159,30 @@ def _check(domains: Domains, target: DataRecipe) -> None:
     tested |= {"target.test": domains.target_test, "source.test": domains.source_test}
     for name, dataset in tested.items():
         if dataset is not None:
-            check_common(name, dataset.class_names, domains.class_names, "source.train")
+            _check_common(name, dataset.class_names, domains.class_names, "source.train")
 
 
-def check_common(name: str, theirs: tuple[str, ...], known: tuple[str, ...], whose: str) -> None:
-    """Refuse images without at least two classes that are known; warn of others.
+def _check_given(given: Given, domains: Domains, recipe: AdaptRecipe) -> None:
+    known = given.head.class_names
+    for name, dataset in (("target.test", domains.target_test), ("source.test", domains.source_test)):
+        if dataset is not None:
+            _check_common(name, dataset.class_names, known, "source_head")
+    trained = [mode for mode in recipe.chosen_modes if mode in WARM]
+    if trained and set(domains.class_names) != set(known):
+        raise DataError(
+            f"source.train: expected the classes of source_head ({listed(known)}), which {trained[0]} trains further, "
+            f"got {listed(domains.class_names)}; choose them with classes and rename, or leave the mode out"
+        )
 
-    Args:
-        name: of the images in the recipe.
-        theirs: their classes.
-        known: classes of the source.
-        whose: key of the recipe that these come from.
 
-    Raises:
-        DataError: see above.
-    """
+def _check_common(name: str, theirs: tuple[str, ...], known: tuple[str, ...], whose: str) -> None:
+    """Refuse images without at least two classes that ``whose``, a key of the recipe, knows; warn of others."""
     common = [label for label in theirs if label in known]
     if len(common) < LEAST_COMMON:
         raise DataError(
-            f"{name}: expected at least {LEAST_COMMON} classes that {whose} has too ({_listed(known)}), got "
-            f"{len(common)} of {_listed(theirs)}; match the names with rename: {{theirs: ours}}"
+            f"{name}: expected at least {LEAST_COMMON} classes that {whose} has too ({listed(known, 5)}), got "
+            f"{len(common)} of {listed(theirs, 5)}; match the names with rename: {{theirs: ours}}"
             + ("; images without labels are 'images'" if name == "target.train" else "")
         )
     if left_out := [label for label in theirs if label not in known]:
-        logger.warning("%s: the source head does not know %s", name, _listed(left_out))
-
-
-def _listed(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+        logger.warning("%s: the source head does not know %s", name, listed(left_out, 5))

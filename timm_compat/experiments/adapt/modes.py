@@ -1,37 +1,33 @@
 """The modes of one seed. Each is trained when it is first asked for; one starts from another."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from timm_compat.config import TrainConfig
+from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data.raw_batches import raw_batches
+from timm_compat.data.transforms import evaluation_transform
 from timm_compat.evaluation.pair import pair_accuracy
-from timm_compat.experiments.adapt.domains import Domains
-from timm_compat.experiments.adapt.given import Given
-from timm_compat.experiments.adapt.networks import (
-    new_extractor,
-    opinion,
-    pair_in,
-    tied_copy,
-    with_statistics_of,
-)
+from timm_compat.experiments.adapt.domains import Domains, Given
 from timm_compat.experiments.adapt.recipe import LEARNT, AdaptRecipe
-from timm_compat.experiments.adapt.selection import (
-    LAST,
-    Watch,
-    choose,
-    regret,
-    unlabelled_scores,
-)
-from timm_compat.experiments.trials import Trials
+from timm_compat.experiments.adapt.selection import LAST, TARGET, Watch, choose, opinion, regret, unlabelled_scores
+from timm_compat.experiments.engine import Experiment
+from timm_compat.experiments.networks import copied_pair
 from timm_compat.methods.pseudo_labels import centre_labels, surest
-from timm_compat.models.extractor import CompatExtractor
+from timm_compat.models.batch_statistics import measure_statistics
+from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import prepare
+from timm_compat.seeding import generator, seeded
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images, Member
 
-SOURCE, TARGET = "source", "target"
+SOURCE = "source"
 
 
 @dataclass(frozen=True)
@@ -57,21 +53,20 @@ class SeedRun:
     Args:
         recipe: of the adaptation.
         domains: the seed's images.
-        trials: keeps results and trainings.
+        experiment: keeps results and trainings.
         seed: of everything random.
         given: the source network, if it is not to be trained.
     """
 
     def __init__(
-        self, recipe: AdaptRecipe, domains: Domains, trials: Trials, seed: int, given: Given | None = None
+        self, recipe: AdaptRecipe, domains: Domains, experiment: Experiment, seed: int, given: Given | None = None
     ) -> None:
-        self.given = given
-        self.recipe, self.domains, self.trials, self.seed = recipe, domains, trials, seed
+        self.recipe, self.domains, self.experiment, self.seed, self.given = recipe, domains, experiment, seed, given
         self._adapted: dict[str, Adapted] = {}
 
     def result(self, mode: str) -> dict[str, Any]:
         """The figures of a mode: "target" and "source" accuracy (or None), unlabelled scores, "regret"."""
-        found: dict[str, Any] = self.trials.result(self.name_of(mode), lambda: self._measure(mode))
+        found: dict[str, Any] = self.experiment.result(self._name_of(mode), lambda: self._measure(mode))
         return found
 
     def adapted(self, mode: str) -> Adapted:
@@ -80,8 +75,7 @@ class SeedRun:
             self._adapted[mode] = self._make(mode)
         return self._adapted[mode]
 
-    def name_of(self, mode: str) -> str:
-        """The mode's name in the folder of the trials."""
+    def _name_of(self, mode: str) -> str:
         return f"{mode}-seed{self.seed}"
 
     def _measure(self, mode: str) -> dict[str, Any]:
@@ -94,11 +88,8 @@ class SeedRun:
             "target": score(made.extractor, domains.target_test),
             "source": score(made.source_extractor, domains.source_test),
             **unlabelled_scores(made.extractor, made.head, domains.target),
-            "regret": self._regret(made),
+            "regret": regret(made.candidates, self.recipe.select) if made.candidates else None,
         }
-
-    def _regret(self, made: Adapted) -> float | None:
-        return regret(made.candidates, self.recipe.select) if made.candidates else None
 
     def _make(self, mode: str) -> Adapted:
         if mode == "source_only" and self.given is not None:
@@ -120,8 +111,8 @@ class SeedRun:
         """One network on labelled images of one domain; its features define the coordinates of its space."""
         space = CompatSpace(self.recipe.feature_dim, seed=self.seed)
         extractor, head = self._new(space, mode), TaskHead(space, images.class_names)
-        self._train(mode, space, [Member(mode, extractor, head, images)], self._config(alignment="none"))
-        space.finalize(reference=extractor.digest())
+        member, config = Member(mode, extractor, head, images), self._config(alignment="none")
+        self.experiment.train_alone(self._name_of(mode), member, config)
         return Adapted(extractor, head, extractor)
 
     def _together(self, mode: str) -> Adapted:
@@ -152,11 +143,11 @@ class SeedRun:
         space = CompatSpace(
             form.feature_dim, methods=self.recipe.tasks, normalization=form.normalization, seed=self.seed
         )
-        return pair_in(space, trained.extractor, trained.head)
+        return copied_pair(trained.extractor, trained.head, space)
 
     def _pseudo_labels(self, mode: str) -> Adapted:
         """Train the target extractor under the frozen source head on what it is surest of, round after round."""
-        start = self.adapted(self.start_of_pseudo_labels())
+        start = self.adapted(self._start_of_pseudo_labels())
         extractor, head = copy.deepcopy(start.extractor), copy.deepcopy(start.head).requires_grad_(False)
         refinement, rounds = self.recipe.refinement, list[tuple[dict[str, float], CompatExtractor]]()
         config = self._config(alignment="none", epochs=refinement.round_epochs, learning_rate=refinement.learning_rate)
@@ -168,7 +159,7 @@ class SeedRun:
         candidates = [scores for scores, _ in rounds]
         return Adapted(rounds[choose(candidates, self.recipe.select)][1], head, None, candidates)
 
-    def start_of_pseudo_labels(self) -> str:
+    def _start_of_pseudo_labels(self) -> str:
         """The chosen mode among those that are run, "batchnorm" if none of them is."""
         names = [mode for mode in self.recipe.chosen_modes if mode in LEARNT] or ["batchnorm"]
         return names[choose([self.result(name) for name in names], self.recipe.select)]
@@ -179,7 +170,12 @@ class SeedRun:
         return self.domains.target.with_labels(labels, head.class_names).subset(surest(labels, margins, share))
 
     def _new(self, space: CompatSpace, name: str) -> CompatExtractor:
-        return new_extractor(self.recipe, space, self.domains.in_chans, self.seed, name)
+        recipe = self.recipe
+        arguments: dict[str, Any] = {"in_chans": self.domains.in_chans, **recipe.arguments}
+        with seeded(self.seed, "adapt", name):
+            return create_extractor(
+                recipe.backbone, space, pretrained=recipe.pretrained, img_size=recipe.img_size, **arguments
+            )
 
     def _config(self, **changes: Any) -> TrainConfig:
         return replace(self.recipe.training, seed=self.seed, **changes)
@@ -187,9 +183,35 @@ class SeedRun:
     def _train(
         self, name: str, space: CompatSpace, members: list[Member], config: TrainConfig, **options: Any
     ) -> tuple[dict[str, float], ...]:
-        return self.trials.train(self.name_of(name), space, members, config, **options).history
+        return self.experiment.train(self._name_of(name), space, members, config, **options).history
 
 
 def _shares(first: float, rounds: int) -> list[float]:
     """Growing evenly from the first share to all; all at once in a single round."""
     return [first + (1 - first) * number / (rounds - 1) for number in range(rounds)] if rounds > 1 else [1.0]
+
+
+def tied_copy(extractor: CompatExtractor) -> CompatExtractor:
+    """A second extractor with the same weights, not copies of them, but BatchNorm statistics of its own.
+
+    Trained together, the two are one network that normalises each domain by itself: Chang et al., CVPR 2019
+    (https://arxiv.org/abs/1906.03950), with the affine parameters shared as well.
+    """
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in extractor.parameters()}
+    return copy.deepcopy(extractor, shared)
+
+
+def with_statistics_of(extractor: CompatExtractor, images: Images, batch_size: int, seed: int) -> CompatExtractor:
+    """A copy with BatchNorm statistics of these images."""
+    adapted = copy.deepcopy(extractor)
+    measure_statistics(adapted, _shuffled_batches(adapted, images, batch_size, seed))
+    return adapted
+
+
+def _shuffled_batches(extractor: CompatExtractor, images: Images, size: int, seed: int) -> Iterator[Tensor]:
+    # Images sorted by class would make each batch's variance that of a class.
+    order = torch.randperm(len(images), generator=generator(seed, "batch statistics"))
+    if len(order) % size == 1:
+        order = order[:-1]  # one image has no variance
+    for batch in raw_batches(images.subset(order), size, [evaluation_transform(extractor.data_config)]):
+        yield prepare(extractor, batch.views[0], isinstance(images, ImageDataset))

@@ -5,17 +5,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from timm_compat.evaluation.pair import pair_accuracy
-from timm_compat.experiments.adapt.networks import opinion
 from timm_compat.methods.pseudo_labels import information, mean_entropy
+from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.passes import extract_features
 from timm_compat.training.members import Images
 
 LAST = "last"
 MOST_WATCHED = 1_000  # images, unlabelled ones and test images each, after every epoch
 TARGET = "target"
+
+
+@torch.no_grad()
+def opinion(extractor: CompatExtractor, head: TaskHead, images: Images) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and the head's probabilities (N, K) in evaluation mode, on the CPU."""
+    features = extract_features(extractor, images)
+    with evaluating(head):
+        logits = head(features.to(head.classifier.weight.device))
+    return features.cpu(), logits.float().softmax(dim=1).cpu()
 
 
 def unlabelled_scores(extractor: CompatExtractor, head: TaskHead, images: Images) -> dict[str, float]:

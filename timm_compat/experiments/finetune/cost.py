@@ -1,28 +1,70 @@
-"""What a training costs, counted and not timed: floating-point operations and peak memory."""
+"""What a training costs, counted and not timed (floating-point operations, peak memory), and accuracy against it."""
 
 import copy
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from types import SimpleNamespace
 from typing import Any
 
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_compat.config import TrainConfig
-from timm_compat.experiments.finetune.live_bytes import LiveBytes
-from timm_compat.seeding import seeded
-from timm_compat.training.joint import JointModule
+from timm_compat.training.callbacks import Callback
+from timm_compat.training.fit import fit
 from timm_compat.training.members import Member
-from timm_compat.training.optimization import create_optimizer
-from timm_compat.training.step import Batch, Share
-from timm_compat.training.streams import Sources, uses_cache
-from timm_compat.training.views import FeatureView, ImageView
+from timm_compat.training.streams import uses_cache
 
 SAMPLE = 256  # images that stand for the others in the pass of a frozen backbone
 STEPS = 2  # with the second one the optimiser's state is there from the beginning
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training, measured at the beginning and after every epoch.
+
+    Attributes:
+        steps: of the optimiser, so far; the first is 0.
+        seconds: wall time of the training so far, a frozen backbone's pass over the images included, measuring
+            accuracy excluded.
+        accuracy: in [0, 1], on the target's test images.
+        setup_flops: before the first step.
+        step_flops: of every step.
+        peak_bytes: of tensors that live at once.
+    """
+
+    steps: tuple[int, ...]
+    seconds: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    setup_flops: float = 0.0
+    step_flops: float = 0.0
+    peak_bytes: int = 0
+
+    @property
+    def flops(self) -> tuple[float, ...]:
+        """Floating-point operations so far."""
+        return tuple(self.setup_flops * (step > 0) + self.step_flops * step for step in self.steps)
+
+    def reached(self, level: float) -> int | None:
+        """Number of the first measurement of at least that accuracy; None if there is none."""
+        return next((number for number, value in enumerate(self.accuracy) if value >= level), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Curve":
+        """What ``to_dict`` gave."""
+        found: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -46,37 +88,97 @@ class Cost:
 
 
 def measure_cost(member: Member, config: TrainConfig) -> Cost:
-    """Run the first two steps of a training on copies of a member's parts.
+    """Count over the first two steps of a training of copies of a member's parts.
 
     Args:
         member: stays as it is.
         config: of the training.
     """
-    member = replace(member, extractor=copy.deepcopy(member.extractor), head=copy.deepcopy(member.head))
-    size, count = config.batch_size // config.gradient_accumulation, len(member.dataset)
-    config = replace(config, batch_size=size, cache_dir=None, workers=0)
-    sample = member.dataset.subset(range(min(count, max(SAMPLE, size))))
-    device = member.extractor.preprocess.mean.device
-    process: Any = SimpleNamespace(device=device, process_index=0, num_processes=1)
-    sources = Sources([replace(member, dataset=sample)], None, config, process)
-    space, cached = member.extractor.space, uses_cache([member], config)
-    view = FeatureView() if cached else ImageView(config.channels_last)
-    joint = JointModule(space, [member], config, view=view)
-    optimizer = create_optimizer(joint, config)
-    held = LiveBytes(chain(joint.parameters(), joint.buffers()))
-    with _uncollected(), seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as setup:
-        stream: Any = (sources.features(space) if cached else sources.images())[member.name]
-    joint.train()
-    with _uncollected(), seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as steps:
-        for step, (images, labels) in enumerate(stream.batches(0, STEPS)):
-            batch = Batch(images, labels.to(device), stream.labels(step))
-            joint({member.name: batch}, Share(step))["loss"].backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    passes = setup.get_total_flops() * count / len(sample)
-    rest = sum(kept.nbytes for kept in stream.features.values()) / len(sample) * (count - len(sample)) if cached else 0
-    each = steps.get_total_flops() / STEPS * config.gradient_accumulation
-    return Cost(passes, each, held.peak + round(rest))
+    copies = replace(member, extractor=copy.deepcopy(member.extractor), head=copy.deepcopy(member.head))
+    count, size = len(member.dataset), min(len(member.dataset), max(SAMPLE, config.batch_size))
+    config = replace(
+        config,
+        epochs=max(STEPS, config.epochs),
+        mixed_precision="no",
+        compile=False,
+        output_dir=None,
+        cache_dir=None,
+        workers=0,
+    )
+    with ExitStack() as modes:
+        modes.enter_context(_uncollected())
+        counter = _Counter(copies, modes)
+        with suppress(_Counted):
+            sample = replace(copies, dataset=member.dataset.subset(range(size)))
+            fit(copies.extractor.space, [sample], config, callbacks=[counter], progress=None)
+    rest = counter.held / size * (count - size) if uses_cache([member], config) else 0
+    steps = counter.flops.get_total_flops() - counter.setup_flops
+    return Cost(counter.setup_flops * count / size, steps / STEPS, counter.live.peak + round(rest))
+
+
+class _Counted(Exception):  # noqa: N818 (no error: it ends a training as StopIteration ends a loop)
+    """Enough was seen of a training."""
+
+
+class _Counter(Callback):
+    """Counts operations and bytes of a training, and ends it after the second step."""
+
+    def __init__(self, member: Member, modes: ExitStack) -> None:
+        parts = (member.extractor, member.head)
+        self.parts, self.modes = [part for part in parts if part is not None], modes
+        self.flops = FlopCounterMode(display=False)
+        self.setup_flops, self.held = 0, 0
+
+    def on_train_begin(self) -> None:
+        self.live = LiveBytes(chain.from_iterable(chain(part.parameters(), part.buffers()) for part in self.parts))
+        self.held = -self.live.now
+        self.modes.enter_context(self.live)
+        self.modes.enter_context(self.flops)
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        if epoch == 1:  # a frozen backbone has seen the images by now, and its features are held
+            self.setup_flops, self.held = self.flops.get_total_flops(), self.held + self.live.now
+
+    def on_step_end(self, step: int) -> None:
+        if step == STEPS:
+            raise _Counted
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages of all tensors that operations return, while they live: the same on any machine.
+
+    Weights, gradients, the optimiser's state, activations and features count; an allocator's reserve, a kernel's
+    workspace and the interpreter do not. A process's resident memory would hold all that ran before in it.
+
+    Args:
+        tensors: alive at the beginning, such as parameters and buffers.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+        for tensor in tensors:
+            self._hold(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._hold, made)
+        return made
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        weakref.finalize(storage, self._free, key, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 @contextmanager

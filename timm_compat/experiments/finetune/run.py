@@ -1,60 +1,55 @@
-"""Run a transfer-learning recipe: every training of every section once a seed, then tables and a picture."""
+"""Transfer learning as an experiment: what is measured for a seed, and what its result shows."""
 
-import json
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from timm_compat.errors import MissingExtraError
-from timm_compat.experiments.finetune.curve import Curve
-from timm_compat.experiments.finetune.networks import find_networks
-from timm_compat.experiments.finetune.picture import draw
+from timm_compat.experiments.engine import Experiment, run_experiment
+from timm_compat.experiments.finetune.cost import Curve
+from timm_compat.experiments.finetune.learning import read_target
 from timm_compat.experiments.finetune.recipe import FinetuneRecipe
-from timm_compat.experiments.finetune.sections import ADAPTERS, NEW_HEAD, START, WHOLE, Learned, Way, ways
-from timm_compat.experiments.finetune.summary import Ways, figures, level_table, section_table
-from timm_compat.experiments.finetune.target import read_target
-from timm_compat.experiments.trials import TRAININGS, Trials
-from timm_compat.storage.facts import Result
-from timm_compat.storage.files import replace_text
-from timm_compat.training.fit import save_members
+from timm_compat.experiments.finetune.sections import ADAPTERS, NEW_HEAD, START, WHOLE, Way, ways
+from timm_compat.experiments.finetune.sources import find_networks
+from timm_compat.experiments.finetune.tables import TITLES, Ways, figures, level_table, picture, section_table
+from timm_compat.experiments.result import ExperimentResult, Record
 
-SUMMARY_FILE, TABLES_FILE, PICTURE_FILE = "summary.json", "tables.md", "curves.png"
+PICTURE_FILE = "curves.png"
 
 
 @dataclass(frozen=True)
-class FinetuneResult:
-    """What a recipe gave.
+class FinetuneResult(ExperimentResult):
+    """What a target task cost to learn.
 
     Attributes:
         recipe: what was run.
-        curves: by section, way, one a seed.
+        figures: by section of the recipe and way, one curve a seed as JSON values.
     """
 
-    recipe: FinetuneRecipe
-    curves: dict[str, Ways]
+    about = "Accuracy on the target's test images"
+
+    @cached_property
+    def curves(self) -> dict[str, Ways]:
+        """Accuracy against cost by section and way, one curve a seed."""
+        return {
+            section: {way: [Curve.from_dict(record) for record in records] for way, records in named.items()}
+            for section, named in self.figures.items()
+        }
 
     def tables(self) -> dict[str, str]:
-        """Markdown by section; accuracies in [0, 1], mean ± standard deviation over seeds."""
-        found = {section: section_table(section, named) for section, named in self.curves.items()}
+        """One a section, and one of the steps to given accuracies."""
+        found = {TITLES[section]: section_table(section, named) for section, named in self.curves.items()}
         if self.recipe.start is not None and self.recipe.start.levels:
-            found[START] += "\n\n" + level_table(self.curves[START], self.recipe.start.levels)
+            found["Steps to an accuracy"] = level_table(self.curves[START], self.recipe.start.levels)
         return found
 
-    def summary(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        sections = {section: figures(section, named) for section, named in self.curves.items()}
-        return {"seeds": list(self.recipe.seeds), "output": self.recipe.output_dir, **sections}
+    def numbers(self) -> dict[str, Any]:
+        """JSON values by section."""
+        return {section: figures(section, named) for section, named in self.curves.items()}
 
-    def save(self) -> None:
-        """Write tables, figures and, where Matplotlib is installed, the picture into the output folder, if any."""
-        if self.recipe.output_dir is None:
-            return
-        folder = Path(self.recipe.output_dir)
-        replace_text(folder / SUMMARY_FILE, json.dumps(self.summary(), indent=2) + "\n")
-        replace_text(folder / TABLES_FILE, "\n\n".join(self.tables().values()) + "\n")
-        with suppress(MissingExtraError):
-            draw(self.curves, folder / PICTURE_FILE)
+    def pictures(self) -> dict[str, Any]:
+        """The curves."""
+        return {PICTURE_FILE: picture(self.curves)}
 
 
 def run_finetune(recipe: FinetuneRecipe, *, resume: bool = False, progress: bool = True) -> FinetuneResult:
@@ -69,52 +64,39 @@ def run_finetune(recipe: FinetuneRecipe, *, resume: bool = False, progress: bool
     Raises:
         CompatError: any of ours.
     """
-    trials = Trials(recipe, resume=resume, progress=progress)
-    curves: dict[str, dict[str, list[Curve]]] = {}
-    for seed in recipe.seeds:
-        target = read_target(recipe.target, seed)
-        networks = find_networks(recipe, seed, trials, target)
+    return run_experiment(recipe, FinetuneResult, _prepare, resume=resume, progress=progress)
+
+
+def _prepare(experiment: Experiment, recipe: FinetuneRecipe) -> Callable[[int], dict[str, dict[str, Record]]]:
+    start, adapters = recipe.start, recipe.adapters
+    # The usual way of two sections is one and the same training where they start from one extractor.
+    shared = start is not None and adapters is not None and start.extractor == adapters.extractor
+
+    def measure(seed: int) -> dict[str, dict[str, Record]]:
+        target, found = read_target(recipe.target, seed), dict[str, dict[str, Record]]()
+        networks = find_networks(recipe, seed, experiment, target)
         for section, named in ways(recipe, seed, target, networks).items():
             for name, way in named.items():
-                known = curves.get(START, {}).get(NEW_HEAD) if _is_new_head(recipe, section, name) else None
-                curve = known[-1] if known else _curve(trials, _file_name(seed, section, name), way, recipe)
-                curves.setdefault(section, {}).setdefault(name, []).append(curve)
-    result = FinetuneResult(recipe, {section: dict(named) for section, named in curves.items()})
-    result.save()
-    return result
+                if shared and (section, name) == (ADAPTERS, WHOLE):
+                    record = found[START][NEW_HEAD]
+                else:
+                    record = _record(experiment, f"seed{seed}-{section}-{_file_name(name)}", way, recipe)
+                found.setdefault(section, {})[name] = record
+        return found
+
+    return measure
 
 
-def _is_new_head(recipe: FinetuneRecipe, section: str, name: str) -> bool:
-    # The usual way of two sections is one and the same training where they start from one extractor.
-    start, adapters = recipe.start, recipe.adapters
-    same = start is not None and adapters is not None and start.extractor == adapters.extractor
-    return same and section == ADAPTERS and name == WHOLE
+def _file_name(way: str) -> str:
+    return way.replace(",", "").replace(" ", "_")
 
 
-def _file_name(seed: int, section: str, name: str) -> str:
-    return f"seed{seed}-{section}-{name.replace(',', '').replace(' ', '_')}"
-
-
-def _curve(trials: Trials, name: str, way: Way, recipe: FinetuneRecipe) -> Curve:
+def _record(experiment: Experiment, name: str, way: Way, recipe: FinetuneRecipe) -> Record:
     def measure() -> dict[str, Any]:
-        learned = way(name if trials.progress else None)
-        if trials.folder is not None:
-            _save(trials.folder / TRAININGS / name, learned, recipe)
+        learned = way(name if experiment.progress else None)
+        accuracy = learned.curve.accuracy[-1]
+        experiment.keep_target(name, learned.extractor, learned.head, recipe.target.test, accuracy)
         return learned.curve.to_dict()
 
-    return Curve.from_dict(trials.result(name, measure))
-
-
-def _save(folder: Path, learned: Learned, recipe: FinetuneRecipe) -> None:
-    """Write what was trained as components; a network that left its space is the reference of one of its own."""
-    extractor, head = learned.extractor, learned.head
-    measured = Result(recipe.target.test.dataset, learned.curve.accuracy[-1], recipe.target.test.split)
-    for part in (extractor, head):
-        if part is not None:
-            part.facts = replace(part.facts, results=(measured,))
-    if extractor is not None:
-        if not extractor.space.is_final:
-            extractor.space.finalize(reference=extractor.digest())
-        save_members(folder, extractor.space, {"target": (extractor, head)})
-    elif head is not None and not (folder / "head-target").exists():
-        head.save_pretrained(folder / "head-target")
+    found: Record = experiment.result(name, measure)
+    return found

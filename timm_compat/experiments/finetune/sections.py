@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from timm_compat.experiments.finetune.curve import Curve
-from timm_compat.experiments.finetune.learning import judge, learn
-from timm_compat.experiments.finetune.networks import Networks
+from timm_compat.experiments.finetune.cost import Curve
+from timm_compat.experiments.finetune.learning import Target, check_head, judge, learn
 from timm_compat.experiments.finetune.recipe import FinetuneRecipe
-from timm_compat.experiments.finetune.starts import copied, new_head, untrained
-from timm_compat.experiments.finetune.target import Target, check_head
+from timm_compat.experiments.finetune.sources import Networks
+from timm_compat.experiments.networks import copied, new_head, untrained
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.seeding import seeded

@@ -1,17 +1,16 @@
 """What both parts of the application do with networks: read their images, train them alone, join them."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from timm_compat.config import TrainConfig
 from timm_compat.errors import DataError
 from timm_compat.evaluation.cells import LEAST_CLASSES
-from timm_compat.experiments.build import build_member
-from timm_compat.experiments.copies import own_space
-from timm_compat.experiments.datasets import read_images
-from timm_compat.experiments.trials import Trials
+from timm_compat.experiments.build import build_member, read_images
+from timm_compat.experiments.engine import Experiment
+from timm_compat.experiments.networks import own_space
 from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -87,7 +86,7 @@ def check_test(what: str, class_names: Iterable[str], test: Images) -> None:
 
 
 def train_alone(
-    name: str, network: Network, like: SpaceRecipe | CompatSpace, training: TrainConfig, trials: Trials
+    name: str, network: Network, like: SpaceRecipe | CompatSpace, training: TrainConfig, experiment: Experiment
 ) -> tuple[Member, float]:
     """A network that was trained without regard to any other, as the reference of a space of its own, and seconds.
 
@@ -96,24 +95,13 @@ def train_alone(
         network: what to train.
         like: whose feature dimension and normalisation its space has.
         training: settings with the trial's seed.
-        trials: where the training is kept.
+        experiment: where the training is kept.
 
     Raises:
         CompatError: as ``fit`` does.
     """
-    own = own_space(like)
-    member = build_member(network.given, own, network.data, training.seed)
-    seconds = trials.train(name, own, [member], replace(training, **ALONE)).seconds
-    own.finalize(reference=member.extractor.digest())
-    return member, seconds
-
-
-def same_images(
-    heads: Mapping[str, TaskHead], tests: Mapping[str, Images]
-) -> Iterator[tuple[Images, dict[str, TaskHead]]]:
-    """Test images, each once, with the heads that they measure."""
-    for test in {id(tests[name]): tests[name] for name in heads}.values():
-        yield test, {name: head for name, head in heads.items() if tests[name] is test}
+    member = build_member(network.given, own_space(like), network.data, training.seed)
+    return member, experiment.train_alone(name, member, replace(training, **ALONE)).seconds
 
 
 def joined(

@@ -1,7 +1,7 @@
 """What ``timm-compat transfer`` reads: networks whose heads are exchanged, an upgrade, or both."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Annotated
 
@@ -12,20 +12,33 @@ from timm_compat.recipes.schema import DataRecipe, MemberRecipe, SpaceRecipe
 from timm_compat.recipes.trials import TrialsRecipe
 from timm_compat.recipes.values import Name, OneOf, Text, recipe, repeated, unique
 
-TRANSFER_WAYS = ("apart", "joined", "one_space", "retrained")
-UPGRADE_WAYS = ("unconstrained", "distilled", "bct", "joined", "compatible", "retrained")
+# What each way is called in tables, in their order.
+TRANSFER_WAYS: Mapping[str, str] = {
+    "apart": "trained apart",
+    "joined": "trained apart, then joined",
+    "one_space": "trained in one space",
+    "retrained": "trained apart, heads retrained",
+}
+UPGRADE_WAYS: Mapping[str, str] = {
+    "unconstrained": "unconstrained",
+    "distilled": "distilled",
+    "bct": "influence (BCT)",
+    "joined": "unconstrained, joined",
+    "compatible": "compatible",
+    "retrained": "all heads retrained",
+}
 LEAST_NETWORKS = 2
 # What is measured of an upgrade, beside accuracies by the names of heads.
 FIGURES = ("cross", "gain", "flips", "own", "own_new_classes", "own_flips", "cost", "labels", "seconds")
 
 
-def _chosen(known: tuple[str, ...]) -> AfterValidator:
+def _chosen(known: Mapping[str, str]) -> AfterValidator:
     """At least one of the known ways, in their order."""
 
     def check(ways: tuple[str, ...]) -> tuple[str, ...]:
         if not ways:
             raise ConfigError(f"expected any of {', '.join(known)}, got none")
-        return tuple(sorted(unique(ways), key=known.index))
+        return tuple(sorted(unique(ways), key=list(known).index))
 
     return AfterValidator(check)
 
@@ -45,7 +58,7 @@ class TransferRecipe:
     """
 
     networks: tuple[MemberRecipe, ...]
-    ways: Annotated[tuple[Annotated[str, OneOf(TRANSFER_WAYS)], ...], _chosen(TRANSFER_WAYS)] = TRANSFER_WAYS
+    ways: Annotated[tuple[Annotated[str, OneOf(TRANSFER_WAYS)], ...], _chosen(TRANSFER_WAYS)] = tuple(TRANSFER_WAYS)
 
     def mistakes(self) -> Iterator[str]:
         """What the keys say against each other."""
@@ -106,7 +119,7 @@ class UpgradeRecipe:
     old: MemberRecipe | None = None
     extractor: Text | None = None
     heads: tuple[OldHeadRecipe, ...] = ()
-    ways: Annotated[tuple[Annotated[str, OneOf(UPGRADE_WAYS)], ...], _chosen(UPGRADE_WAYS)] = UPGRADE_WAYS
+    ways: Annotated[tuple[Annotated[str, OneOf(UPGRADE_WAYS)], ...], _chosen(UPGRADE_WAYS)] = tuple(UPGRADE_WAYS)
 
     def mistakes(self) -> Iterator[str]:
         """What the keys say against each other."""

@@ -1,63 +1,105 @@
-"""Run a recipe of the application: all seeds, tables, pictures."""
+"""Transfers and upgrades as an experiment: what is measured for a seed, and what its result shows."""
 
-import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from timm_compat.errors import MissingExtraError
-from timm_compat.experiments.transfer.networks import Read, reader
-from timm_compat.experiments.transfer.pictures import draw_transfer, draw_upgrade
+from timm_compat.evaluation.seeds import MatrixOverSeeds
+from timm_compat.experiments.engine import Experiment, run_experiment
+from timm_compat.experiments.result import ExperimentResult, Record
+from timm_compat.experiments.transfer.exchange import measure_transfer, read_transfer
+from timm_compat.experiments.transfer.networks import reader
 from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
-from timm_compat.experiments.transfer.tables import TransferTable, UpgradeTable
-from timm_compat.experiments.transfer.transfer import measure_transfer, read_transfer
+from timm_compat.experiments.transfer.tables import (
+    Ways,
+    matrix_of,
+    transfer_note,
+    transfer_numbers,
+    transfer_picture,
+    transfer_tables,
+    upgrade_note,
+    upgrade_numbers,
+    upgrade_picture,
+    upgrade_tables,
+    values_of,
+)
 from timm_compat.experiments.transfer.upgrade import measure_upgrade, read_upgrade
-from timm_compat.experiments.trials import Trials
-from timm_compat.storage.files import replace_text
 
-TABLES_FILE, SUMMARY_FILE = "tables.md", "summary.json"
-TRANSFER_PICTURE, UPGRADE_PICTURE = "transfer.png", "upgrade.png"
-
-READERS: dict[str, Callable[..., Any]] = {"transfer": read_transfer, "upgrade": read_upgrade}
-MEASURES: dict[str, Callable[..., Any]] = {"transfer": measure_transfer, "upgrade": measure_upgrade}
+TRANSFER, UPGRADE = "transfer", "upgrade"
 
 
 @dataclass(frozen=True)
-class ClassifierTransferResult:
-    """What a recipe gave.
+class _Part:
+    """One of the two questions: what is read and measured for it, and what is shown of the records by way."""
+
+    read: Callable[..., Any]
+    measure: Callable[..., Mapping[str, Any]]
+    tables: Callable[[Ways], dict[str, str]]
+    note: Callable[[Ways], str]
+    numbers: Callable[[Ways], dict[str, Any]]
+    picture: Callable[[Ways], Any]
+
+
+PARTS = {
+    TRANSFER: _Part(
+        *(read_transfer, measure_transfer),
+        *(transfer_tables, transfer_note, transfer_numbers, transfer_picture),
+    ),
+    UPGRADE: _Part(
+        *(read_upgrade, measure_upgrade),
+        *(upgrade_tables, upgrade_note, upgrade_numbers, upgrade_picture),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ClassifierTransferResult(ExperimentResult):
+    """What a transfer of classifiers gave.
 
     Attributes:
         recipe: what was run.
-        transfer: heads on other architectures, or None.
-        upgrade: old heads on a new extractor, or None.
+        figures: under "transfer" (heads on other architectures) and "upgrade" (old heads on a new extractor), where the
+            recipe asks for them, by way one record a seed.
     """
 
-    recipe: ClassifierTransferRecipe
-    transfer: TransferTable | None
-    upgrade: UpgradeTable | None
+    about = "Accuracy, differences in points of it"
 
-    def to_markdown(self) -> str:
-        """All tables, each part closed by one line that sums it up."""
-        parts = [table for table in (self.transfer, self.upgrade) if table is not None]
-        return "\n\n".join(text for table in parts for text in (table.to_markdown(), table.in_one_line()))
+    def matrix(self, way: str) -> MatrixOverSeeds:
+        """Every extractor under every head, of one way of the transfer."""
+        return matrix_of(self.figures[TRANSFER][way])
 
-    def summary(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        found = {"transfer": self.transfer, "upgrade": self.upgrade}
-        tables = {name: None if table is None else table.to_dict() for name, table in found.items()}
-        return {"seeds": list(self.recipe.seeds), "output": self.recipe.output_dir, **tables}
+    def values(self, way: str, column: str) -> list[float]:
+        """One number a seed of a way to upgrade; those that could not be had are left out.
 
-    def save(self, folder: Path) -> None:
-        """Write tables, figures and, where Matplotlib is installed, pictures into a folder."""
-        replace_text(folder / TABLES_FILE, self.to_markdown() + "\n")
-        replace_text(folder / SUMMARY_FILE, json.dumps(self.summary(), indent=2) + "\n")
-        with suppress(MissingExtraError):
-            if self.transfer is not None:
-                draw_transfer(self.transfer, folder / TRANSFER_PICTURE)
-            if self.upgrade is not None:
-                draw_upgrade(self.upgrade, folder / UPGRADE_PICTURE)
+        Args:
+            way: one of the recipe's.
+            column: an old head's name for the accuracy of the new extractor under it; "cross" for their mean, "gain"
+                (update gain over all old heads), "gain NAME" of one, "flips", "own", "own_new_classes", "own_flips",
+                "cost", "labels" or "seconds".
+        """
+        return values_of(self.figures[UPGRADE][way], column)
+
+    def tables(self) -> dict[str, str]:
+        """By part a table of the ways, and what it rests on."""
+        found: dict[str, str] = {}
+        for part, ways in self.figures.items():
+            found |= PARTS[part].tables(ways)
+        return found
+
+    def notes(self) -> list[str]:
+        """Each part in one line."""
+        return [PARTS[part].note(ways) for part, ways in self.figures.items()]
+
+    def numbers(self) -> dict[str, Any]:
+        """JSON values by part."""
+        return {
+            name: part.numbers(self.figures[name]) if name in self.figures else None for name, part in PARTS.items()
+        }
+
+    def pictures(self) -> dict[str, Any]:
+        """One of each part."""
+        return {f"{part}.png": PARTS[part].picture(ways) for part, ways in self.figures.items()}
 
 
 def run_classifier_transfer(
@@ -73,33 +115,29 @@ def run_classifier_transfer(
     Raises:
         CompatError: any of ours; what is wrong with the data is said before anything is trained.
     """
-    first = reader(recipe.seeds[0])
-    for part in _parts(recipe):
-        READERS[part](recipe, first)
-    trials = Trials(recipe, resume=resume, progress=progress)
-    found: dict[str, tuple[Any, ...]] = {
-        part: tuple(
-            _trial(part, recipe, seed, first if seed == recipe.seeds[0] else reader(seed), trials)
-            for seed in recipe.seeds
-        )
-        for part in _parts(recipe)
-    }
-    result = ClassifierTransferResult(
-        recipe,
-        TransferTable(found["transfer"]) if "transfer" in found else None,
-        UpgradeTable(found["upgrade"]) if "upgrade" in found else None,
-    )
-    if trials.folder is not None:
-        result.save(trials.folder)
-    return result
+    return run_experiment(recipe, ClassifierTransferResult, _prepare, resume=resume, progress=progress)
 
 
-def _parts(recipe: ClassifierTransferRecipe) -> list[str]:
-    return [part for part in READERS if getattr(recipe, part) is not None]
+def _prepare(
+    experiment: Experiment, recipe: ClassifierTransferRecipe
+) -> Callable[[int], dict[str, Mapping[str, Record]]]:
+    asked = {name: part for name, part in PARTS.items() if getattr(recipe, name) is not None}
+
+    def measure(seed: int) -> dict[str, Mapping[str, Record]]:
+        read = reader(seed)
+        given = {name: part.read(recipe, read) for name, part in asked.items()}
+        kept = {
+            name: experiment.result(f"{name}-seed{seed}", partial(part.measure, recipe, seed, given[name], experiment))
+            for name, part in asked.items()
+        }
+        return {name: _by_way(found) for name, found in kept.items()}
+
+    return measure
 
 
-def _trial(part: str, recipe: ClassifierTransferRecipe, seed: int, read: Read, trials: Trials) -> Any:
-    def measure() -> Any:
-        return MEASURES[part](recipe, seed, READERS[part](recipe, read), trials)
-
-    return trials.result(f"{part}-seed{seed}", measure)
+def _by_way(kept: Mapping[str, Any]) -> Mapping[str, Record]:
+    """The file of a transfer holds ways; that of an upgrade has beside them what none of them changes."""
+    if "ways" not in kept:
+        return kept
+    shared = {"old": kept["old"], "ceiling": kept["ceiling"], "alone": kept["own"]}
+    return {way: {**found, **shared} for way, found in kept["ways"].items()}

@@ -1,188 +1,79 @@
-"""From the results of all seeds to tables and JSON values."""
+"""From the records of all seeds to tables, JSON values and pictures: of exchanged heads, and of an upgrade."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from timm_compat._extras import require
 from timm_compat.evaluation.matrix import RecombinationMatrix
+from timm_compat.evaluation.plots import COLOURS, MARKS, bars, heat_map
 from timm_compat.evaluation.scores import POINTS, Array, compatibility_cost, update_gain
 from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
 from timm_compat.evaluation.table import markdown_table, spread_text
+from timm_compat.experiments.result import Cell, Record, way_table
 from timm_compat.experiments.transfer.recipe import TRANSFER_WAYS, UPGRADE_WAYS
 
-TRANSFER_TITLES = dict(
-    zip(
-        TRANSFER_WAYS,
-        ("trained apart", "trained apart, then joined", "trained in one space", "trained apart, heads retrained"),
-        strict=True,
-    )
-)
-UPGRADE_TITLES = dict(
-    zip(
-        UPGRADE_WAYS,
-        ("unconstrained", "distilled", "influence (BCT)", "unconstrained, joined", "compatible", "all heads retrained"),
-        strict=True,
-    )
-)
-OLD = "old extractor"
+PANEL_INCHES, HEIGHT_INCHES = 4.2, 4.2
+NEEDS = ("labels", "seconds")
+
+Records = Sequence[Record]  # of one way, one a seed
+Ways = Mapping[str, Records]
 
 
-@dataclass(frozen=True)
-class TransferTable:
-    """Heads on other architectures, over seeds.
+def matrix_of(records: Records) -> MatrixOverSeeds:
+    """Every extractor under every head, of one way."""
+    return over_seeds(_matrices(records))
 
-    Attributes:
-        trials: one a seed, as ``measure_transfer`` gives them.
+
+def transfer_tables(ways: Ways) -> dict[str, str]:
+    """A line a way, then the matrices with their gaps."""
+    titled = {TRANSFER_WAYS[way]: records for way, records in ways.items()}
+    columns: dict[str, Cell] = {
+        "own head": _own,
+        "other heads": _other,
+        "labels of a head's task": partial(_mean_text, "labels"),
+        "seconds": partial(_mean_text, "seconds"),
+    }
+    tables = {f"Heads on other architectures, chance {_chance(ways):.3f}": way_table("way", titled, columns)}
+    return tables | {title[:1].upper() + title[1:]: _matrix_table(records) for title, records in titled.items()}
+
+
+def transfer_note(ways: Ways) -> str:
+    """How heads do on other extractors, by way."""
+    found = [f"{TRANSFER_WAYS[way]} {_other(records)}" for way, records in ways.items()]
+    own = [f"{TRANSFER_WAYS[way]} {_own(ways[way])}" for way in ways if way in ("apart", "one_space")]
+    ending = f"; on their own, {', '.join(own)}" if own else ""
+    return f"Heads on other architectures, chance {_chance(ways):.3f}: {', '.join(found)}{ending}."
+
+
+def transfer_numbers(ways: Ways) -> dict[str, Any]:
+    """JSON values by way."""
+    return {
+        way: {**matrix_of(records).to_dict(), **{key: [record[key] for record in records] for key in NEEDS}}
+        for way, records in ways.items()
+    }
+
+
+def transfer_picture(ways: Ways) -> Any:
+    """A heat map a way, mean over seeds.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
     """
-
-    trials: tuple[Mapping[str, Any], ...]
-
-    @property
-    def ways(self) -> tuple[str, ...]:
-        """What was measured."""
-        return tuple(self.trials[0])
-
-    def matrix(self, way: str) -> MatrixOverSeeds:
-        """Every extractor under every head."""
-        return over_seeds(self._matrices(way))
-
-    @property
-    def chance(self) -> float:
-        """Of guessing, mean over the heads."""
-        return float(np.mean(self._matrices(self.ways[0])[0].chance))
-
-    def to_markdown(self) -> str:
-        """A line a way, then the matrices with their gaps."""
-        heading = ["way", "own head", "other heads", "labels of a head's task", "seconds"]
-        parts = [markdown_table([heading, *(self._line(way) for way in self.ways)]), f"Chance is {self.chance:.3f}."]
-        parts += [f"{_capital(TRANSFER_TITLES[way])}:\n\n{self.matrix_table(way)}" for way in self.ways]
-        return "\n\n".join(parts)
-
-    def matrix_table(self, way: str) -> str:
-        """A matrix, own pairs in bold, with the points that exchanged pairs lie over (or under) own ones.
-
-        The last column compares an extractor under other heads with the same under its own, the last line a head on
-        other extractors with the same on its own.
-        """
-        matrices = self._matrices(way)
-        first, values = matrices[0], np.stack([matrix.accuracy for matrix in matrices])
-        lines = [["extractor \\ head", *first.columns, "other heads - own"]]
-        by_row, by_column = gaps(values, first.native, 2), gaps(values, first.native, 1)
-        for i, name in enumerate(first.rows):
-            cells = [_cell(values[:, i, j], bool(first.native[i, j])) for j in range(len(first.columns))]
-            lines.append([name, *cells, _points(by_row[:, i])])
-        overall = self.matrix(way)
-        total = POINTS * (overall.recombined_accuracy - overall.native_accuracy)
-        lines.append(["other extractors - own", *(_points(gap) for gap in by_column.T), _points(total)])
-        return markdown_table(lines)
-
-    def in_one_line(self) -> str:
-        """How heads do on other extractors, by way."""
-        found = [f"{TRANSFER_TITLES[way]} {_other(self.matrix(way))}" for way in self.ways]
-        own = [f"{TRANSFER_TITLES[way]} {_own(self.matrix(way))}" for way in self.ways if way in ("apart", "one_space")]
-        ending = f"; on their own, {', '.join(own)}" if own else ""
-        return f"Heads on other architectures, chance {self.chance:.3f}: {', '.join(found)}{ending}."
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values by way."""
-        return {way: {**self.matrix(way).to_dict(), **self._needs(way)} for way in self.ways}
-
-    def _needs(self, way: str) -> dict[str, list[float]]:
-        return {key: [trial[way][key] for trial in self.trials] for key in ("labels", "seconds")}
-
-    def _line(self, way: str) -> list[str]:
-        matrix, needs = self.matrix(way), self._needs(way)
-        labels, seconds = (f"{np.mean(needs[key]):,.0f}" for key in ("labels", "seconds"))
-        return [TRANSFER_TITLES[way], _own(matrix), _other(matrix), labels, seconds]
-
-    def _matrices(self, way: str) -> list[RecombinationMatrix]:
-        return [_matrix_of(trial[way]["matrix"]) for trial in self.trials]
-
-
-@dataclass(frozen=True)
-class UpgradeTable:
-    """An upgrade over seeds.
-
-    Attributes:
-        trials: one a seed, as ``measure_upgrade`` gives them.
-    """
-
-    trials: tuple[Mapping[str, Any], ...]
-
-    @property
-    def ways(self) -> tuple[str, ...]:
-        """What was measured."""
-        return tuple(self.trials[0]["ways"])
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Names of the old heads."""
-        return tuple(self.trials[0]["old"])
-
-    def values(self, way: str, column: str) -> list[float]:
-        """One number a seed; those that could not be had are left out.
-
-        Args:
-            way: one of ``ways``.
-            column: an old head's name for the accuracy of the new extractor under it; "cross" for their mean, "gain"
-                (update gain over all old heads), "gain NAME" of one, "flips", "own", "own_new_classes", "own_flips",
-                "cost", "labels" or "seconds".
-        """
-        found = [_value(trial, way, column) for trial in self.trials]
-        return [value for value in found if not math.isnan(value)]
-
-    def to_markdown(self) -> str:
-        """Two tables: the old heads on the new extractor, and the new network's own task."""
-        old = markdown_table(
-            [
-                [
-                    *("way", *(f"head {name}" for name in self.heads)),
-                    *(*(f"update gain {name}" for name in self.heads), "negative flips", "labels of old tasks"),
-                ],
-                [OLD, *(self._old(name) for name in self.heads), *("" for _ in self.heads), "", ""],
-                *([UPGRADE_TITLES[way], *self._old_cells(way)] for way in self.ways),
-            ]
-        )
-        own = markdown_table(
-            [
-                ["way", "new head", "its new classes", "compatibility cost", "its negative flips", "seconds"],
-                *([UPGRADE_TITLES[way], *self._own_cells(way)] for way in self.ways),
-            ]
-        )
-        return f"Old heads on the new extractor:\n\n{old}\n\nThe new head on it:\n\n{own}"
-
-    def in_one_line(self) -> str:
-        """How the old heads do on the new extractor, by way."""
-        old = spread_text([_mean(trial["old"].values()) for trial in self.trials])
-        found = [f"{UPGRADE_TITLES[way]} {spread_text(self.values(way, 'cross'))}" for way in self.ways]
-        return f"Old heads on the new extractor: {', '.join(found)}; on the old one {old}."
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values: by way one number a seed."""
-        columns = ("cross", *self.heads, *("gain", "flips", "own", "own_new_classes", "own_flips", "cost"))
-        ways = {way: {key: self.values(way, key) for key in (*columns, "labels", "seconds")} for way in self.ways}
-        accuracies = {key: {name: self._of(key, name) for name in self.heads} for key in ("old", "ceiling")}
-        return {**accuracies, "ways": ways}
-
-    def _of(self, key: str, name: str) -> list[float]:
-        return [trial[key][name] for trial in self.trials if trial[key].get(name) is not None]
-
-    def _old(self, name: str) -> str:
-        return spread_text(self._of("old", name))
-
-    def _old_cells(self, way: str) -> list[str]:
-        columns = (*self.heads, *(f"gain {name}" for name in self.heads), "flips")
-        return [*(spread_text(self.values(way, key)) for key in columns), f"{np.mean(self.values(way, 'labels')):,.0f}"]
-
-    def _own_cells(self, way: str) -> list[str]:
-        columns = ("own", "own_new_classes", "cost", "own_flips")
-        return [
-            *(spread_text(self.values(way, key)) for key in columns),
-            f"{np.mean(self.values(way, 'seconds')):,.0f}",
-        ]
+    plt, size = require("matplotlib.pyplot", "plots"), (PANEL_INCHES * len(ways), HEIGHT_INCHES)
+    figure, axes = plt.subplots(1, len(ways), figsize=size, layout="constrained", squeeze=False)
+    for axis, (way, records) in zip(axes[0], ways.items(), strict=True):
+        matrix, last = matrix_of(records), axis is axes[0][-1]
+        heat_map(
+            matrix.mean, matrix.rows, matrix.columns,
+            native=matrix.native, title=TRANSFER_WAYS[way], colorbar=last, ax=axis,
+        )  # fmt: skip
+        if axis is not axes[0][0]:
+            axis.set(ylabel="", yticks=[])
+    return figure
 
 
 def gaps(values: Array, native: Any, axis: int) -> Array:
@@ -198,49 +89,52 @@ def gaps(values: Array, native: Any, axis: int) -> Array:
     return result
 
 
-def _value(trial: Mapping[str, Any], way: str, column: str) -> float:
-    found = trial["ways"][way]
-    if column == "cost":
-        return compatibility_cost(trial["own"], found["own"])
-    if column == "gain" or column.startswith("gain "):
-        name = column.removeprefix("gain").strip()
-        return _gain(trial, found["cross"], [name] if name else list(trial["old"]))
-    if column in ("cross", "flips"):
-        return _mean(found[column].values())
-    value = found["cross"].get(column) if column in trial["old"] else found[column]
-    return math.nan if value is None else float(value)
+def _matrix_table(records: Records) -> str:
+    """A matrix, own pairs in bold, with the points that exchanged pairs lie over (or under) own ones.
+
+    The last column compares an extractor under other heads with the same under its own, the last line a head on
+    other extractors with the same on its own.
+    """
+    matrices, overall = _matrices(records), matrix_of(records)
+    first, values = matrices[0], np.stack([matrix.accuracy for matrix in matrices])
+    lines = [["extractor \\ head", *first.columns, "other heads - own"]]
+    by_row, by_column = gaps(values, first.native, 2), gaps(values, first.native, 1)
+    for i, name in enumerate(first.rows):
+        cells = [_cell(values[:, i, j], bool(first.native[i, j])) for j in range(len(first.columns))]
+        lines.append([name, *cells, _points(by_row[:, i])])
+    total = POINTS * (overall.recombined_accuracy - overall.native_accuracy)
+    lines.append(["other extractors - own", *(_points(gap) for gap in by_column.T), _points(total)])
+    return markdown_table(lines)
 
 
-def _gain(trial: Mapping[str, Any], cross: Mapping[str, float], asked: Sequence[str]) -> float:
-    names = [name for name in asked if name in trial["ceiling"] and name in cross]
-    if not names:
-        return math.nan
-    new, old, best = (_mean(side[name] for name in names) for side in (cross, trial["old"], trial["ceiling"]))
-    return update_gain(new, old, best)
+def _matrices(records: Records) -> list[RecombinationMatrix]:
+    return [
+        RecombinationMatrix(
+            accuracy=np.array(found["accuracy"], dtype=np.float64),  # null becomes NaN
+            rows=tuple(found["rows"]),
+            columns=tuple(found["columns"]),
+            native=np.array(found["native"], dtype=bool),
+            chance=np.array(found["chance"]),
+            counts=tuple(found["counts"]),
+        )
+        for found in (record["matrix"] for record in records)
+    ]
 
 
-def _mean(values: Any) -> float:
-    found = list(values)
-    return float(np.mean(found)) if found else math.nan
+def _chance(ways: Ways) -> float:
+    return float(np.mean(_matrices(next(iter(ways.values())))[0].chance))
 
 
-def _matrix_of(found: Mapping[str, Any]) -> RecombinationMatrix:
-    return RecombinationMatrix(
-        accuracy=np.array(found["accuracy"], dtype=np.float64),  # null becomes NaN
-        rows=tuple(found["rows"]),
-        columns=tuple(found["columns"]),
-        native=np.array(found["native"], dtype=bool),
-        chance=np.array(found["chance"]),
-        counts=tuple(found["counts"]),
-    )
+def _own(records: Records) -> str:
+    return spread_text(matrix_of(records).native_accuracy.tolist())
 
 
-def _own(matrix: MatrixOverSeeds) -> str:
-    return spread_text(matrix.native_accuracy.tolist())
+def _other(records: Records) -> str:
+    return spread_text(matrix_of(records).recombined_accuracy.tolist())
 
 
-def _other(matrix: MatrixOverSeeds) -> str:
-    return spread_text(matrix.recombined_accuracy.tolist())
+def _mean_text(key: str, records: Records) -> str:
+    return f"{np.mean([record[key] for record in records]):,.0f}"
 
 
 def _cell(values: Array, own: bool) -> str:
@@ -252,5 +146,112 @@ def _points(values: Array) -> str:
     return spread_text(values.tolist(), digits=1)
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def values_of(records: Records, column: str) -> list[float]:
+    """One number a seed of a way to upgrade; those that could not be had are left out.
+
+    Args:
+        records: of the way.
+        column: an old head's name for the accuracy of the new extractor under it; "cross" for their mean, "gain"
+            (update gain over all old heads), "gain NAME" of one, "flips", "own", "own_new_classes", "own_flips",
+            "cost", "labels" or "seconds".
+    """
+    return [value for record in records if not math.isnan(value := _value(record, column))]
+
+
+def upgrade_tables(ways: Ways) -> dict[str, str]:
+    """Two tables: the old heads on the new extractor, and the new network's own task."""
+    heads, titled = _heads(ways), {UPGRADE_WAYS[way]: records for way, records in ways.items()}
+    columns = {f"head {name}": partial(_spread, name) for name in heads}
+    columns |= {f"update gain {name}": partial(_spread, f"gain {name}") for name in heads}
+    columns |= {"negative flips": partial(_spread, "flips"), "labels of old tasks": partial(_mean_text, "labels")}
+    before = {f"head {name}": spread_text(_of(ways, "old")[name]) for name in heads}
+    own = {"new head": "own", "its new classes": "own_new_classes", "compatibility cost": "cost"}
+    own_columns = {title: partial(_spread, key) for title, key in {**own, "its negative flips": "own_flips"}.items()}
+    return {
+        "Old heads on the new extractor": way_table("way", titled, columns, first={"old extractor": before}),
+        "The new head on it": way_table("way", titled, {**own_columns, "seconds": partial(_mean_text, "seconds")}),
+    }
+
+
+def upgrade_note(ways: Ways) -> str:
+    """How the old heads do on the new extractor, by way."""
+    old = spread_text([_mean(record["old"].values()) for record in next(iter(ways.values()))])
+    found = [f"{UPGRADE_WAYS[way]} {_spread('cross', records)}" for way, records in ways.items()]
+    return f"Old heads on the new extractor: {', '.join(found)}; on the old one {old}."
+
+
+def upgrade_numbers(ways: Ways) -> dict[str, Any]:
+    """JSON values: by way one number a seed."""
+    columns = ("cross", *_heads(ways), "gain", "flips", "own", "own_new_classes", "own_flips", "cost", *NEEDS)
+    found = {way: {key: values_of(records, key) for key in columns} for way, records in ways.items()}
+    return {"old": _of(ways, "old"), "ceiling": _of(ways, "ceiling"), "ways": found}
+
+
+def upgrade_picture(ways: Ways) -> Any:
+    """Update gain against compatibility cost, and negative flips; means over seeds with their deviations.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
+    """
+    plt = require("matplotlib.pyplot", "plots")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, HEIGHT_INCHES), layout="constrained")
+    for number, (way, records) in enumerate(ways.items()):
+        _point(left, UPGRADE_WAYS[way], values_of(records, "gain"), values_of(records, "cost"), number)
+    left.axhline(0, color="#444444", linestyle=":", linewidth=1.2)
+    left.set(xlabel="compatibility cost (accuracy)", ylabel="update gain of the old heads")
+    if left.get_legend_handles_labels()[0]:  # no update gain is told where the new extractor is no better
+        left.legend(loc="best")
+    flips = {UPGRADE_WAYS[way]: found for way in ways if (found := values_of(ways[way], "flips"))}
+    means = {name: float(np.mean(found)) for name, found in flips.items()}
+    spreads = {name: (min(found), max(found)) for name, found in flips.items()}
+    if means:
+        bars(means, intervals=spreads, ylabel="negative flips of the old heads", ax=right)
+    return figure
+
+
+def _point(axis: Any, name: str, gain: Sequence[float], cost: Sequence[float], number: int) -> None:
+    if not gain or not cost:
+        return
+    spread = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in (gain, cost)]
+    style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKS[number % len(MARKS)], "linestyle": ""}
+    axis.errorbar(np.mean(cost), np.mean(gain), yerr=spread[0], xerr=spread[1], label=name, **style)
+
+
+def _heads(ways: Ways) -> list[str]:
+    return list(next(iter(ways.values()))[0]["old"])
+
+
+def _of(ways: Ways, key: str) -> dict[str, list[float]]:
+    """What no way changes, one number a seed by old head."""
+    records = next(iter(ways.values()))
+    found = {name: [record[key].get(name) for record in records] for name in _heads(ways)}
+    return {name: [value for value in values if value is not None] for name, values in found.items()}
+
+
+def _spread(column: str, records: Records) -> str:
+    return spread_text(values_of(records, column))
+
+
+def _value(record: Record, column: str) -> float:
+    if column == "cost":
+        return compatibility_cost(record["alone"], record["own"])
+    if column == "gain" or column.startswith("gain "):
+        name = column.removeprefix("gain").strip()
+        return _gain(record, [name] if name else list(record["old"]))
+    if column in ("cross", "flips"):
+        return _mean(record[column].values())
+    value = record["cross"].get(column) if column in record["old"] else record[column]
+    return math.nan if value is None else float(value)
+
+
+def _gain(record: Record, asked: Sequence[str]) -> float:
+    names = [name for name in asked if name in record["ceiling"] and name in record["cross"]]
+    if not names:
+        return math.nan
+    new, old, best = (_mean(record[key][name] for name in names) for key in ("cross", "old", "ceiling"))
+    return update_gain(new, old, best)
+
+
+def _mean(values: Any) -> float:
+    found = list(values)
+    return float(np.mean(found)) if found else math.nan

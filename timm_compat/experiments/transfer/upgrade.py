@@ -15,6 +15,7 @@ from timm_compat.evaluation.matrix import recombination_matrix
 from timm_compat.evaluation.predictions import negative_flip_rate
 from timm_compat.evaluation.probe import linear_probe
 from timm_compat.experiments.build import build_member, build_space, with_common_classes
+from timm_compat.experiments.engine import Experiment
 from timm_compat.experiments.transfer.networks import (
     ALONE,
     Network,
@@ -22,11 +23,9 @@ from timm_compat.experiments.transfer.networks import (
     check_test,
     joined,
     read_network,
-    same_images,
     train_alone,
 )
 from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe, UpgradeRecipe
-from timm_compat.experiments.trials import Trials
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.space import CompatSpace
@@ -119,14 +118,16 @@ def read_upgrade(recipe: ClassifierTransferRecipe, read: Read) -> Upgrade:
     return Upgrade(new, old, extractor, space, heads, data, tests)
 
 
-def measure_upgrade(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrade, trials: Trials) -> dict[str, Any]:
+def measure_upgrade(
+    recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrade, experiment: Experiment
+) -> dict[str, Any]:
     """All ways of one seed as JSON values.
 
     Args:
         recipe: with ``upgrade``.
         seed: of this trial.
         upgrade: what it starts from.
-        trials: where trainings and parts are kept.
+        experiment: where trainings and parts are kept.
 
     Returns:
         "old" and "ceiling": accuracies by old head; "own": accuracy of the unconstrained new network; "ways": by name
@@ -139,8 +140,8 @@ def measure_upgrade(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrad
     """
     assert recipe.upgrade is not None
     training = replace(recipe.training, seed=seed)
-    old = _old(recipe, seed, upgrade, trials)
-    free, seconds = train_alone(f"seed{seed}-upgrade-unconstrained", upgrade.new, old.space, training, trials)
+    old = _old(recipe, seed, upgrade, experiment)
+    free, seconds = train_alone(f"seed{seed}-upgrade-unconstrained", upgrade.new, old.space, training, experiment)
     start = time.perf_counter()
     retrained = {name: linear_probe(free.extractor, data, seed=seed) for name, data in upgrade.data.items()}
     took = time.perf_counter() - start
@@ -153,8 +154,8 @@ def measure_upgrade(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrad
         if way == "joined":
             ways[way] = _joined(upgrade, old, free, seconds)
         elif way not in ways:
-            ways[way] = _trained(way, training, upgrade, old, trials)
-    _keep(trials, seed, upgrade, old, ways)
+            ways[way] = _trained(way, training, upgrade, old, experiment)
+    _keep(experiment, seed, upgrade, old, ways)
     scores = {way: _scores(found, upgrade, old) for way, found in ways.items()}
     return {
         "old": _accuracies(old.right),
@@ -199,10 +200,10 @@ def _check_shared(old: Sequence[str], new: Sequence[str]) -> None:
         )
 
 
-def _old(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrade, trials: Trials) -> _Old:
+def _old(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrade, experiment: Experiment) -> _Old:
     extractor, space, heads = upgrade.extractor, upgrade.space, dict(upgrade.heads)
     if upgrade.old is not None:
-        member = _train_old(recipe, seed, upgrade.old, trials)
+        member = _train_old(recipe, seed, upgrade.old, experiment)
         assert member.head is not None
         extractor, heads = member.extractor, {upgrade.old.given.name: member.head}
         space = extractor.space
@@ -216,13 +217,11 @@ def _old(recipe: ClassifierTransferRecipe, seed: int, upgrade: Upgrade, trials: 
     return _Old(extractor, space, heads, _right(extractor, heads, upgrade.tests), on_new)
 
 
-def _train_old(recipe: ClassifierTransferRecipe, seed: int, network: Network, trials: Trials) -> Member:
+def _train_old(recipe: ClassifierTransferRecipe, seed: int, network: Network, experiment: Experiment) -> Member:
     training = replace(recipe.training, seed=seed, alignment="none", influence_weight=0.0, distillation_weight=0.0)
     space = build_space(with_common_classes(recipe.space, [network.data]), seed)
     member = build_member(network.given, space, network.data, seed)
-    trials.train(f"seed{seed}-upgrade-old", space, [member], training)
-    if not space.is_final:
-        space.finalize(reference=member.extractor.digest())
+    experiment.train_alone(f"seed{seed}-upgrade-old", member, training)
     return member
 
 
@@ -238,12 +237,12 @@ def _joined(upgrade: Upgrade, old: _Old, free: Member, seconds: float) -> _Way:
     return replace(alone, extractor=extractor, seconds=seconds + time.perf_counter() - start)
 
 
-def _trained(way: str, training: TrainConfig, upgrade: Upgrade, old: _Old, trials: Trials) -> _Way:
+def _trained(way: str, training: TrainConfig, upgrade: Upgrade, old: _Old, experiment: Experiment) -> _Way:
     """A new network that is trained in the old space."""
     space, config = old.space, _settings(way, training)
     member = build_member(upgrade.new.given, space, upgrade.new.data, training.seed)
     name, reference = f"seed{training.seed}-upgrade-{way}", old.reference if _uses_old(config) else None
-    fitted = trials.train(name, space, [member], config, reference=reference)
+    fitted = experiment.train(name, space, [member], config, reference=reference)
     return _of_member(member, old.heads, fitted.seconds)
 
 
@@ -261,7 +260,8 @@ def _uses_old(training: TrainConfig) -> bool:
 def _right(extractor: CompatExtractor, heads: Mapping[str, TaskHead], tests: Mapping[str, Images]) -> dict[str, Right]:
     """By head, over its test images; heads of the same images share a pass."""
     found: dict[str, Right] = {}
-    for test, group in same_images(heads, tests):
+    for test in {id(tests[name]): tests[name] for name in heads}.values():
+        group = {name: head for name, head in heads.items() if tests[name] is test}
         answers = recombination_matrix({"": extractor}, group, test, cross_space=True).predictions
         assert answers is not None
         for name, predicted, expected in zip(group, answers.predicted[0], answers.expected, strict=True):
@@ -299,16 +299,16 @@ def _flips(before: Right, after: Right) -> float:
     return negative_flip_rate(before[known], after[known], np.ones(int(known.sum()), dtype=np.int64))
 
 
-def _keep(trials: Trials, seed: int, upgrade: Upgrade, old: _Old, ways: Mapping[str, _Way]) -> None:
+def _keep(experiment: Experiment, seed: int, upgrade: Upgrade, old: _Old, ways: Mapping[str, _Way]) -> None:
     """The parts of the old space, ready to be combined or published."""
     folder = f"seed{seed}"
     if upgrade.extractor is None:
-        trials.keep(f"{folder}/space", old.space)
-        trials.keep(f"{folder}/extractor-old", old.extractor)
+        experiment.keep(f"{folder}/space", old.space)
+        experiment.keep(f"{folder}/extractor-old", old.extractor)
         for name, head in old.heads.items():
-            trials.keep(f"{folder}/head-{name}", head)
+            experiment.keep(f"{folder}/head-{name}", head)
     for name in ("joined", "compatible"):
         if name in ways:
-            trials.keep(f"{folder}/extractor-{name}", ways[name].extractor)
+            experiment.keep(f"{folder}/extractor-{name}", ways[name].extractor)
     if "compatible" in ways:
-        trials.keep(f"{folder}/head-{upgrade.new.given.name}", ways["compatible"].own_head)
+        experiment.keep(f"{folder}/head-{upgrade.new.given.name}", ways["compatible"].own_head)

@@ -10,6 +10,7 @@ from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.evaluation.pair import pair_accuracy
 from timm_compat.evaluation.probe import linear_probe
 from timm_compat.experiments.build import build_member, build_space, with_common_classes
+from timm_compat.experiments.engine import Experiment
 from timm_compat.experiments.transfer.networks import (
     Network,
     Read,
@@ -18,7 +19,6 @@ from timm_compat.experiments.transfer.networks import (
     train_alone,
 )
 from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
-from timm_compat.experiments.trials import Trials
 from timm_compat.models.heads import TaskHead
 from timm_compat.training.members import Member
 
@@ -39,7 +39,7 @@ def read_transfer(recipe: ClassifierTransferRecipe, read: Read) -> dict[str, Net
 
 
 def measure_transfer(
-    recipe: ClassifierTransferRecipe, seed: int, networks: Mapping[str, Network], trials: Trials
+    recipe: ClassifierTransferRecipe, seed: int, networks: Mapping[str, Network], experiment: Experiment
 ) -> dict[str, Any]:
     """All ways of one seed as JSON values: by way "matrix", "seconds" of training and fitting, and "labels".
 
@@ -49,7 +49,7 @@ def measure_transfer(
         recipe: with ``transfer``.
         seed: of this trial.
         networks: by name.
-        trials: where trainings are kept.
+        experiment: where trainings are kept.
 
     Raises:
         CompatError: any of ours.
@@ -58,9 +58,9 @@ def measure_transfer(
     ways = recipe.transfer.ways
     found: dict[str, Measured] = {}
     if "one_space" in ways:
-        found["one_space"] = _one_space(recipe, seed, networks, trials)
+        found["one_space"] = _one_space(recipe, seed, networks, experiment)
     if set(ways) - {"one_space"}:
-        found |= _apart(recipe, seed, networks, trials)
+        found |= _apart(recipe, seed, networks, experiment)
     once_more = sum(len(network.data) for network in networks.values()) * (len(networks) - 1)
     return {
         way: {
@@ -73,23 +73,23 @@ def measure_transfer(
 
 
 def _one_space(
-    recipe: ClassifierTransferRecipe, seed: int, networks: Mapping[str, Network], trials: Trials
+    recipe: ClassifierTransferRecipe, seed: int, networks: Mapping[str, Network], experiment: Experiment
 ) -> Measured:
     training = replace(recipe.training, seed=seed, influence_weight=0.0, distillation_weight=0.0)
     given = with_common_classes(recipe.space, [network.data for network in networks.values()])
     space = build_space(given, seed)
     members = [build_member(network.given, space, network.data, seed) for network in networks.values()]
-    seconds = trials.train(f"seed{seed}-one_space", space, members, training).seconds
+    seconds = experiment.train(f"seed{seed}-one_space", space, members, training).seconds
     return _matrix({member.name: member for member in members}, networks), seconds
 
 
 def _apart(
-    recipe: ClassifierTransferRecipe, seed: int, networks: Mapping[str, Network], trials: Trials
+    recipe: ClassifierTransferRecipe, seed: int, networks: Mapping[str, Network], experiment: Experiment
 ) -> dict[str, Measured]:
     assert recipe.transfer is not None
     training, members, seconds = replace(recipe.training, seed=seed), {}, 0.0
     for name, network in networks.items():
-        members[name], took = train_alone(f"seed{seed}-apart-{name}", network, recipe.space, training, trials)
+        members[name], took = train_alone(f"seed{seed}-apart-{name}", network, recipe.space, training, experiment)
         seconds += took
     apart = _matrix(members, networks, cross_space=True)
     found = {"apart": (apart, seconds)}

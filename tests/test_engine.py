@@ -1,5 +1,8 @@
-"""Trials: each result is kept, and what was interrupted goes on."""
+"""Experiments: each result is kept, and what was interrupted goes on."""
 
+import doctest
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +10,9 @@ import pytest
 import torch
 
 import timm_compat as tc
+from timm_compat import experiments
 from timm_compat.evaluation.table import spread_table, spread_text
-from timm_compat.experiments.trials import Trials
+from timm_compat.experiments.engine import Experiment
 from timm_compat.recipes.trials import TrialsRecipe
 
 
@@ -20,19 +24,19 @@ def test_a_kept_result_is_not_measured_again(tmp_path: Path) -> None:
         calls.append(1)
         return {"accuracy": 0.5}
 
-    assert Trials(recipe).result("cell-0", measure) == {"accuracy": 0.5}
-    assert Trials(recipe, resume=True).result("cell-0", measure) == {"accuracy": 0.5}
+    assert Experiment(recipe).result("cell-0", measure) == {"accuracy": 0.5}
+    assert Experiment(recipe, resume=True).result("cell-0", measure) == {"accuracy": 0.5}
     assert len(calls) == 1
     with pytest.raises(tc.OutputExistsError, match="--resume"):
-        Trials(recipe)
+        Experiment(recipe)
     with pytest.raises(tc.ConfigError, match="another"):
-        Trials(replace(recipe, seeds=(0,)), resume=True)
+        Experiment(replace(recipe, seeds=(0,)), resume=True)
 
 
 def test_what_is_refused_before_anything_ran_leaves_no_folder(tmp_path: Path) -> None:
-    trials = Trials(TrialsRecipe(output_dir=str(tmp_path / "run")))
+    experiment = Experiment(TrialsRecipe(output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
-    trials.result("cell", lambda: 1)
+    experiment.result("cell", lambda: 1)
     assert (tmp_path / "run" / "recipe.yaml").is_file()
 
 
@@ -40,7 +44,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("mine")
     for resume in (False, True):
         with pytest.raises(tc.OutputExistsError):
-            Trials(TrialsRecipe(output_dir=str(tmp_path)), resume=resume)
+            Experiment(TrialsRecipe(output_dir=str(tmp_path)), resume=resume)
     assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
 
 
@@ -54,7 +58,7 @@ def test_a_finished_training_is_read_from_its_folder(tmp_path: Path) -> None:
         extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16)
         member = tc.Member("a", extractor, tc.TaskHead(space, data.class_names), data)
         config = tc.TrainConfig(epochs=1, batch_size=64)
-        result = Trials(recipe, resume=resume, progress=False).train("first", space, [member], config)
+        result = Experiment(recipe, resume=resume, progress=False).train("first", space, [member], config)
         histories.append(result.history)
         weights.append(extractor.digest())
     assert histories[0] == histories[1]
@@ -76,3 +80,26 @@ def test_tables_show_mean_and_spread() -> None:
     assert spread_text([]) == "n/a"
     table = spread_table("mode", {"source only": {"target": [0.5]}, "adapted": {"target": [0.7], "source": [0.9]}})
     assert "| source only | 0.500  | n/a    |" in table
+
+
+def test_a_recipe_that_was_written_in_another_form_is_the_same(tmp_path: Path) -> None:
+    recipe = TrialsRecipe(seeds=(0, 1), output_dir=str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("# as an earlier version wrote it\nseeds:\n- 0\n- 1\n")
+    assert Experiment(recipe, resume=True).result("cell", lambda: 1) == 1
+
+
+def test_public_names_are_loaded_when_asked_for() -> None:
+    assert sorted(experiments.__all__) == experiments.__all__
+    for name in experiments.__all__:
+        assert len(getattr(experiments, name).__doc__) > 20
+    assert set(experiments.__all__) <= set(dir(experiments))
+    with pytest.raises(AttributeError, match="no attribute 'run_adaption'"):
+        experiments.run_adaption  # noqa: B018
+    program = "import sys, timm_compat.experiments; print([m for m in sys.modules if m in ('pydantic', 'accelerate')])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_example_of_the_module_runs() -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(experiments, "experiments")
+    assert doctest.DocTestRunner().run(example).failed == 0

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from timm_compat.errors import ConfigError
 from timm_compat.experiments.build import build
+from timm_compat.experiments.engine import Experiment
+from timm_compat.experiments.finetune.learning import Target
 from timm_compat.experiments.finetune.recipe import FinetuneRecipe, JoinedRecipe
-from timm_compat.experiments.finetune.target import Target
-from timm_compat.experiments.trials import TRAININGS, Trials
 from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.recipes.schema import Recipe
-from timm_compat.training.fit import save_members
 
 
 @dataclass(frozen=True)
@@ -70,40 +69,37 @@ class Networks:
         raise ConfigError(f"{key}: expected a network ({known}), a component's folder or a Hub id, got {word!r}")
 
 
-def find_networks(recipe: FinetuneRecipe, seed: int, trials: Trials, target: Target) -> Networks:
+def find_networks(recipe: FinetuneRecipe, seed: int, experiment: Experiment, target: Target) -> Networks:
     """Train the sources of a seed, or read them where that was done, and join what is to join.
 
     Args:
         recipe: says which.
         seed: of everything random.
-        trials: keeps the training.
+        experiment: keeps the training.
         target: what joins, does so on its training images; their labels are not looked at.
 
     Raises:
         CompatError: any of ours, as building, training and joining raise them.
     """
-    named = {} if recipe.source is None else _trained(recipe.source, seed, trials)
+    named = {} if recipe.source is None else _trained(recipe.source, seed, experiment)
     for position, joined in enumerate(recipe.joined):
         named[joined.name] = _joined(f"joined.{position}", joined, Networks(named), target)
     return Networks(named)
 
 
-def _trained(source: Recipe, seed: int, trials: Trials) -> dict[str, Network]:
+def _trained(source: Recipe, seed: int, experiment: Experiment) -> dict[str, Network]:
     built = build(replace(source, training=replace(source.training, seed=seed)))
-    name, space = f"seed{seed}-source", built.space
-    config = built.recipe.training
-    trials.train(name, space, built.members, config, reference=built.reference, pool=built.pool)
-    parts = {member.name: (member.extractor, member.head) for member in built.members}
-    if not space.is_final:
-        if len(parts) > 1:
-            raise ConfigError(
-                "source.space.methods: expected something that the networks share, so that their heads fit each "
-                "other's extractors, got nothing; set methods or source.training.alignment"
-            )
-        space.finalize(reference=built.members[0].extractor.digest())
-        if trials.folder is not None:
-            save_members(trials.folder / TRAININGS / name, space, parts)
-    return {member: Network(*pair) for member, pair in parts.items()}
+    members, name, given = built.members, f"seed{seed}-source", {"reference": built.reference, "pool": built.pool}
+    if len(members) == 1:
+        experiment.train_alone(name, members[0], built.recipe.training, **given)
+    else:
+        experiment.train(name, built.space, members, built.recipe.training, **given)
+    if not built.space.is_final:
+        raise ConfigError(
+            "source.space.methods: expected something that the networks share, so that their heads fit each other's "
+            "extractors, got nothing; set methods or source.training.alignment"
+        )
+    return {member.name: Network(member.extractor, member.head) for member in members}
 
 
 def _joined(key: str, joined: JoinedRecipe, networks: Networks, target: Target) -> Network:
