@@ -191,7 +191,7 @@ class TestBadInput:
             (["target.train.limit=1"], "target.train: expected at least 2 images to learn from, got 1"),
             (['target.train.classes=["3"]'], "target.train: .*at least 2 classes, got '3' only"),
             (["target.test.limit=1"], "target.test: .*at least 2 classes"),
-            (['target.test.classes=["3", "9"]'], "expected the classes of target.train, 4, 5, 6, 7, 8 stand in one"),
+            (['target.test.classes=["3", "9"]'], "classes of target.train, 4, 5, 6, 7, 8 and 1 more stand in one"),
         ],
     )
     def test_is_refused_before_any_training(self, overrides, message, recipe_file, tmp_path, capsys) -> None:

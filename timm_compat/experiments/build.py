@@ -7,7 +7,6 @@ from typing import Any
 
 from timm.models import get_pretrained_cfg_value
 
-from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import CompatError, DataError
@@ -52,10 +51,10 @@ def build(recipe: Recipe) -> Built:
     """
     config = recipe.training
     datasets = {
-        member.name: _images(f"member {member.name!r}", member.data, config, member) for member in recipe.members
+        member.name: read_images(f"member {member.name!r}", member.data, config.seed, member)
+        for member in recipe.members
     }
-    tests = _measured("test", recipe)
-    validations = _measured("validation", recipe)
+    tests, validations = _measured("test", recipe), _measured("validation", recipe)
     _check_apart(validations, {"test": tests, "data": datasets})
     labelled = [datasets[member.name] for member in recipe.members if member.labelled]
     recipe = replace(recipe, space=with_common_classes(recipe.space, labelled))
@@ -63,23 +62,16 @@ def build(recipe: Recipe) -> Built:
     members = tuple(build_member(member, space, datasets[member.name], config.seed) for member in recipe.members)
     reference = None
     if recipe.reference is not None:
-        folder = recipe.reference.head
-        reference = Reference(
-            CompatExtractor.from_pretrained(recipe.reference.extractor),
-            None if folder is None else TaskHead.from_pretrained(folder),
-        )
-    pool = None if recipe.pool is None else _images("pool", recipe.pool, config, recipe.members[0])
+        old, folder = CompatExtractor.from_pretrained(recipe.reference.extractor), recipe.reference.head
+        reference = Reference(old, None if folder is None else TaskHead.from_pretrained(folder))
+    pool = None if recipe.pool is None else read_images("pool", recipe.pool, config.seed, recipe.members[0])
     return Built(recipe, space, members, tests, validations, reference, pool)
-
-
-def _images(what: str, data: DataRecipe, config: TrainConfig, member: MemberRecipe) -> Images:
-    return read_images(what, data, config.seed, in_chans=member.arguments.get("in_chans"), pretrained=member.pretrained)
 
 
 def _measured(use: str, recipe: Recipe) -> dict[str, Images]:
     given = {member.name: (member, getattr(member, use)) for member in recipe.members}
     return {
-        name: _images(f"{use} of member {name!r}", data, recipe.training, member)
+        name: read_images(f"{use} of member {name!r}", data, recipe.training.seed, member)
         for name, (member, data) in given.items()
         if data is not None
     }
@@ -93,21 +85,19 @@ def _check_apart(validations: Mapping[str, Images], others: Mapping[str, Mapping
                 raise DataError(f"validation of member {name!r}: expected other images than its {use}, got the same")
 
 
-def read_images(
-    what: str, data: DataRecipe, seed: int, *, in_chans: int | None = None, pretrained: bool = False
-) -> Images:
+def read_images(what: str, data: DataRecipe, seed: int, member: MemberRecipe | None = None) -> Images:
     """Load what a recipe names.
 
     Args:
         what: whose images they are, for messages.
         data: the data set and the part of it that is taken.
         seed: of that part, where ``data`` has none.
-        in_chans: channels that the backbone asks for; as the data set has them if None.
-        pretrained: whether the backbone has timm's weights, which mean colours.
+        member: that sees them: the channels that its backbone asks for, and colours if that has timm's weights.
 
     Raises:
         CompatError: as the data set's source raises it, with ``what`` before it.
     """
+    in_chans = None if member is None else member.arguments.get("in_chans")
     try:
         dataset: Images = load_dataset(
             data.dataset,
@@ -123,7 +113,7 @@ def read_images(
         )
     except CompatError as error:
         raise type(error)(f"{what}: {error}") from error
-    if pretrained and isinstance(dataset, ArrayDataset) and in_chans is None:
+    if member is not None and member.pretrained and isinstance(dataset, ArrayDataset) and in_chans is None:
         dataset = dataset.with_channels(3)
     return dataset
 
@@ -131,10 +121,7 @@ def read_images(
 def with_common_classes(space: SpaceRecipe, labelled: Sequence[Images]) -> SpaceRecipe:
     """The space with the vocabulary that its methods need, where it lists none.
 
-    Args:
-        space: of a recipe.
-        labelled: data sets of the members that learn from labels: the classes that at least two have in common, or all
-            of a single one's.
+    These are the classes that at least two of the labelled data sets have in common, or all of a single one's.
 
     Raises:
         DataError: a method needs common classes, and there are none.
@@ -153,15 +140,7 @@ def with_common_classes(space: SpaceRecipe, labelled: Sequence[Images]) -> Space
 
 
 def build_space(given: SpaceRecipe, seed: int) -> CompatSpace:
-    """A new space, or the existing one that a recipe names.
-
-    Args:
-        given: of a recipe.
-        seed: of the auxiliary heads, where ``given`` has none.
-
-    Raises:
-        CompatError: as the space raises it.
-    """
+    """A new space, or the existing one that a recipe names; ``seed`` is that of auxiliary heads, if it has none."""
     if given.folder is not None:
         return CompatSpace.from_pretrained(given.folder)
     return CompatSpace(
@@ -175,18 +154,12 @@ def build_space(given: SpaceRecipe, seed: int) -> CompatSpace:
 
 
 def build_member(given: MemberRecipe, space: CompatSpace, dataset: Images, seed: int) -> Member:
-    """A member of a space with its initial weights, which follow from seed and name.
-
-    Raises:
-        CompatError: as extractor and head raise it.
-    """
+    """A member of a space with its initial weights, which follow from seed and name."""
     arguments: dict[str, Any] = dict(given.arguments)
     if isinstance(dataset, ArrayDataset):
         arguments.setdefault("in_chans", dataset.images.shape[1])
     crop_pct = given.crop_pct
-    if (
-        crop_pct is None and given.weights is not None
-    ):  # learned elsewhere: they see the part of an image that timm says
+    if crop_pct is None and given.weights is not None:  # they see the part of an image that timm says
         crop_pct = get_pretrained_cfg_value(given.backbone, "crop_pct")
     with seeded(seed, "member", given.name):
         extractor = create_extractor(

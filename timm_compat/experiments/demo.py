@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from timm_compat._extras import require
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.digits import load_digits
@@ -18,6 +17,8 @@ from timm_compat.errors import ConfigError, MissingExtraError
 from timm_compat.evaluation.baselines import retrained_head_accuracy
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.plots import side_by_side
+from timm_compat.experiments.result import write_figure
 from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
@@ -111,7 +112,7 @@ class DemoResult:
         """
         with new_folder(folder) as partial:
             with suppress(MissingExtraError):
-                self._draw(partial / PICTURE_FILE)
+                write_figure(side_by_side(self._named()), partial / PICTURE_FILE)
             (partial / MATRICES_FILE).write_text(json.dumps(self.matrices(), indent=2) + "\n", encoding="utf-8")
             space = next(iter(self.compatible_parts.values()))[0].space
             save_members(partial / "compatible", space, self.compatible_parts)
@@ -119,17 +120,6 @@ class DemoResult:
                 extractor.save_pretrained(partial / "joined" / f"extractor-{name}")
                 head.save_pretrained(partial / "joined" / f"head-for-{name}")
         return Path(folder)
-
-    def _draw(self, file: Path) -> None:
-        plt = require("matplotlib.pyplot", "plots")
-        named = self._named()
-        figure, axes = plt.subplots(1, len(named), figsize=(12, 4.4), layout="constrained")
-        for axis, (title, matrix) in zip(axes, named.items(), strict=True):
-            matrix.plot(axis, title=title, colorbar=axis is axes[-1])
-            if axis is not axes[0]:
-                axis.set(ylabel="", yticks=[])
-        figure.savefig(file, dpi=120)
-        plt.close(figure)
 
     def _named(self) -> dict[str, RecombinationMatrix]:
         return {
@@ -140,11 +130,7 @@ class DemoResult:
 
 
 def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
-    """Train, recombine, join and measure.
-
-    Args:
-        config: settings.
-        say: gets one line a stage.
+    """Train, recombine, join and measure; ``say`` gets one line a stage.
 
     Raises:
         BackboneError: a name that timm does not know, or a backbone that cannot take such small images.
@@ -167,17 +153,12 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
 
     say("3/3  freezing these two, and joining each to the other's space from unlabelled images")
     joined: Parts = {}
-    for name, other in zip(NAMES, reversed(NAMES), strict=True):
-        reference, head = alone[other]
-        backbone = alone[name][0].backbone.model
-        joined[name] = (
-            join(reference.space, backbone, train.images, reference=reference, heads=[head], img_size=config.img_size),
-            head,
-        )
-    ceilings = [
-        retrained_head_accuracy(alone[name][0], halves[other], test)
-        for name, other in zip(NAMES, reversed(NAMES), strict=True)
-    ]
+    others = dict(zip(NAMES, reversed(NAMES), strict=True))
+    for name, other in others.items():
+        (reference, head), model = alone[other], alone[name][0].backbone.model
+        asked: dict[str, Any] = {"reference": reference, "heads": [head], "img_size": config.img_size}
+        joined[name] = join(reference.space, model, train.images, **asked), head
+    ceilings = [retrained_head_accuracy(alone[name][0], halves[other], test) for name, other in others.items()]
     independent = _matrix(alone, config, test)
     return DemoResult(
         compatible=_matrix(compatible, config, test),

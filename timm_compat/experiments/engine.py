@@ -59,12 +59,7 @@ class Experiment:
             check_writable(self.folder)
 
     def result(self, name: str, measure: Callable[[], Any]) -> Any:
-        """What was measured under a name: JSON values, from the folder if they are there.
-
-        Args:
-            name: a file's name.
-            measure: called where there is no result yet.
-        """
+        """JSON values that were measured under a name, a file's; ``measure`` is called where there are none yet."""
         folder = self._open()
         if folder is None:
             return measure()
@@ -78,18 +73,7 @@ class Experiment:
     def train(
         self, name: str, space: CompatSpace, members: Sequence[Member], config: TrainConfig, **options: Any
     ) -> FitResult:
-        """Train members in place; an interrupted training goes on, a finished one is read from its folder.
-
-        Args:
-            name: a folder's name.
-            space: as in ``fit``.
-            members: as in ``fit``.
-            config: its seed is that of the run; the folder is decided here.
-            **options: further keywords of ``fit``.
-
-        Raises:
-            CompatError: as ``fit`` does.
-        """
+        """Call ``fit`` with the folder ``trainings/NAME``: what was interrupted goes on, what is finished is read."""
         folder = self._open()
         if folder is not None:
             config = replace(config, output_dir=str(folder / TRAININGS / name), keep_checkpoints=1)
@@ -107,15 +91,7 @@ class Experiment:
         return fitted
 
     def keep(self, name: str, part: Component) -> None:
-        """Write a component to ``components/NAME``, unless it is there; nowhere without a folder.
-
-        Args:
-            name: of its folder, which may lie in others.
-            part: of a final space.
-
-        Raises:
-            DraftSpaceError: its space is a draft.
-        """
+        """Write a component of a final space to ``components/NAME``, unless it is there; nowhere without a folder."""
         folder = self._open()
         if folder is not None and not self.keeps(name):
             part.save_pretrained(folder / COMPONENTS / name)
@@ -133,15 +109,10 @@ class Experiment:
         accuracy: float | None,
         **training: Any,
     ) -> None:
-        """Keep what serves a target as "space", "extractor-target" and "head-target" below ``components/NAME``.
+        """Keep what was trained for a target as "space", "extractor-target" and "head-target" in ``components/NAME``.
 
-        Args:
-            name: of the folder.
-            extractor: if it was trained; it defines its space where nothing else does.
-            head: if it was trained.
-            test: what measured them.
-            accuracy: on it, in [0, 1].
-            **training: facts for their cards.
+        The extractor defines its space where nothing else does. Cards tell the accuracy on the test images, in [0, 1],
+        and what ``training`` says.
         """
         results = () if test is None or accuracy is None else (Result(test.dataset, accuracy, test.split),)
         if extractor is not None:
@@ -168,18 +139,9 @@ def run_experiment(
     resume: bool = False,
     progress: bool = True,
 ) -> Given:
-    """Measure every way for every seed, and save what came out.
+    """Measure every way for every seed, and save what came out, a result of the given kind.
 
-    Args:
-        recipe: what is run.
-        kind: of the result.
-        prepare: reads what all seeds need of experiment and recipe, and gives what measures a seed: its records by part
-            and way. It asks the experiment for what is kept.
-        resume: go on with what the folder holds.
-        progress: whether trainings show a bar.
-
-    Raises:
-        CompatError: any of ours.
+    What all seeds need is read by ``prepare``, which gives the function that measures a seed: records by part and way.
     """
     measure = prepare(Experiment(recipe, resume=resume, progress=progress), recipe)
     figures: dict[str, dict[str, list[Record]]] = {}

@@ -18,13 +18,7 @@ def own_space(like: CompatSpace | SpaceRecipe) -> CompatSpace:
 
 
 def copied(extractor: CompatExtractor, trainable: str = "full", space: CompatSpace | None = None) -> CompatExtractor:
-    """A copy that lives in another space.
-
-    Args:
-        extractor: stays as it is.
-        trainable: of the copy, "full", "adapter" or "frozen".
-        space: of the same form; one of the copy's own if None.
-    """
+    """A copy that lives in another space of the same form, its own if None; "full", "adapter" or "frozen"."""
     backbone = copy.deepcopy(extractor.backbone)
     if trainable == "full" and not any(parameter.requires_grad for parameter in backbone.parameters()):
         backbone.requires_grad_()  # it was an adapter's
@@ -55,13 +49,7 @@ def untrained(extractor: CompatExtractor) -> CompatExtractor:
 
 
 def new_head(space: CompatSpace, class_names: Sequence[str], like: TaskHead | None = None) -> TaskHead:
-    """A head at zero, or the copy of another one; of classes that the other does not know, the logits are zero.
-
-    Args:
-        space: of the head.
-        class_names: in the order of the logits.
-        like: form and weights of the head, in a space of the same form.
-    """
+    """A head at zero, or the copy of another one, whose logits are zero for classes that the other does not know."""
     if like is None:
         return TaskHead(space, class_names)
     form: dict[str, Any] = {"depth": like.depth, "hidden_dim": like.hidden_dim, "drop_rate": like.drop_rate}

@@ -15,13 +15,7 @@ ROLE_PREFIXES = ("extractor-", "head-")
 
 @dataclass(frozen=True)
 class Parts:
-    """Extractors and heads by name, and where each came from.
-
-    Attributes:
-        extractors: by name.
-        heads: by name; one that bears an extractor's name belongs to it.
-        sources: by (role, name).
-    """
+    """Extractors and heads by name (a head that bears an extractor's name belongs to it), sources by (role, name)."""
 
     extractors: Mapping[str, CompatExtractor]
     heads: Mapping[str, TaskHead]

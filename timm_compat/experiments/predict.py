@@ -71,16 +71,13 @@ def open_classifier(location: str, heads: Sequence[str] = (), **where: Unpack[Wh
     found: Any = load(location, **where)
     rest = where.copy()
     rest["revision"], rest["subfolder"] = None, ""
-    if isinstance(found, CompatModel) and heads:
-        own = {named_source(location)[0]: found.head}
-        return _of_parts(found.extractor, own | _heads(heads, tuple(own), rest))
-    if isinstance(found, CompatModel):
-        return _of_parts(found.extractor, {"": found.head})
-    if isinstance(found, CompatExtractor):
-        if not heads:
+    if isinstance(found, (CompatModel, CompatExtractor)):
+        own = {named_source(location)[0]: found.head} if isinstance(found, CompatModel) else {}
+        given = own | _heads(heads, tuple(own), rest)
+        if not given:
             raise ConfigError(f"{location}: expected a classifier, got an extractor; give it a head: --head ID")
-        given = _heads(heads, (), rest)
-        return _of_parts(found, given if len(given) > 1 else {"": next(iter(given.values()))})
+        extractor = found.extractor if isinstance(found, CompatModel) else found
+        return _of_parts(extractor, given if len(given) > 1 else {"": next(iter(given.values()))})
     if heads:
         raise ConfigError(
             f"{location}: expected an extractor or a composed model for the head {heads[0]!r}, got another component; "

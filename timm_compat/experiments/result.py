@@ -13,7 +13,7 @@ from timm_compat.evaluation.table import markdown_table
 from timm_compat.storage.files import replace_text, writing
 
 RECIPE_FILE, SUMMARY_FILE, TABLES_FILE = "recipe.yaml", "summary.json", "tables.md"
-DPI = 80
+DPI = 100
 
 Record = Mapping[str, Any]  # JSON values that one way gave for one seed
 Figures = Mapping[str, Mapping[str, Sequence[Record]]]
@@ -81,9 +81,14 @@ class ExperimentResult:
         replace_text(folder / TABLES_FILE, self.to_markdown() + "\n")
         with suppress(MissingExtraError):
             for name, figure in self.pictures().items():
-                with writing(folder / name):
-                    figure.savefig(folder / name, dpi=DPI)
-                require("matplotlib.pyplot", "plots").close(figure)
+                write_figure(figure, folder / name)
+
+
+def write_figure(figure: Any, file: Path) -> None:
+    """Write a Matplotlib figure, and close it."""
+    with writing(file):
+        figure.savefig(file, dpi=DPI)
+    require("matplotlib.pyplot", "plots").close(figure)
 
 
 def way_table(
@@ -92,14 +97,7 @@ def way_table(
     columns: Mapping[str, Cell],
     first: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """A Markdown table with a row a way.
-
-    Args:
-        corner: heading of the first column.
-        ways: by name what a cell is made of, one a seed.
-        columns: by heading, from these to the cell's text.
-        first: further rows before these, by name and heading; what one lacks is empty.
-    """
+    """A Markdown table with a row a way; ``first`` holds further rows before these, by name and heading."""
     lines = [[name, *(row.get(column, "") for column in columns)] for name, row in (first or {}).items()]
     lines += [[way, *(cell(found) for cell in columns.values())] for way, found in ways.items()]
     return markdown_table([[corner, *columns], *lines])

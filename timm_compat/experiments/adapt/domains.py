@@ -76,18 +76,14 @@ def read_given(recipe: AdaptRecipe) -> Given | None:
     """Read the source network that the recipe names; None if it names none.
 
     Raises:
-        ComponentFileError: a file is missing, damaged or of another kind.
-        HubError: the Hub refuses or fails.
-        SpaceMismatchError: extractor and head live in different spaces.
+        CompatError: as the parts raise it, or because they live in different spaces.
         ConfigError: a space of feature maps, which no mode can use, or images of other channels than the recipe's.
     """
-    if recipe.source_extractor is None or recipe.source_head is None:
+    extractor, head = recipe.source_extractor, recipe.source_head
+    if extractor is None or head is None:
         return None
-    given = Given(
-        CompatExtractor.from_pretrained(recipe.source_extractor), TaskHead.from_pretrained(recipe.source_head)
-    )
-    space = given.extractor.space
-    names = f"source_extractor {recipe.source_extractor}", f"source_head {recipe.source_head}"
+    given = Given(CompatExtractor.from_pretrained(extractor), TaskHead.from_pretrained(head))
+    space, names = given.extractor.space, (f"source_extractor {extractor}", f"source_head {head}")
     space.require_same(given.head.space, *names)
     if space.level != "pooled":
         raise ConfigError(
@@ -103,11 +99,8 @@ def read_given(recipe: AdaptRecipe) -> Given | None:
 def read_domains(recipe: AdaptRecipe, seed: int, given: Given | None = None) -> Domains:
     """Read the images of a seed.
 
-    Args:
-        recipe: names them.
-        seed: of parts and limits, where the recipe leaves it open.
-        given: the source network; its channels are those of all images. Without one they are what the recipe says, else
-            the most that any images have.
+    They get the channels of the given source network; without one those that the recipe says, else the most that any
+    have.
 
     Raises:
         CompatError: as the data sets raise it, with the domain's name before it.
@@ -120,10 +113,8 @@ def read_domains(recipe: AdaptRecipe, seed: int, given: Given | None = None) -> 
         for use, data in (("train", domain.train), ("test", domain.test))
     }
     found = [dataset for dataset in read.values() if dataset is not None]
-    if given is not None:
-        in_chans = given.in_chans
-    else:
-        in_chans = recipe.arguments.get("in_chans", COLOUR if recipe.pretrained else max(map(_channels_of, found)))
+    most = COLOUR if recipe.pretrained else max(map(_channels_of, found))
+    in_chans = recipe.arguments.get("in_chans", most) if given is None else given.in_chans
     ready = {
         key: None if dataset is None else _prepared(dataset, getattr(recipe, key[0]), in_chans, seed, key)
         for key, dataset in read.items()

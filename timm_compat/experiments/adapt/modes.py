@@ -48,15 +48,7 @@ class Adapted:
 
 
 class SeedRun:
-    """All modes of one seed.
-
-    Args:
-        recipe: of the adaptation.
-        domains: the seed's images.
-        experiment: keeps results and trainings.
-        seed: of everything random.
-        given: the source network, if it is not to be trained.
-    """
+    """All modes of one seed; ``given`` is the source network, if it is not to be trained."""
 
     def __init__(
         self, recipe: AdaptRecipe, domains: Domains, experiment: Experiment, seed: int, given: Given | None = None
@@ -120,10 +112,7 @@ class SeedRun:
         kind, _, warm = mode.partition("_")
         source, head = self._trained_pair() if warm else self._new_pair(kind == "separate")
         target = tied_copy(source) if kind == "shared" else copy.deepcopy(source)
-        members = [
-            Member(SOURCE, source, head, self.domains.source),
-            Member(TARGET, target, None, self.domains.target),
-        ]
+        members = [Member(SOURCE, source, head, self.domains.source), Member(TARGET, target, None, self.domains.target)]
         refinement = self.recipe.refinement
         changes = {"epochs": refinement.epochs, "learning_rate": refinement.learning_rate} if warm else {}
         watch = Watch(target, head, self.domains.target, self.domains.target_test)

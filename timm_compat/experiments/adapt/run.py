@@ -53,7 +53,7 @@ class AdaptResult(ExperimentResult):
         """One table, a row a mode."""
         modes = self.figures[PART]
         known = {key: title for key, title in COLUMNS.items() if any(self.values(mode, key) for mode in modes)}
-        columns = {title: partial(_cell, key) for key, title in known.items()}
+        columns = {title: partial(_spread, key) for key, title in known.items()}
         return {"Modes of adaptation": way_table("mode", modes, columns)}
 
     def notes(self) -> list[str]:
@@ -139,5 +139,5 @@ def _values(key: str, records: Any) -> list[float]:
     return [record[key] for record in records if record.get(key) is not None]
 
 
-def _cell(key: str, records: Any) -> str:
+def _spread(key: str, records: Any) -> str:
     return spread_text(_values(key, records))

@@ -38,11 +38,7 @@ def unlabelled_scores(extractor: CompatExtractor, head: TaskHead, images: Images
 class Watch:
     """Looks at a network that is being trained; called after every epoch.
 
-    Args:
-        extractor: of the target.
-        head: of the source.
-        images: of the target, whose labels are not looked at.
-        test: labelled ones, for the report alone: how far the choice was from the best.
+    Labels of ``images`` are not looked at; those of ``test`` tell how far the choice was from the best, no more.
     """
 
     def __init__(self, extractor: CompatExtractor, head: TaskHead, images: Images, test: Images | None) -> None:

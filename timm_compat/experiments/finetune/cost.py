@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,21 +26,22 @@ STEPS = 2  # with the second one the optimiser's state is there from the beginni
 
 @dataclass(frozen=True)
 class Curve:
-    """One training, measured at the beginning and after every epoch.
+    """One training, measured at the beginning and after every epoch; its cost is that in float32 and one process.
 
     Attributes:
         steps: of the optimiser, so far; the first is 0.
         seconds: wall time of the training so far, a frozen backbone's pass over the images included, measuring
             accuracy excluded.
         accuracy: in [0, 1], on the target's test images.
-        setup_flops: before the first step.
-        step_flops: of every step.
-        peak_bytes: of tensors that live at once.
+        setup_flops: before the first step: the pass of a frozen backbone over all images; 0 where it is not cached.
+        step_flops: of a step, forward and backward. As ``torch.utils.flop_counter`` counts: multiplications and
+            additions of matrix products, convolutions and attention.
+        peak_bytes: of the tensors that live at once (see ``LiveBytes``); images in memory are not counted.
     """
 
-    steps: tuple[int, ...]
-    seconds: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    steps: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+    accuracy: tuple[float, ...] = ()
     setup_flops: float = 0.0
     step_flops: float = 0.0
     peak_bytes: int = 0
@@ -61,50 +62,16 @@ class Curve:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Curve":
         """What ``to_dict`` gave."""
-        found: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**found)
+        read = ((key, tuple(value) if isinstance(value, list) else value) for key, value in values.items())
+        return cls(**dict[str, Any](read))
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Cost of a training, in float32 and one process.
-
-    Attributes:
-        setup_flops: before the first step: the pass of a frozen backbone over all images; 0 where it is not cached.
-        step_flops: of a step, forward and backward. As ``torch.utils.flop_counter`` counts: multiplications and
-            additions of matrix products, convolutions and attention.
-        peak_bytes: of the tensors that live at once (see ``LiveBytes``); images in memory are not counted.
-    """
-
-    setup_flops: float
-    step_flops: float
-    peak_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
-
-def measure_cost(member: Member, config: TrainConfig) -> Cost:
-    """Count over the first two steps of a training of copies of a member's parts.
-
-    Args:
-        member: stays as it is.
-        config: of the training.
-    """
+def measure_cost(member: Member, config: TrainConfig) -> Curve:
+    """What the first two steps of a training of copies of a member's parts cost; a curve without measurements."""
     copies = replace(member, extractor=copy.deepcopy(member.extractor), head=copy.deepcopy(member.head))
     count, size = len(member.dataset), min(len(member.dataset), max(SAMPLE, config.batch_size))
-    config = replace(
-        config,
-        epochs=max(STEPS, config.epochs),
-        mixed_precision="no",
-        compile=False,
-        output_dir=None,
-        cache_dir=None,
-        workers=0,
-    )
+    plain: dict[str, Any] = {"mixed_precision": "no", "compile": False, "workers": 0}
+    config = replace(config, epochs=max(STEPS, config.epochs), output_dir=None, cache_dir=None, **plain)
     with ExitStack() as modes:
         modes.enter_context(_uncollected())
         counter = _Counter(copies, modes)
@@ -113,7 +80,8 @@ def measure_cost(member: Member, config: TrainConfig) -> Cost:
             fit(copies.extractor.space, [sample], config, callbacks=[counter], progress=None)
     rest = counter.held / size * (count - size) if uses_cache([member], config) else 0
     steps = counter.flops.get_total_flops() - counter.setup_flops
-    return Cost(counter.setup_flops * count / size, steps / STEPS, counter.live.peak + round(rest))
+    costs = counter.setup_flops * count / size, steps / STEPS, counter.live.peak + round(rest)
+    return Curve((), (), (), *costs)
 
 
 class _Counted(Exception):  # noqa: N818 (no error: it ends a training as StopIteration ends a loop)
@@ -124,13 +92,11 @@ class _Counter(Callback):
     """Counts operations and bytes of a training, and ends it after the second step."""
 
     def __init__(self, member: Member, modes: ExitStack) -> None:
-        parts = (member.extractor, member.head)
-        self.parts, self.modes = [part for part in parts if part is not None], modes
-        self.flops = FlopCounterMode(display=False)
-        self.setup_flops, self.held = 0, 0
+        self.parts, self.modes = nn.ModuleList(filter(None, (member.extractor, member.head))), modes
+        self.flops, self.setup_flops, self.held = FlopCounterMode(display=False), 0, 0
 
     def on_train_begin(self) -> None:
-        self.live = LiveBytes(chain.from_iterable(chain(part.parameters(), part.buffers()) for part in self.parts))
+        self.live = LiveBytes(chain(self.parts.parameters(), self.parts.buffers()))
         self.held = -self.live.now
         self.modes.enter_context(self.live)
         self.modes.enter_context(self.flops)
@@ -145,13 +111,10 @@ class _Counter(Callback):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages of all tensors that operations return, while they live: the same on any machine.
+    """Counts the storages of the given tensors and of all that operations return, while they live.
 
     Weights, gradients, the optimiser's state, activations and features count; an allocator's reserve, a kernel's
     workspace and the interpreter do not. A process's resident memory would hold all that ran before in it.
-
-    Args:
-        tensors: alive at the beginning, such as parameters and buffers.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:

@@ -22,6 +22,7 @@ from timm_compat.training.feature_cache import Wanted, compute_features
 from timm_compat.training.fit import fit
 from timm_compat.training.loop import steps_per_epoch
 from timm_compat.training.members import Images, Member
+from timm_compat.vocabulary import listed
 
 NAME, LEAST_IMAGES = "target", 2
 
@@ -50,10 +51,7 @@ def read_target(recipe: TargetRecipe, seed: int) -> Target:
         CompatError: as the sources of data raise it.
         DataError: fewer than two images or two classes, or other classes in the test images.
     """
-    target = Target(
-        read_images("target.train", recipe.train, seed),
-        read_images("target.test", recipe.test, seed),
-    )
+    target = Target(*(read_images(f"target.{key}", getattr(recipe, key), seed) for key in ("train", "test")))
     if len(target.train) < LEAST_IMAGES:
         raise DataError(f"target.train: expected at least {LEAST_IMAGES} images to learn from, got {len(target.train)}")
     for key, images in (("train", target.train), ("test", target.test)):
@@ -61,10 +59,9 @@ def read_target(recipe: TargetRecipe, seed: int) -> Target:
             check_classes(images)
         except DataError as error:
             raise DataError(f"target.{key}: {error}") from error
-    other = sorted(set(target.train.class_names) ^ set(target.test.class_names))
-    if other:
+    if other := sorted(set(target.train.class_names) ^ set(target.test.class_names)):
         raise DataError(
-            f"target.test: expected the classes of target.train, {', '.join(other[:5])} stand in one of them only; "
+            f"target.test: expected the classes of target.train, {listed(other, 5)} stand in one of them only; "
             "name them in classes"
         )
     return target
@@ -80,24 +77,18 @@ def check_head(key: str, head: TaskHead, target: Target) -> None:
     lacking = [name for name in head.class_names if name not in names]
     if len(lacking) == head.num_classes:
         raise DataError(
-            f"{key}: expected a head with classes of the target ({', '.join(names[:5])} ...), got one that knows none "
-            f"of them ({', '.join(head.class_names[:5])} ...)"
+            f"{key}: expected a head with classes of the target ({listed(names, 5)}), got one that knows none of them "
+            f"({listed(head.class_names, 5)})"
         )
     if lacking:
         raise DataError(
-            f"{key}: expected a head whose classes the target has, the target lacks {', '.join(lacking[:5])}; take "
-            "target images of these classes too, or another head"
+            f"{key}: expected a head whose classes the target has, the target lacks {listed(lacking, 5)}; take target "
+            "images of these classes too, or another head"
         )
 
 
 def judge(extractor: CompatExtractor, head: TaskHead, test: Images) -> Judge:
-    """Accuracy, in [0, 1], of the two as they are when it is called; images pass a frozen backbone once.
-
-    Args:
-        extractor: of the head's form of features.
-        head: knows all classes of the images.
-        test: labelled images.
-    """
+    """Accuracy, in [0, 1], of the two as they are when it is called; images pass a frozen backbone once."""
     expected = vocabulary_positions(test.class_names, head.class_names)[test.labels]
     cached = None
     if extractor.trainable != "full":
@@ -125,26 +116,14 @@ def learn(
     measure: Judge | None = None,
     progress: str | None = None,
 ) -> Curve:
-    """Train in place, and measure at the beginning and after every epoch.
-
-    Args:
-        extractor: what of it is trainable, learns.
-        head: learns.
-        target: images that the extractor takes.
-        config: settings.
-        measure: gives the accuracy; that of extractor and head if None.
-        progress: label of the bar; none if None.
-
-    Raises:
-        CompatError: as ``fit`` does.
-    """
+    """Train in place; ``measure``, or else the pair's accuracy, is asked at the beginning and after every epoch."""
     measure = measure or judge(extractor, head, target.test)
     member = Member(NAME, extractor, head, target.train)
     cost, recorder = measure_cost(member, config), _Recorder(measure)
     fit(extractor.space, [member], replace(config, output_dir=None), callbacks=[recorder], progress=progress)
     each = steps_per_epoch([len(target.train)], config.batch_size)
     seconds, accuracy = zip(*recorder.points, strict=True)
-    return Curve(tuple(each * number for number in range(len(seconds))), seconds, accuracy, **cost.to_dict())
+    return replace(cost, steps=tuple(range(0, each * len(seconds), each)), seconds=seconds, accuracy=accuracy)
 
 
 class _Recorder(Callback):

@@ -23,13 +23,7 @@ USUAL = {START: NEW_HEAD, CHEAP_HEAD: DIRECT, ADAPTERS: WHOLE}
 
 @dataclass(frozen=True)
 class Learned:
-    """A training's curve and what came out of it.
-
-    Attributes:
-        curve: accuracy against cost.
-        extractor: trained; None where nothing of it was.
-        head: trained; None where nothing was.
-    """
+    """A training's curve, and what was trained; None of what was not."""
 
     curve: Curve
     extractor: CompatExtractor | None
@@ -40,21 +34,10 @@ Way = Callable[[str | None], Learned]  # takes the label of the progress bar
 
 
 def ways(recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks) -> dict[str, dict[str, Way]]:
-    """Trainings by section and name, none of them run yet; what is wrong with their parts is refused here.
-
-    Raises:
-        SpaceMismatchError: extractor and head, or cheap and expensive extractor, of different spaces.
-        DataError: a head of other classes than the target's.
-        CompatError: a part that cannot be read.
-    """
-    found: dict[str, dict[str, Way]] = {}
-    if recipe.start is not None:
-        found[START] = _start(recipe, seed, target, networks)
-    if recipe.cheap_head is not None:
-        found[CHEAP_HEAD] = _cheap_head(recipe, seed, target, networks)
-    if recipe.adapters is not None:
-        found[ADAPTERS] = _adapters(recipe, seed, target, networks)
-    return found
+    """Trainings by section and name, none of them run yet; what is wrong with their parts is refused here."""
+    sections = {START: _start, CHEAP_HEAD: _cheap_head, ADAPTERS: _adapters}
+    asked = {section: make for section, make in sections.items() if getattr(recipe, section) is not None}
+    return {section: make(recipe, seed, target, networks) for section, make in asked.items()}
 
 
 def _start(recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks) -> dict[str, Way]:
@@ -95,9 +78,8 @@ def _cheap_head(recipe: FinetuneRecipe, seed: int, target: Target, networks: Net
     given = recipe.cheap_head
     cheap = networks.extractor("cheap_head.cheap", given.cheap)
     expensive = networks.extractor("cheap_head.expensive", given.expensive)
-    cheap.space.require_same(
-        expensive.space, f"cheap_head.cheap {given.cheap!r}", f"cheap_head.expensive {given.expensive!r}"
-    )
+    names = f"cheap_head.cheap {given.cheap!r}", f"cheap_head.expensive {given.expensive!r}"
+    cheap.space.require_same(expensive.space, *names)
     config = replace(recipe.frozen_training, seed=seed)
 
     def training(teacher: CompatExtractor, runs_on: CompatExtractor) -> Way:
@@ -110,11 +92,8 @@ def _cheap_head(recipe: FinetuneRecipe, seed: int, target: Target, networks: Net
 
         return run
 
-    return {
-        CHEAP: training(cheap, expensive),
-        DIRECT: training(expensive, expensive),
-        CHEAP_ALONE: training(cheap, cheap),
-    }
+    alone = {DIRECT: training(expensive, expensive), CHEAP_ALONE: training(cheap, cheap)}
+    return {CHEAP: training(cheap, expensive), **alone}
 
 
 def _adapters(recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks) -> dict[str, Way]:

@@ -26,40 +26,27 @@ class Network:
 class Networks:
     """Networks by name; a word that is no name is a component's folder or Hub id.
 
-    Args:
-        named: of the recipe.
+    Raises:
+        ConfigError: a word is neither, or names a network without the head that is asked for.
+        CompatError: a component that cannot be read.
     """
 
     def __init__(self, named: Mapping[str, Network]) -> None:
         self.named = named
 
     def extractor(self, key: str, word: str) -> CompatExtractor:
-        """The extractor that the recipe's ``key`` names.
-
-        Raises:
-            ConfigError: neither a name nor a place.
-            ComponentFileError: a folder that holds no extractor.
-            HubError: one that cannot be fetched.
-        """
+        """The extractor that the recipe's ``key`` names."""
         if word in self.named:
             return self.named[word].extractor
         return CompatExtractor.from_pretrained(self._place(key, word))
 
     def head(self, key: str, word: str) -> TaskHead:
-        """The head that the recipe's ``key`` names.
-
-        Raises:
-            ConfigError: neither a name nor a place, or a network without a head.
-            ComponentFileError: a folder that holds no head.
-            HubError: one that cannot be fetched.
-        """
+        """The head that the recipe's ``key`` names."""
         if word not in self.named:
             return TaskHead.from_pretrained(self._place(key, word))
         head = self.named[word].head
         if head is None:
-            raise ConfigError(
-                f"{key}: expected a network that was trained with labels, got {word!r}, which has no head"
-            )
+            raise ConfigError(f"{key}: expected a network that was trained with labels, got {word!r} without a head")
         return head
 
     def _place(self, key: str, word: str) -> str:
@@ -72,14 +59,7 @@ class Networks:
 def find_networks(recipe: FinetuneRecipe, seed: int, experiment: Experiment, target: Target) -> Networks:
     """Train the sources of a seed, or read them where that was done, and join what is to join.
 
-    Args:
-        recipe: says which.
-        seed: of everything random.
-        experiment: keeps the training.
-        target: what joins, does so on its training images; their labels are not looked at.
-
-    Raises:
-        CompatError: any of ours, as building, training and joining raise them.
+    What joins, does so on the target's training images; their labels are not looked at.
     """
     named = {} if recipe.source is None else _trained(recipe.source, seed, experiment)
     for position, joined in enumerate(recipe.joined):

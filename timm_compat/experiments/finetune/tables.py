@@ -16,11 +16,7 @@ from timm_compat.experiments.result import Cell, way_table
 Ways = Mapping[str, Sequence[Curve]]  # by name, one curve a seed
 GIGA, MEBI = 1e9, 2**20
 QUANTITIES = ("steps", "seconds", "flops")
-TITLES = {
-    START: "Where the training of a whole network starts",
-    CHEAP_HEAD: "Where a head is trained that runs on the expensive extractor",
-    ADAPTERS: "What learns, from one backbone",
-}
+TITLES = {START: "Where training starts", CHEAP_HEAD: "Where the head is trained", ADAPTERS: "What learns"}
 CORNERS = {START: "start", CHEAP_HEAD: "head", ADAPTERS: "what learns"}
 PANEL_INCHES = (4.6, 3.8)
 MOST_ABREAST, MOST_MARKS = 3, 15
@@ -33,13 +29,7 @@ PANELS = {
 
 
 def spent(curves: Sequence[Curve], levels: Sequence[float], quantity: str) -> list[float]:
-    """What every seed spent until it first measured at least a level; infinity where it never did.
-
-    Args:
-        curves: one a seed.
-        levels: one a seed, accuracies.
-        quantity: "steps", "seconds" or "flops".
-    """
+    """The steps, seconds or flops of every seed until it first measured at least its level; infinity: it never did."""
     places = [curve.reached(level) for curve, level in zip(curves, levels, strict=True)]
     pairs = zip(curves, places, strict=True)
     return [math.inf if place is None else float(getattr(curve, quantity)[place]) for curve, place in pairs]
@@ -144,19 +134,13 @@ def _times(usual: Sequence[float], other: Sequence[float]) -> str:
 
 
 def picture(sections: Mapping[str, Ways]) -> Any:
-    """A Matplotlib figure: lines are means over seeds, shades one standard deviation to either side.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
-    plt = require("matplotlib.pyplot", "plots")
+    """A Matplotlib figure: lines are means over seeds, shades one standard deviation to either side."""
+    plt, (width, height) = require("matplotlib.pyplot", "plots"), PANEL_INCHES
     panels = [(section, *panel) for section in sections for panel in PANELS[section]]
-    width, height = PANEL_INCHES
     columns = min(len(panels), MOST_ABREAST)
     rows = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
-    )
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (section, quantity, even) in zip(axes.flat, panels, strict=False):

@@ -11,113 +11,89 @@ from timm_compat.evaluation.pair import pair_accuracy
 from timm_compat.evaluation.probe import linear_probe
 from timm_compat.experiments.build import build_member, build_space, with_common_classes
 from timm_compat.experiments.engine import Experiment
-from timm_compat.experiments.transfer.networks import (
-    Network,
-    Read,
-    joined,
-    read_network,
-    train_alone,
-)
+from timm_compat.experiments.transfer.networks import Network, Read
 from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
 from timm_compat.models.heads import TaskHead
 from timm_compat.training.members import Member
 
-Measured = tuple[RecombinationMatrix, float]
+Measured = tuple[RecombinationMatrix, float]  # and the seconds that it took
 
 
-def read_transfer(recipe: ClassifierTransferRecipe, read: Read) -> dict[str, Network]:
-    """The networks with their images, by name.
+class Exchange:
+    """The networks of one seed, whose heads are exchanged.
+
+    Args:
+        recipe: with ``transfer``.
+        seed: of everything random.
+        read: their images.
 
     Raises:
         CompatError: as the data sets raise it, or because networks have nothing in common that the space needs.
     """
-    assert recipe.transfer is not None
-    networks = {given.name: read_network(f"network {given.name!r}", given, read) for given in recipe.transfer.networks}
-    if "one_space" in recipe.transfer.ways:
-        with_common_classes(recipe.space, [network.data for network in networks.values()])
-    return networks
 
+    def __init__(self, recipe: ClassifierTransferRecipe, seed: int, read: Read) -> None:
+        assert recipe.transfer is not None
+        self.recipe, self.ways, self.seed = recipe, recipe.transfer.ways, seed
+        given = recipe.transfer.networks
+        self.networks = {each.name: Network.read(f"network {each.name!r}", each, read) for each in given}
+        if "one_space" in self.ways:
+            self.space = with_common_classes(recipe.space, [network.data for network in self.networks.values()])
 
-def measure_transfer(
-    recipe: ClassifierTransferRecipe, seed: int, networks: Mapping[str, Network], experiment: Experiment
-) -> dict[str, Any]:
-    """All ways of one seed as JSON values: by way "matrix", "seconds" of training and fitting, and "labels".
+    def measure(self, experiment: Experiment) -> dict[str, Any]:
+        """By way JSON values: "matrix", "seconds" of training and fitting, and "labels".
 
-    The labels are those that a head's task must give once more, summed over all exchanged pairs.
-
-    Args:
-        recipe: with ``transfer``.
-        seed: of this trial.
-        networks: by name.
-        experiment: where trainings are kept.
-
-    Raises:
-        CompatError: any of ours.
-    """
-    assert recipe.transfer is not None
-    ways = recipe.transfer.ways
-    found: dict[str, Measured] = {}
-    if "one_space" in ways:
-        found["one_space"] = _one_space(recipe, seed, networks, experiment)
-    if set(ways) - {"one_space"}:
-        found |= _apart(recipe, seed, networks, experiment)
-    once_more = sum(len(network.data) for network in networks.values()) * (len(networks) - 1)
-    return {
-        way: {
-            "matrix": found[way][0].to_dict(),
-            "seconds": found[way][1],
-            "labels": once_more if way == "retrained" else 0,
+        The labels are those that a head's task must give once more, summed over all exchanged pairs.
+        """
+        found: dict[str, Measured] = {}
+        if "one_space" in self.ways:
+            found["one_space"] = self._one_space(experiment)
+        if set(self.ways) - {"one_space"}:
+            found |= self._apart(experiment)
+        once_more = sum(len(network.data) for network in self.networks.values()) * (len(self.networks) - 1)
+        labels = {"retrained": once_more}
+        measured = {way: found[way] for way in self.ways}
+        return {
+            way: {"matrix": matrix.to_dict(), "seconds": seconds, "labels": labels.get(way, 0)}
+            for way, (matrix, seconds) in measured.items()
         }
-        for way in ways
-    }
 
+    def _one_space(self, experiment: Experiment) -> Measured:
+        training = replace(self.recipe.training, seed=self.seed, influence_weight=0.0, distillation_weight=0.0)
+        space, networks = build_space(self.space, self.seed), self.networks.values()
+        members = [build_member(network.given, space, network.data, self.seed) for network in networks]
+        seconds = experiment.train(f"seed{self.seed}-one_space", space, members, training).seconds
+        return self._matrix({member.name: member for member in members}), seconds
 
-def _one_space(
-    recipe: ClassifierTransferRecipe, seed: int, networks: Mapping[str, Network], experiment: Experiment
-) -> Measured:
-    training = replace(recipe.training, seed=seed, influence_weight=0.0, distillation_weight=0.0)
-    given = with_common_classes(recipe.space, [network.data for network in networks.values()])
-    space = build_space(given, seed)
-    members = [build_member(network.given, space, network.data, seed) for network in networks.values()]
-    seconds = experiment.train(f"seed{seed}-one_space", space, members, training).seconds
-    return _matrix({member.name: member for member in members}, networks), seconds
+    def _apart(self, experiment: Experiment) -> dict[str, Measured]:
+        training, members, seconds = replace(self.recipe.training, seed=self.seed), {}, 0.0
+        for name, network in self.networks.items():
+            folder = f"seed{self.seed}-apart-{name}"
+            members[name], took = network.train_alone(folder, self.recipe.space, training, experiment)
+            seconds += took
+        apart = self._matrix(members, cross_space=True)
+        found = {"apart": (apart, seconds)}
 
+        def join_pair(row: str, column: str) -> float:
+            # Images like those that the head learned from serve it best; their labels are not looked at.
+            reference, head, network = members[column].extractor, _head(members[column]), self.networks[column]
+            extractor = self.networks[row].joined(members[row], network.data, reference, [head])
+            return pair_accuracy(extractor, head, network.test)
 
-def _apart(
-    recipe: ClassifierTransferRecipe, seed: int, networks: Mapping[str, Network], experiment: Experiment
-) -> dict[str, Measured]:
-    assert recipe.transfer is not None
-    training, members, seconds = replace(recipe.training, seed=seed), {}, 0.0
-    for name, network in networks.items():
-        members[name], took = train_alone(f"seed{seed}-apart-{name}", network, recipe.space, training, experiment)
-        seconds += took
-    apart = _matrix(members, networks, cross_space=True)
-    found = {"apart": (apart, seconds)}
+        def retrain_pair(row: str, column: str) -> float:
+            extractor, network = members[row].extractor, self.networks[column]
+            return pair_accuracy(extractor, linear_probe(extractor, network.data, seed=self.seed), network.test)
 
-    def join_pair(row: str, column: str) -> float:
-        # Images like those that the head learned from serve it best; their labels are not looked at.
-        reference, head, network = members[column].extractor, _head(members[column]), networks[column]
-        extractor = joined(members[row], networks[row].given, network.data, reference, [head])
-        return pair_accuracy(extractor, head, network.test)
+        for way, cell in (("joined", join_pair), ("retrained", retrain_pair)):
+            if way in self.ways:
+                matrix, took = _pairs(apart, cell)
+                found[way] = matrix, seconds + took
+        return found
 
-    def retrain_pair(row: str, column: str) -> float:
-        extractor, network = members[row].extractor, networks[column]
-        return pair_accuracy(extractor, linear_probe(extractor, network.data, seed=seed), network.test)
-
-    for way, cell in (("joined", join_pair), ("retrained", retrain_pair)):
-        if way in recipe.transfer.ways:
-            matrix, took = _pairs(apart, cell)
-            found[way] = matrix, seconds + took
-    return found
-
-
-def _matrix(
-    members: Mapping[str, Member], networks: Mapping[str, Network], *, cross_space: bool = False
-) -> RecombinationMatrix:
-    extractors = {name: member.extractor for name, member in members.items()}
-    heads = {name: _head(member) for name, member in members.items()}
-    tests = {name: network.test for name, network in networks.items()}
-    return matrix_of_columns(extractors, heads, tests, cross_space=cross_space)
+    def _matrix(self, members: Mapping[str, Member], *, cross_space: bool = False) -> RecombinationMatrix:
+        extractors = {name: member.extractor for name, member in members.items()}
+        heads = {name: _head(member) for name, member in members.items()}
+        tests = {name: network.test for name, network in self.networks.items()}
+        return matrix_of_columns(extractors, heads, tests, cross_space=cross_space)
 
 
 def _head(member: Member) -> TaskHead:

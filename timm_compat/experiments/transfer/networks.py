@@ -1,4 +1,4 @@
-"""What both parts of the application do with networks: read their images, train them alone, join them."""
+"""What both questions do with networks: read their images, train them alone, join them."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +17,7 @@ from timm_compat.models.heads import TaskHead
 from timm_compat.recipes.schema import DataRecipe, MemberRecipe, SpaceRecipe
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images, Member
+from timm_compat.vocabulary import listed
 
 # Trained on its own: no loss but the task's. Methods of the space play no part then.
 ALONE: dict[str, Any] = {
@@ -27,46 +28,56 @@ ALONE: dict[str, Any] = {
 Read = Callable[[str, DataRecipe, MemberRecipe], Images]
 
 
-@dataclass(frozen=True)
-class Network:
-    """One that a recipe names, with its images.
-
-    Attributes:
-        given: what the recipe says.
-        data: labelled training images.
-        test: labelled images that measure its head.
-    """
-
-    given: MemberRecipe
-    data: Images
-    test: Images
-
-
 def reader(seed: int) -> Read:
     """Reads images of one seed; what is asked for twice is read once, and is one object."""
     known: dict[str, Images] = {}
 
     def read(what: str, data: DataRecipe, member: MemberRecipe) -> Images:
-        channels, pretrained = member.arguments.get("in_chans"), member.pretrained
-        key = repr((data, channels, pretrained))
+        key = repr((data, member.arguments.get("in_chans"), member.pretrained))
         if key not in known:
-            known[key] = read_images(what, data, seed, in_chans=channels, pretrained=pretrained)
+            known[key] = read_images(what, data, seed, member)
         return known[key]
 
     return read
 
 
-def read_network(what: str, given: MemberRecipe, read: Read) -> Network:
-    """A network's images.
+@dataclass(frozen=True)
+class Network:
+    """One that a recipe names, with labelled images to learn from and to measure its head."""
 
-    Raises:
-        CompatError: as the data set's source raises it.
-        DataError: test images without two of its classes.
-    """
-    assert given.test is not None  # the recipe was checked
-    network = Network(given, read(what, given.data, given), read(f"test of {what}", given.test, given))
-    check_test(what, given.head.class_names or network.data.class_names, network.test)
-    return network
+    given: MemberRecipe
+    data: Images
+    test: Images
+
+    @classmethod
+    def read(cls, what: str, given: MemberRecipe, read: Read) -> "Network":
+        """A network's images.
+
+        Raises:
+            DataError: test images without two of its classes, or as the data set's source raises it.
+        """
+        assert given.test is not None  # the recipe was checked
+        network = cls(given, read(what, given.data, given), read(f"test of {what}", given.test, given))
+        check_test(what, given.head.class_names or network.data.class_names, network.test)
+        return network
+
+    def train_alone(
+        self, name: str, like: SpaceRecipe | CompatSpace, training: TrainConfig, experiment: Experiment
+    ) -> tuple[Member, float]:
+        """Train it without regard to any other, in a space of its own of the same form; the member, and seconds."""
+        member = build_member(self.given, own_space(like), self.data, training.seed)
+        return member, experiment.train_alone(name, member, replace(training, **ALONE)).seconds
+
+    def joined(
+        self, member: Member, images: Images, reference: CompatExtractor, heads: Sequence[TaskHead]
+    ) -> CompatExtractor:
+        """The trained member, frozen, joined to the space of a reference."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "join")  # about a poor fit, whose accuracy is measured next
+            return join(
+                reference.space, member.extractor.backbone.model, images,
+                reference=reference, heads=heads, img_size=self.given.img_size,
+            )  # fmt: skip
 
 
 def check_test(what: str, class_names: Iterable[str], test: Images) -> None:
@@ -75,50 +86,9 @@ def check_test(what: str, class_names: Iterable[str], test: Images) -> None:
     Raises:
         DataError: fewer than two of the head's classes are among them.
     """
-    present = {test.class_names[label] for label in test.labels.unique().tolist()}
-    names = list(class_names)
-    known = [name for name in names if name in present]
-    if len(known) < LEAST_CLASSES:
+    names, present = list(class_names), {test.class_names[label] for label in test.labels.unique().tolist()}
+    if len(present.intersection(names)) < LEAST_CLASSES:
         raise DataError(
-            f"test of {what}: expected images of at least {LEAST_CLASSES} of the head's classes "
-            f"({', '.join(names[:5])} ...), got {', '.join(sorted(present)[:5])} ..."
+            f"test of {what}: expected images of at least {LEAST_CLASSES} of the head's classes ({listed(names, 5)}), "
+            f"got {listed(sorted(present), 5)}"
         )
-
-
-def train_alone(
-    name: str, network: Network, like: SpaceRecipe | CompatSpace, training: TrainConfig, experiment: Experiment
-) -> tuple[Member, float]:
-    """A network that was trained without regard to any other, as the reference of a space of its own, and seconds.
-
-    Args:
-        name: of the training's folder.
-        network: what to train.
-        like: whose feature dimension and normalisation its space has.
-        training: settings with the trial's seed.
-        experiment: where the training is kept.
-
-    Raises:
-        CompatError: as ``fit`` does.
-    """
-    member = build_member(network.given, own_space(like), network.data, training.seed)
-    return member, experiment.train_alone(name, member, replace(training, **ALONE)).seconds
-
-
-def joined(
-    member: Member,
-    given: MemberRecipe,
-    images: Images,
-    reference: CompatExtractor,
-    heads: Sequence[TaskHead],
-) -> CompatExtractor:
-    """A trained network, frozen, joined to the space of a reference.
-
-    Raises:
-        CompatError: as ``join`` does.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "join")  # about a poor fit, whose accuracy is measured next
-        return join(
-            reference.space, member.extractor.backbone.model, images,
-            reference=reference, heads=heads, img_size=given.img_size,
-        )  # fmt: skip

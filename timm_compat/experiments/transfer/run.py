@@ -8,49 +8,15 @@ from typing import Any
 from timm_compat.evaluation.seeds import MatrixOverSeeds
 from timm_compat.experiments.engine import Experiment, run_experiment
 from timm_compat.experiments.result import ExperimentResult, Record
-from timm_compat.experiments.transfer.exchange import measure_transfer, read_transfer
+from timm_compat.experiments.transfer import tables
+from timm_compat.experiments.transfer.exchange import Exchange
 from timm_compat.experiments.transfer.networks import reader
 from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
-from timm_compat.experiments.transfer.tables import (
-    Ways,
-    matrix_of,
-    transfer_note,
-    transfer_numbers,
-    transfer_picture,
-    transfer_tables,
-    upgrade_note,
-    upgrade_numbers,
-    upgrade_picture,
-    upgrade_tables,
-    values_of,
-)
-from timm_compat.experiments.transfer.upgrade import measure_upgrade, read_upgrade
+from timm_compat.experiments.transfer.upgrade import Upgrade
 
 TRANSFER, UPGRADE = "transfer", "upgrade"
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One of the two questions: what is read and measured for it, and what is shown of the records by way."""
-
-    read: Callable[..., Any]
-    measure: Callable[..., Mapping[str, Any]]
-    tables: Callable[[Ways], dict[str, str]]
-    note: Callable[[Ways], str]
-    numbers: Callable[[Ways], dict[str, Any]]
-    picture: Callable[[Ways], Any]
-
-
-PARTS = {
-    TRANSFER: _Part(
-        *(read_transfer, measure_transfer),
-        *(transfer_tables, transfer_note, transfer_numbers, transfer_picture),
-    ),
-    UPGRADE: _Part(
-        *(read_upgrade, measure_upgrade),
-        *(upgrade_tables, upgrade_note, upgrade_numbers, upgrade_picture),
-    ),
-}
+MEASURED: dict[str, type[Exchange] | type[Upgrade]] = {TRANSFER: Exchange, UPGRADE: Upgrade}
+SHOWN = {TRANSFER: tables.TRANSFER, UPGRADE: tables.UPGRADE}
 
 
 @dataclass(frozen=True)
@@ -67,7 +33,7 @@ class ClassifierTransferResult(ExperimentResult):
 
     def matrix(self, way: str) -> MatrixOverSeeds:
         """Every extractor under every head, of one way of the transfer."""
-        return matrix_of(self.figures[TRANSFER][way])
+        return tables.matrix_of(self.figures[TRANSFER][way])
 
     def values(self, way: str, column: str) -> list[float]:
         """One number a seed of a way to upgrade; those that could not be had are left out.
@@ -78,28 +44,24 @@ class ClassifierTransferResult(ExperimentResult):
                 (update gain over all old heads), "gain NAME" of one, "flips", "own", "own_new_classes", "own_flips",
                 "cost", "labels" or "seconds".
         """
-        return values_of(self.figures[UPGRADE][way], column)
+        return tables.values_of(self.figures[UPGRADE][way], column)
 
     def tables(self) -> dict[str, str]:
         """By part a table of the ways, and what it rests on."""
-        found: dict[str, str] = {}
-        for part, ways in self.figures.items():
-            found |= PARTS[part].tables(ways)
-        return found
+        found = [SHOWN[part].tables(ways) for part, ways in self.figures.items()]
+        return {title: table for some in found for title, table in some.items()}
 
     def notes(self) -> list[str]:
         """Each part in one line."""
-        return [PARTS[part].note(ways) for part, ways in self.figures.items()]
+        return [SHOWN[part].note(ways) for part, ways in self.figures.items()]
 
     def numbers(self) -> dict[str, Any]:
         """JSON values by part."""
-        return {
-            name: part.numbers(self.figures[name]) if name in self.figures else None for name, part in PARTS.items()
-        }
+        return {**dict.fromkeys(SHOWN), **{part: SHOWN[part].numbers(ways) for part, ways in self.figures.items()}}
 
     def pictures(self) -> dict[str, Any]:
         """One of each part."""
-        return {f"{part}.png": PARTS[part].picture(ways) for part, ways in self.figures.items()}
+        return {f"{part}.png": SHOWN[part].picture(ways) for part, ways in self.figures.items()}
 
 
 def run_classifier_transfer(
@@ -121,14 +83,12 @@ def run_classifier_transfer(
 def _prepare(
     experiment: Experiment, recipe: ClassifierTransferRecipe
 ) -> Callable[[int], dict[str, Mapping[str, Record]]]:
-    asked = {name: part for name, part in PARTS.items() if getattr(recipe, name) is not None}
-
     def measure(seed: int) -> dict[str, Mapping[str, Record]]:
-        read = reader(seed)
-        given = {name: part.read(recipe, read) for name, part in asked.items()}
+        read, asked = reader(seed), [part for part in MEASURED if getattr(recipe, part) is not None]
+        parts = {name: MEASURED[name](recipe, seed, read) for name in asked}
         kept = {
-            name: experiment.result(f"{name}-seed{seed}", partial(part.measure, recipe, seed, given[name], experiment))
-            for name, part in asked.items()
+            name: experiment.result(f"{name}-seed{seed}", partial(part.measure, experiment))
+            for name, part in parts.items()
         }
         return {name: _by_way(found) for name, found in kept.items()}
 

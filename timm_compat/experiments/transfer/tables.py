@@ -1,23 +1,22 @@
 """From the records of all seeds to tables, JSON values and pictures: of exchanged heads, and of an upgrade."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from timm_compat._extras import require
 from timm_compat.evaluation.matrix import RecombinationMatrix
-from timm_compat.evaluation.plots import COLOURS, MARKS, bars, heat_map
+from timm_compat.evaluation.plots import COLOURS, MARKS, bars, side_by_side
 from timm_compat.evaluation.scores import POINTS, Array, compatibility_cost, update_gain
 from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
 from timm_compat.evaluation.table import markdown_table, spread_text
 from timm_compat.experiments.result import Cell, Record, way_table
-from timm_compat.experiments.transfer.recipe import TRANSFER_WAYS, UPGRADE_WAYS
+from timm_compat.experiments.transfer.recipe import FIGURES, TRANSFER_WAYS, UPGRADE_WAYS
 
-PANEL_INCHES, HEIGHT_INCHES = 4.2, 4.2
-NEEDS = ("labels", "seconds")
+UPGRADE_INCHES = (11, 4.2)
 
 Records = Sequence[Record]  # of one way, one a seed
 Ways = Mapping[str, Records]
@@ -28,8 +27,7 @@ def matrix_of(records: Records) -> MatrixOverSeeds:
     return over_seeds(_matrices(records))
 
 
-def transfer_tables(ways: Ways) -> dict[str, str]:
-    """A line a way, then the matrices with their gaps."""
+def _transfer_tables(ways: Ways) -> dict[str, str]:
     titled = {TRANSFER_WAYS[way]: records for way, records in ways.items()}
     columns: dict[str, Cell] = {
         "own head": _own,
@@ -41,7 +39,7 @@ def transfer_tables(ways: Ways) -> dict[str, str]:
     return tables | {title[:1].upper() + title[1:]: _matrix_table(records) for title, records in titled.items()}
 
 
-def transfer_note(ways: Ways) -> str:
+def _transfer_note(ways: Ways) -> str:
     """How heads do on other extractors, by way."""
     found = [f"{TRANSFER_WAYS[way]} {_other(records)}" for way, records in ways.items()]
     own = [f"{TRANSFER_WAYS[way]} {_own(ways[way])}" for way in ways if way in ("apart", "one_space")]
@@ -49,40 +47,23 @@ def transfer_note(ways: Ways) -> str:
     return f"Heads on other architectures, chance {_chance(ways):.3f}: {', '.join(found)}{ending}."
 
 
-def transfer_numbers(ways: Ways) -> dict[str, Any]:
+def _transfer_numbers(ways: Ways) -> dict[str, Any]:
     """JSON values by way."""
-    return {
-        way: {**matrix_of(records).to_dict(), **{key: [record[key] for record in records] for key in NEEDS}}
-        for way, records in ways.items()
-    }
+    found = {way: matrix_of(records).to_dict() for way, records in ways.items()}
+    for key in ("labels", "seconds"):
+        for way, records in ways.items():
+            found[way][key] = [record[key] for record in records]
+    return found
 
 
-def transfer_picture(ways: Ways) -> Any:
-    """A heat map a way, mean over seeds.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
-    plt, size = require("matplotlib.pyplot", "plots"), (PANEL_INCHES * len(ways), HEIGHT_INCHES)
-    figure, axes = plt.subplots(1, len(ways), figsize=size, layout="constrained", squeeze=False)
-    for axis, (way, records) in zip(axes[0], ways.items(), strict=True):
-        matrix, last = matrix_of(records), axis is axes[0][-1]
-        heat_map(
-            matrix.mean, matrix.rows, matrix.columns,
-            native=matrix.native, title=TRANSFER_WAYS[way], colorbar=last, ax=axis,
-        )  # fmt: skip
-        if axis is not axes[0][0]:
-            axis.set(ylabel="", yticks=[])
-    return figure
+def _transfer_picture(ways: Ways) -> Any:
+    return side_by_side({TRANSFER_WAYS[way]: matrix_of(records) for way, records in ways.items()})
 
 
 def gaps(values: Array, native: Any, axis: int) -> Array:
-    """Points that exchanged pairs lie over own ones, mean along one axis: (seeds, rows), or (seeds, columns).
+    """Points by which exchanged pairs exceed own ones, of accuracies (seeds, rows, columns).
 
-    Args:
-        values: (seeds, rows, columns), accuracies.
-        native: (rows, columns).
-        axis: 2 for an extractor's heads, 1 for a head's extractors.
+    Axis 2 takes the mean over an extractor's heads, (seeds, rows); axis 1 over a head's extractors, (seeds, columns).
     """
     others, own = np.where(native, np.nan, values), np.where(native, values, np.nan)
     result: Array = POINTS * (np.nanmean(others, axis=axis) - np.nanmean(own, axis=axis))
@@ -90,11 +71,7 @@ def gaps(values: Array, native: Any, axis: int) -> Array:
 
 
 def _matrix_table(records: Records) -> str:
-    """A matrix, own pairs in bold, with the points that exchanged pairs lie over (or under) own ones.
-
-    The last column compares an extractor under other heads with the same under its own, the last line a head on
-    other extractors with the same on its own.
-    """
+    """A matrix, own pairs in bold, with the points that exchanged pairs lie over (or under) own ones."""
     matrices, overall = _matrices(records), matrix_of(records)
     first, values = matrices[0], np.stack([matrix.accuracy for matrix in matrices])
     lines = [["extractor \\ head", *first.columns, "other heads - own"]]
@@ -147,18 +124,11 @@ def _points(values: Array) -> str:
 
 
 def values_of(records: Records, column: str) -> list[float]:
-    """One number a seed of a way to upgrade; those that could not be had are left out.
-
-    Args:
-        records: of the way.
-        column: an old head's name for the accuracy of the new extractor under it; "cross" for their mean, "gain"
-            (update gain over all old heads), "gain NAME" of one, "flips", "own", "own_new_classes", "own_flips",
-            "cost", "labels" or "seconds".
-    """
+    """One number a seed of a way to upgrade, see ``ClassifierTransferResult.values``."""
     return [value for record in records if not math.isnan(value := _value(record, column))]
 
 
-def upgrade_tables(ways: Ways) -> dict[str, str]:
+def _upgrade_tables(ways: Ways) -> dict[str, str]:
     """Two tables: the old heads on the new extractor, and the new network's own task."""
     heads, titled = _heads(ways), {UPGRADE_WAYS[way]: records for way, records in ways.items()}
     columns = {f"head {name}": partial(_spread, name) for name in heads}
@@ -173,28 +143,23 @@ def upgrade_tables(ways: Ways) -> dict[str, str]:
     }
 
 
-def upgrade_note(ways: Ways) -> str:
+def _upgrade_note(ways: Ways) -> str:
     """How the old heads do on the new extractor, by way."""
     old = spread_text([_mean(record["old"].values()) for record in next(iter(ways.values()))])
     found = [f"{UPGRADE_WAYS[way]} {_spread('cross', records)}" for way, records in ways.items()]
     return f"Old heads on the new extractor: {', '.join(found)}; on the old one {old}."
 
 
-def upgrade_numbers(ways: Ways) -> dict[str, Any]:
+def _upgrade_numbers(ways: Ways) -> dict[str, Any]:
     """JSON values: by way one number a seed."""
-    columns = ("cross", *_heads(ways), "gain", "flips", "own", "own_new_classes", "own_flips", "cost", *NEEDS)
-    found = {way: {key: values_of(records, key) for key in columns} for way, records in ways.items()}
+    found = {way: {key: values_of(ways[way], key) for key in (*_heads(ways), *FIGURES)} for way in ways}
     return {"old": _of(ways, "old"), "ceiling": _of(ways, "ceiling"), "ways": found}
 
 
-def upgrade_picture(ways: Ways) -> Any:
-    """Update gain against compatibility cost, and negative flips; means over seeds with their deviations.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
+def _upgrade_picture(ways: Ways) -> Any:
+    """Update gain against compatibility cost, and negative flips; means over seeds with their deviations."""
     plt = require("matplotlib.pyplot", "plots")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, HEIGHT_INCHES), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=UPGRADE_INCHES, layout="constrained")
     for number, (way, records) in enumerate(ways.items()):
         _point(left, UPGRADE_WAYS[way], values_of(records, "gain"), values_of(records, "cost"), number)
     left.axhline(0, color="#444444", linestyle=":", linewidth=1.2)
@@ -255,3 +220,16 @@ def _gain(record: Record, asked: Sequence[str]) -> float:
 def _mean(values: Any) -> float:
     found = list(values)
     return float(np.mean(found)) if found else math.nan
+
+
+class Shown(NamedTuple):
+    """What is shown of the records of one part, by way."""
+
+    tables: Callable[[Ways], dict[str, str]]
+    note: Callable[[Ways], str]
+    numbers: Callable[[Ways], dict[str, Any]]
+    picture: Callable[[Ways], Any]
+
+
+TRANSFER = Shown(_transfer_tables, _transfer_note, _transfer_numbers, _transfer_picture)
+UPGRADE = Shown(_upgrade_tables, _upgrade_note, _upgrade_numbers, _upgrade_picture)
