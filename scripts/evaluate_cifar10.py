@@ -40,7 +40,7 @@ def members(arguments: argparse.Namespace, spaces: list[tc.CompatSpace]) -> list
 
 def config(arguments: argparse.Namespace, **more: object) -> tc.TrainConfig:
     return tc.TrainConfig(
-        epochs=arguments.epochs, batch_size=64, learning_rate=5e-3, random_crop=4, random_flip=True,
+        epochs=arguments.epochs, batch_size=64, lr=5e-3, random_crop=4, hflip=0.5,
         seed=arguments.seed, **more,
     )  # fmt: skip
 

@@ -64,10 +64,10 @@ def measure(arguments: argparse.Namespace, pair: tuple[str, str], setting: tuple
     config = tc.TrainConfig(
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
+        lr=arguments.lr,
         head_weight_decay=decay,
         random_crop=1 if arguments.cifar10 is None else 4,
-        random_flip=arguments.cifar10 is not None,
+        hflip=0.5 if arguments.cifar10 is not None else 0.0,
         seed=seed,
     )
     start = time.perf_counter()

@@ -24,7 +24,7 @@ import timm_compat as tc
 SETTINGS: dict[str, tuple[tuple[str, ...], dict, bool]] = {
     "nothing": ((), {}, False),
     "rotation": (("rotation",), {}, False),
-    "rotation, paper's form": (("rotation",), {"rotation_fraction": 1.0, "all_rotations": True}, False),
+    "rotation, paper's form": (("rotation",), {"self_supervised_fraction": 1.0, "self_supervised_all": True}, False),
     "common classes": (("common_classes",), {}, False),
     "simplex": (("simplex",), {}, False),
     "common classes + rotation": (("common_classes", "rotation"), {}, False),
@@ -74,9 +74,9 @@ def measure(arguments: argparse.Namespace, name: str, seed: int) -> dict:
     config = tc.TrainConfig(
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
+        lr=arguments.lr,
         random_crop=1 if arguments.cifar10 is None else 4,
-        random_flip=arguments.cifar10 is not None,
+        hflip=0.5 if arguments.cifar10 is not None else 0.0,
         seed=seed,
         **settings,
     )

@@ -266,7 +266,7 @@ def test_what_the_application_promises_holds_over_three_seeds(tmp_path: Path) ->
             "new": {**part(large, limit=400), "name": "new"},
             "ways": ["unconstrained", "joined", "compatible", "retrained"],
         },
-        "training": {"epochs": 10, "batch_size": 32, "learning_rate": 5e-3, "alignment": "contrastive"},
+        "training": {"epochs": 10, "batch_size": 32, "lr": 5e-3, "alignment": "contrastive"},
         "seeds": [0, 1, 2],
     }
     result = run_classifier_transfer(read_as(ClassifierTransferRecipe, write(tmp_path, recipe)), progress=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import timm_compat as tc
-from timm_compat.data.augmentation import Augmentation, shift
+from timm_compat.data.augmentation import shift
 from timm_compat.data.batches import BatchStream
 
 
@@ -79,7 +79,7 @@ class TestBatchStream:
         assert seen[:10] != seen[10:]
 
     def test_is_a_function_of_the_step(self) -> None:
-        options = {"data_configs": KEPT, "augmentation": Augmentation(random_crop=1, random_flip=True)}
+        options = {"data_configs": KEPT, "augmentation": tc.TrainConfig(random_crop=1, hflip=0.5)}
         first, later = (BatchStream(small_set(), 4, seed=0, name="a", **options) for _ in range(2))
         for step in range(9):
             step_of(first, step)

@@ -296,7 +296,7 @@ class TestCost:
         cost = measure_cost(member, tc.TrainConfig(batch_size=16))
         assert cost.setup_flops == 0
         assert 2.5 < cost.step_flops / 16 / self.forward_flops(member) < 3.1
-        halves = measure_cost(member, tc.TrainConfig(batch_size=16, gradient_accumulation=2))
+        halves = measure_cost(member, tc.TrainConfig(batch_size=16, grad_accum_steps=2))
         assert halves.step_flops == cost.step_flops
         assert halves.peak_bytes < cost.peak_bytes
 

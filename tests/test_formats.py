@@ -22,7 +22,7 @@ ROLES = ("extractor", "head", "space", "fused", "composed")
 
 
 def images(channels: int) -> torch.Tensor:
-    """The images that the recorded outputs belong to, from whole numbers only: (2, C, 32, 32)."""
+    """The images that the recorded outputs belong to, from integers only: (2, C, 32, 32)."""
     count = 2 * channels * 32 * 32
     return ((torch.arange(count) * 7919 % 1009).float() / 504.5 - 1).reshape(2, channels, 32, 32)
 

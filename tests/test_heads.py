@@ -129,8 +129,8 @@ class TestTaskHeadSettings:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            *[({"depth": value}, "depth: expected a whole number") for value in (0, -1, 17, 1.0, True, "2")],
-            *[({"hidden_dim": value}, "hidden_dim: expected a whole number") for value in (0, -3, 2.5, "8", 10**9)],
+            *[({"depth": value}, "depth: expected an integer") for value in (0, -1, 17, 1.0, True, "2")],
+            *[({"hidden_dim": value}, "hidden_dim: expected an integer") for value in (0, -3, 2.5, "8", 10**9)],
             *[({"drop_rate": value}, "drop_rate: expected a number") for value in (1, -0.1, 1.5, "0", None, True)],
             ({"drop_rate": float("nan")}, "drop_rate: expected a number from 0"),
         ],

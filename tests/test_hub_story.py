@@ -16,7 +16,7 @@ import timm_compat as tc
 from timm_compat.cli import main
 
 SETTINGS = {"in_chans": 1, "img_size": 16}
-TRAINING = {"batch_size": 64, "epochs": 10, "random_crop": 1, "learning_rate": 6e-3}
+TRAINING = {"batch_size": 64, "epochs": 10, "random_crop": 1, "lr": 6e-3}
 
 
 @pytest.fixture

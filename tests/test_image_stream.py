@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.data.augmentation import Augmentation
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.image_stream import ImageStream
 from timm_compat.data.raw_batches import raw_batches
@@ -26,7 +25,7 @@ CONFIG = {
     "crop_pct": 1.0,
     "crop_mode": "center",
 }
-AUGMENTED = Augmentation(random_crop=2, random_flip=True, scale=(0.08, 1), color_jitter=0.4)
+AUGMENTED = tc.TrainConfig(random_crop=2, hflip=0.5, scale=(0.08, 1), color_jitter=0.4)
 GREY = {**CONFIG, "input_size": (1, 16, 16), "mean": (0.5,), "std": (0.5,)}
 
 # Python 3.12 and later warn of a fork of a process with threads, which a DataLoader's workers are.
@@ -278,7 +277,7 @@ class TestTransforms:
             for transform in (
                 training_transform(config),
                 training_transform(config, AUGMENTED),
-                training_transform(config, Augmentation(random_flip=True)),
+                training_transform(config, tc.TrainConfig(hflip=0.5)),
                 evaluation_transform(config),
             ):
                 pixels = transform(image)
@@ -290,7 +289,7 @@ class TestTransforms:
         image = load(folder).open(0)
         plain = evaluation_transform(CONFIG)(image)
         assert torch.equal(training_transform(CONFIG)(image), plain)
-        flipped = training_transform(CONFIG, Augmentation(random_flip=True))
+        flipped = training_transform(CONFIG, tc.TrainConfig(hflip=0.5))
         seen = [flipped(image).int() for _ in range(20)]
         for expected in (plain, evaluation_transform(CONFIG)(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
             assert any((one - expected.int()).abs().max() <= 1 for one in seen)

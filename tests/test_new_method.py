@@ -50,7 +50,7 @@ def test_it_trains_saves_and_loads(tmp_path: Path, trainable: str) -> None:
     space = tc.CompatSpace(16, methods=["invert"])
     extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32, trainable=trainable)
     member = tc.Member("a", extractor, None, tc.load_digits("train").subset(range(300)))
-    config = tc.TrainConfig(epochs=6, batch_size=50, rotation_weight=1.0, rotation_fraction=1.0)
+    config = tc.TrainConfig(epochs=6, batch_size=50, self_supervised_weight=1.0, self_supervised_fraction=1.0)
     losses = [record["a/invert"] for record in tc.fit(space, [member], config, progress=None).history]
     assert losses[-1] < 0.5 * losses[0]
     loaded = tc.CompatExtractor.from_pretrained(extractor.save_pretrained(tmp_path / "extractor"))
@@ -67,7 +67,7 @@ def test_a_loss_without_a_head_is_part_of_the_sum() -> None:
     space = tc.CompatSpace(8, methods=["invert", "small"], normalization="none")
     extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32)
     member = tc.Member("a", extractor, None, tc.load_digits("train").subset(range(90)))
-    config = tc.TrainConfig(epochs=3, batch_size=30, gradient_accumulation=2, rotation_weight=0.5)
+    config = tc.TrainConfig(epochs=3, batch_size=30, grad_accum_steps=2, self_supervised_weight=0.5)
     history = tc.fit(space, [member], config, progress=None).history
     for record in history:
         assert record["loss"] == pytest.approx(record["a/small"] + 0.5 * record["a/invert"], rel=1e-5)

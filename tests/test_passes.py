@@ -203,9 +203,9 @@ def _unseen():
         ({"device": "cuda:77"}, "device: expected one of cpu.*got 'cuda:77'"),
         ({"device": "gpu"}, "device: expected one of cpu.*got 'gpu'"),
         ({"device": "meta"}, "device: expected one of cpu.*got 'meta'"),
-        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
-        ({"batch_size": True}, "batch_size: expected a whole number"),
-        ({"workers": -1}, "workers: expected a whole number of at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
+        ({"batch_size": True}, "batch_size: expected an integer"),
+        ({"workers": -1}, "workers: expected an integer of at least 0, got -1"),
         ({"amp": "int8"}, "amp: expected one of bf16, fp16"),
     ],
 )

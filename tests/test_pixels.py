@@ -12,7 +12,7 @@ from torch import Tensor
 
 import timm_compat as tc
 from timm_compat.applications.predict import open_classifier, predict
-from timm_compat.data.augmentation import Augmentation, Augmenter
+from timm_compat.data.augmentation import Augmenter, draw
 from timm_compat.data.batches import BatchStream
 from timm_compat.data.image_stream import ImageStream
 from timm_compat.data.raw_batches import raw_batches
@@ -177,11 +177,11 @@ class TestFraming:
 
 
 SETTINGS = [
-    {"random_flip": True},
+    {"hflip": 0.5},
     {"random_crop": 4},
     {"scale": (0.2, 0.6)},
     {"color_jitter": 0.5},
-    {"random_flip": True, "random_crop": 4, "scale": (0.2, 1.0), "color_jitter": 0.4},
+    {"hflip": 0.5, "random_crop": 4, "scale": (0.2, 1.0), "color_jitter": 0.4},
 ]
 
 
@@ -190,7 +190,7 @@ class TestAugmentation:
         image = photograph(40, 40)
         files = load_dataset("folder", write_classes(folder, [image]))
         arrays = tc.ArrayDataset(pixels(image).expand(2, -1, -1, -1), torch.tensor([0, 1]), ("a", "b"))
-        config, augmentation = make().data_config, Augmentation(**setting)
+        config, augmentation = make().data_config, tc.TrainConfig(**setting)
         return [
             BatchStream(arrays, 2, 0, "m", augmentation=augmentation, data_configs={"n": config}),
             ImageStream(files, 2, 0, "m", transforms={"n": training_transform(config, augmentation)}),
@@ -204,7 +204,7 @@ class TestAugmentation:
         ]
         counts = [len({image.numpy().tobytes() for batch in made for image in batch}) for made in steps]
         assert all(image.shape == (2, 3, SIZE, SIZE) for made in steps for image in made)
-        assert counts == [2, 2] if setting == {"random_flip": True} else min(counts) > 5
+        assert counts == [2, 2] if setting == {"hflip": 0.5} else min(counts) > 5
 
     def test_is_off_by_default_for_both(self, tmp_path: Path) -> None:
         arrays, files = (next(stream.batches(0, 1))[0]["n"] for stream in self.streams(tmp_path, {}))
@@ -212,9 +212,9 @@ class TestAugmentation:
         assert torch.equal(files[0], files[1])
 
     def test_the_same_draws_change_the_same_pixels(self) -> None:
-        augmentation = Augmentation(random_crop=3, random_flip=True, scale=(0.3, 1.0), color_jitter=0.4)
+        augmentation = tc.TrainConfig(random_crop=3, hflip=0.5, scale=(0.3, 1.0), color_jitter=0.4)
         augmenter = Augmenter(augmentation, make().data_config)
-        draws = augmentation.draw(6, torch.Generator().manual_seed(0))
+        draws = draw(augmentation, 6, torch.Generator().manual_seed(0))
         raw = pixels(photograph(40, 50)).expand(6, -1, -1, -1)
         together = augmenter(raw, draws)
         alone = [augmenter(raw[:1], draws.share(slice(number, number + 1))) for number in range(6)]
@@ -237,8 +237,8 @@ class TestAugmentation:
             return torch.cat([parameter.detach().flatten() for parameter in extractor.parameters()])
 
         plain = weights()
-        assert torch.equal(plain, weights(random_flip=False))
-        for setting in ({"random_flip": True}, {"random_crop": 3}, {"scale": (0.3, 1)}, {"color_jitter": 0.4}):
+        assert torch.equal(plain, weights(hflip=0.0))
+        for setting in ({"hflip": 0.5}, {"random_crop": 3}, {"scale": (0.3, 1)}, {"color_jitter": 0.4}):
             assert not torch.equal(plain, weights(**setting))
 
     @pytest.mark.parametrize(

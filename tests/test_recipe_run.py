@@ -191,7 +191,7 @@ class TestBadInput:
             (["reference.extractor=nowhere", "training.alignment=l2"], "nowhere"),
             (["members.a.weights=nowhere.safetensors"], "weights: expected a safetensors file"),
             (
-                ["training.learning_rate=1e30"],
+                ["training.lr=1e30"],
                 "expected a finite loss, got .* of member '[ab]'; last good checkpoint: ",
             ),
             (["training.best_metric=nonsense"], "best_metric: expected one of native, recombined, got 'nonsense'"),

@@ -36,7 +36,7 @@ members = [
     for name, half in zip("ab", train.halves(torch.Generator().manual_seed(0)), strict=True)
 ]
 config = tc.TrainConfig(
-    epochs=4, batch_size=16, random_crop=1, random_flip=True, ema_decay=0.9, clip_grad=1.0, alignment="l2",
+    epochs=4, batch_size=16, random_crop=1, hflip=0.5, model_ema_decay=0.9, clip_grad=1.0, alignment="l2",
     checkpoint_steps=3, best_metric="score", output_dir=output,
 )
 seen = 0
@@ -246,8 +246,8 @@ class TestOutputFolder:
 
     def test_other_settings_are_refused(self, tmp_path) -> None:
         small_run(tmp_path / "run")
-        with pytest.raises(tc.ConfigError, match=r"config.learning_rate: 0.002 / 0.1"):
-            small_run(tmp_path / "run", resume=True, learning_rate=0.1)
+        with pytest.raises(tc.ConfigError, match=r"config.lr: 0.002 / 0.1"):
+            small_run(tmp_path / "run", resume=True, lr=0.1)
         with pytest.raises(tc.OutputExistsError, match="resume"):
             small_run(tmp_path / "run")
 

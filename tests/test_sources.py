@@ -133,8 +133,8 @@ class TestNpz:
         [
             ({"images": np.zeros((2, 4, 4)), "labels": np.zeros(2, int)}, "uint8, got .2, 4, 4. of float64"),
             ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "one label an image"),
-            ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0.0, 1.0])}, "whole numbers"),
-            ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, -1])}, "whole numbers from 0"),
+            ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0.0, 1.0])}, "integers"),
+            ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, -1])}, "integers from 0"),
             ({"images": np.zeros((0, 4, 4), np.uint8), "labels": np.zeros(0, int)}, "at least one image"),
             ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, None])}, "plain arrays"),
             ({"pictures": np.zeros(2)}, "expected arrays images and labels.*got pictures"),
@@ -390,10 +390,10 @@ class TestShards:
         with pytest.raises(tc.DataError, match="without compression"):
             load_dataset("wds/", shards, "bad")
         write_shard(shards / "odd-0.tar", range(2), label=b"dog")
-        with pytest.raises(tc.DataError, match="class as a whole number from 0, got b'dog'"):
+        with pytest.raises(tc.DataError, match="class as an integer from 0, got b'dog'"):
             load_dataset("wds/", shards, "odd")
         write_shard(shards / "much-0.tar", range(2), label=b"9" * 5000)
-        with pytest.raises(tc.DataError, match="class as a whole number"):
+        with pytest.raises(tc.DataError, match="class as an integer"):
             load_dataset("wds/", shards, "much")
         with tarfile.open(shards / "bare-0.tar", "w") as shard:
             shard.addfile(tarfile.TarInfo("a.jpg"))

@@ -80,7 +80,7 @@ class CompatSpace(Component):
         seed: int = 0,
     ) -> None:
         if isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or not 0 < feature_dim <= MAX_FEATURE_DIM:
-            raise ConfigError(f"feature_dim: expected a whole number from 1 to {MAX_FEATURE_DIM}, got {feature_dim!r}")
+            raise ConfigError(f"feature_dim: expected an integer from 1 to {MAX_FEATURE_DIM}, got {feature_dim!r}")
         self.feature_dim = feature_dim
         self.class_names = check_class_names(class_names, least=0)
         # Files written before names were normalised hold others, and a fingerprint is over what is recorded.
@@ -89,7 +89,7 @@ class CompatSpace(Component):
         self.level = _check_choice("level", level, LEVELS)
         self.normalization = _check_choice("normalization", normalization, NORMALIZATIONS)
         if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ConfigError(f"seed: expected a whole number, got {seed!r}")
+            raise ConfigError(f"seed: expected an integer, got {seed!r}")
         self.seed = seed
         for method in methods_of(self.methods):
             method.check_space(feature_dim, self.class_names)

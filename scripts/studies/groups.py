@@ -92,7 +92,7 @@ def data_sets(group: DataSets, scale: Scale, seed: int) -> dict[str, Any]:
         for name in DIGITS
     ]
     start = time.perf_counter()
-    config = scale.training(seed, **{"random_flip": False, "random_crop": 1, **group.settings})
+    config = scale.training(seed, **{"hflip": 0.0, "random_crop": 1, **group.settings})
     tc.fit(space, members, config, progress=None)
     seconds = time.perf_counter() - start
     found: dict[str, Any] = {}

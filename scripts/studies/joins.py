@@ -164,7 +164,7 @@ def _adapted(joining: Trained, owner: Trained, scale: Scale, seed: int, methods:
         )
         for name, one in (("joiner", joining), ("owner", owner))
     ]
-    plain = {"random_crop": 0, "random_flip": False, "epochs": ADAPTER_EPOCHS}
+    plain = {"random_crop": 0, "hflip": 0.0, "epochs": ADAPTER_EPOCHS}
     start = time.perf_counter()
     tc.fit(space, members, scale.training(seed, **plain, **settings), progress=None)
     seconds = time.perf_counter() - start

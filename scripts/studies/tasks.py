@@ -27,7 +27,7 @@ class Scale:
         test_images: that measure it, at most.
         epochs: of every training.
         batch_size: images a step and member.
-        learning_rate: highest value.
+        lr: highest value.
         backbones: of members A and B, and further ones for the table of architectures.
         mixed_precision: as in ``TrainConfig``.
     """
@@ -38,7 +38,7 @@ class Scale:
     test_images: int = 4000
     epochs: int = 6
     batch_size: int = 128
-    learning_rate: float = 5e-3
+    lr: float = 5e-3
     backbones: tuple[str, ...] = ("test_byobnet", "test_efficientnet", "test_resnet", "test_convnext", "test_vit")
     mixed_precision: str = "no"
 
@@ -46,8 +46,8 @@ class Scale:
         """Settings of one training; photographs are shifted and mirrored, digits shifted a little."""
         photos = self.root is not None
         given = {
-            "epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate,
-            "random_crop": 4 if photos else 1, "random_flip": photos, "mixed_precision": self.mixed_precision,
+            "epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr,
+            "random_crop": 4 if photos else 1, "hflip": 0.5 if photos else 0.0, "mixed_precision": self.mixed_precision,
         }  # fmt: skip
         return tc.TrainConfig(seed=seed, **{**given, **settings})
 

@@ -20,7 +20,7 @@ KEYS = (("images", "labels"), ("x", "y"))
 def load_npz(path: Path, split: str) -> ArrayDataset:
     """A set from a .npz file: ``images`` and ``labels``, or ``train_images``, ``train_labels`` and so on by split.
 
-    Images are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W); labels are whole numbers (N,). ``x`` and ``y`` are
+    Images are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W); labels are integers (N,). ``x`` and ``y`` are
     taken for the same; ``class_names``, an array of strings, may be there. A file without splits
     is the split "train", or "all".
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timm_compat.config import AugmentationConfig
 from timm_compat.data.arrays import ArrayDataset
-from timm_compat.data.augmentation import Augmentation, Augmenter
+from timm_compat.data.augmentation import Augmenter, draw
 from timm_compat.data.order import PassOrder
 from timm_compat.seeding import generator
 
@@ -33,14 +34,14 @@ class BatchStream:
         seed: int,
         name: str,
         *,
-        augmentation: Augmentation | None = None,
+        augmentation: AugmentationConfig | None = None,
         data_configs: Mapping[str, Mapping[str, Any]] | None = None,
         process: tuple[int, int] = (0, 1),
         device: torch.device | str = "cpu",
     ) -> None:
         self.order = PassOrder(len(dataset), batch_size, seed, name)
         self.images, self.targets = dataset.images.to(device), dataset.labels
-        self.augmentation = augmentation or Augmentation()
+        self.augmentation = augmentation or AugmentationConfig()
         self.augmenters = {key: Augmenter(self.augmentation, config) for key, config in (data_configs or {}).items()}
         self.rank, self.processes = process
 
@@ -54,7 +55,7 @@ class BatchStream:
             indices = self.order.indices(step)[mine]
             # Drawn for the whole step, so that an image is augmented alike whichever process holds it.
             random = generator(self.order.seed, self.order.name, "augment", str(step))
-            draws = self.augmentation.draw(self.order.batch_size, random).share(mine)
+            draws = draw(self.augmentation, self.order.batch_size, random).share(mine)
             raw = self.images[indices.to(self.images.device)]
             images = {key: augmenter(raw, draws) for key, augmenter in self.augmenters.items()}
             yield images, self.targets[indices].to(raw.device)

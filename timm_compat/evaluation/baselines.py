@@ -75,7 +75,7 @@ class BaselineConfig:
         for name in ("anchors", "stitching_epochs"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
+                raise ConfigError(f"{name}: expected an integer of at least 1, got {value!r}")
 
 
 @dataclass(frozen=True)

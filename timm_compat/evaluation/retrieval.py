@@ -168,7 +168,7 @@ def _check_settings(ranks: Sequence[int], distance: str, depth: int | None, sear
         if value not in choices:
             raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
     if not ranks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ranks):
-        raise ConfigError(f"ranks: expected whole numbers of at least 1, got {list(ranks)}")
+        raise ConfigError(f"ranks: expected integers of at least 1, got {list(ranks)}")
     if depth is not None and depth < max(ranks):
         raise ConfigError(f"depth: expected at least the largest rank, {max(ranks)}, got {depth}")
     if search == "faiss" and depth is None:

@@ -129,7 +129,7 @@ def search(
     """
     fingerprint = space.fingerprint if isinstance(space, CompatSpace) else space
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise ConfigError(f"limit: expected a positive whole number, got {limit!r}")
+        raise ConfigError(f"limit: expected a positive integer, got {limit!r}")
     wanted = _tags(fingerprint, role, dim)
 
     def judge(info: Any) -> "_Judgement | None":
@@ -231,7 +231,7 @@ def _tags(fingerprint: str | None, role: str | None, dim: int | None) -> list[st
             f"space: expected a CompatSpace or its fingerprint of {FINGERPRINT_DIGITS} hex digits, got {fingerprint!r}"
         )
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
-        raise ConfigError(f"dim: expected a positive whole number, got {dim!r}")
+        raise ConfigError(f"dim: expected a positive integer, got {dim!r}")
     asked = (("role", role), ("space", fingerprint), ("dim", dim))
     return ["timm-compat", *(f"timm-compat-{name}:{value}" for name, value in asked if value is not None)]
 

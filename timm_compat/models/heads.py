@@ -63,10 +63,10 @@ class TaskHead(Component, nn.Module):
         check_space(space)
         self.class_names = check_class_names(class_names)
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= MAX_DEPTH:
-            raise ConfigError(f"depth: expected a whole number from 1 to {MAX_DEPTH}, got {depth!r}")
+            raise ConfigError(f"depth: expected an integer from 1 to {MAX_DEPTH}, got {depth!r}")
         width = space.feature_dim if hidden_dim is None else hidden_dim
         if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= MAX_HIDDEN_DIM:
-            raise ConfigError(f"hidden_dim: expected a whole number from 1 to {MAX_HIDDEN_DIM}, got {hidden_dim!r}")
+            raise ConfigError(f"hidden_dim: expected an integer from 1 to {MAX_HIDDEN_DIM}, got {hidden_dim!r}")
         if isinstance(drop_rate, bool) or not isinstance(drop_rate, (int, float)) or not 0 <= drop_rate < 1:
             raise ConfigError(f"drop_rate: expected a number from 0 up to 1, got {drop_rate!r}")
         self.space = space

@@ -44,6 +44,7 @@ _EXPECTED = {
     "less_than_equal": "a number of at most {le:g}",
     "less_than": "a number under {lt:g}",
     "too_long": "a list of {max_length}",
+    "literal": "{expected}",
     "missing": "a value",
     "unexpected_keyword_argument": "no such key",
     "string_pattern_mismatch": "a string that is not blank",

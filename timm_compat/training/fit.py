@@ -33,7 +33,7 @@ from timm_compat.training.views import FeatureView, ImageView
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-NOTED = ("alignment", "epochs", "batch_size", "optimizer", "learning_rate", "head_weight_decay", "seed")
+NOTED = ("alignment", "epochs", "batch_size", "opt", "lr", "head_weight_decay", "seed")
 # Settings that a resumed run may change: they do not change what is computed.
 MAY_DIFFER = ("output_dir", "checkpoint_steps", "keep_checkpoints", "workers", "cache_dir", "log_with")
 

@@ -201,8 +201,8 @@ class JointModule(nn.Module):
     def _draw(self, task: SelfSupervisedTask, name: str, size: int, share: Share) -> tuple[Tensor, Tensor, int]:
         """This process's places and answers, and how many there are in the whole step."""
         random, num_classes = generator(self.config.seed, task.name, name, str(share.step)), task.num_classes
-        chosen, answers = draw_answers(size, self.config.rotation_fraction, num_classes, random)
-        if self.config.all_rotations:
+        chosen, answers = draw_answers(size, self.config.self_supervised_fraction, num_classes, random)
+        if self.config.self_supervised_all:
             answers = torch.arange(num_classes).repeat(len(chosen))
             chosen = chosen.repeat_interleave(num_classes)
         mine, places = share.places(chosen)

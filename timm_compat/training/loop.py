@@ -136,7 +136,7 @@ class Loop:
             epoch = (self.step - 1) // self.steps_per_epoch + 1
             raise TrainingError(
                 f"epoch {epoch}, step {self.step}: expected finite weights, got NaN or infinity in "
-                f"{bad or 'another process'}; last good checkpoint: {self._last_good()}; lower learning_rate, set "
+                f"{bad or 'another process'}; last good checkpoint: {self._last_good()}; lower lr, set "
                 "clip_grad, or use mixed_precision='no', then start again or resume"
             )
 
@@ -165,7 +165,7 @@ class Loop:
         return Batch(images, labels.to(device, non_blocking=True), self.streams[name].labels(step))
 
     def _train_step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        accelerator, parts = self.accelerator, self.config.gradient_accumulation
+        accelerator, parts = self.accelerator, self.config.grad_accum_steps
         rank, processes = accelerator.process_index, accelerator.num_processes
         self.schedule.set(self.step)
         # Dropout and the like draw from a state that follows from the step, so none has to be kept.
@@ -199,7 +199,7 @@ class Loop:
                 raise
             raise ConfigError(
                 f"batch_size: expected at least 2 images in every pass, for BatchNorm, got {self.config.batch_size} "
-                f"over {share.stride} passes ({error}); raise batch_size, lower gradient_accumulation, or use a "
+                f"over {share.stride} passes ({error}); raise batch_size, lower grad_accum_steps, or use a "
                 "backbone without BatchNorm in a space with normalization='layer'"
             ) from error
         return losses
@@ -207,7 +207,7 @@ class Loop:
     def _end_epoch(self, validate: Validate | None) -> None:
         self._check_sound()
         means = self.accelerator.reduce(self.means.averages(), "mean")
-        record: Record = {"epoch": self.step // self.steps_per_epoch, "learning_rate": self.schedule.set(self.step - 1)}
+        record: Record = {"epoch": self.step // self.steps_per_epoch, "lr": self.schedule.set(self.step - 1)}
         record |= dict(zip(self.means.names, means.tolist(), strict=True))
         with self._averaged():
             self.joint.eval()
@@ -286,8 +286,8 @@ def _part(batch: Batch, part: int, parts: int) -> Batch:
 
 
 def _average(joint: JointModule, config: TrainConfig) -> Any:
-    if config.ema_decay is None:
+    if config.model_ema_decay is None:
         return None
     from timm.utils import ModelEmaV3
 
-    return ModelEmaV3(joint, decay=config.ema_decay, use_warmup=True)
+    return ModelEmaV3(joint, decay=config.model_ema_decay, use_warmup=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from timm_compat.config import TrainConfig
+from timm_compat.config import LossConfig
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.errors import ConfigError, DataError
@@ -100,9 +100,9 @@ def check_members(space: CompatSpace, members: Sequence[Member]) -> None:
             method.check_member(member.name, member.extractor.data_config["input_size"], labels, space.class_names)
 
 
-def asked_tasks(space: CompatSpace, config: TrainConfig) -> tuple[SelfSupervisedTask, ...]:
+def asked_tasks(space: CompatSpace, config: LossConfig) -> tuple[SelfSupervisedTask, ...]:
     """The self-supervised tasks of a space; none where no share of a batch is seen changed."""
-    return self_supervised_tasks(space.methods) if config.rotation_fraction > 0 else ()
+    return self_supervised_tasks(space.methods) if config.self_supervised_fraction > 0 else ()
 
 
 def _check_classes(member: Member, head: TaskHead) -> None:

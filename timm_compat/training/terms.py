@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.nn import functional as F
 
-from timm_compat.config import TrainConfig
+from timm_compat.config import LossConfig
 from timm_compat.errors import ConfigError
 from timm_compat.methods.alignment import contrastive_losses, l2_losses
 from timm_compat.methods.method import Losses, Method, Seen
@@ -93,7 +93,7 @@ class MethodTerm:
         config: settings.
     """
 
-    def __init__(self, method: Method, head: Any, config: TrainConfig) -> None:
+    def __init__(self, method: Method, head: Any, config: LossConfig) -> None:
         self.name, self.weight = method.name, method.weight(config)
         self.method, self.head = method, head
 
@@ -112,11 +112,11 @@ class InfluenceTerm:
 
     name = "influence"
 
-    def __init__(self, old_heads: Mapping[str, OldHead], config: TrainConfig) -> None:
+    def __init__(self, old_heads: Mapping[str, OldHead], config: LossConfig) -> None:
         self.weight, self.old_heads = config.influence_weight, old_heads
 
     @staticmethod
-    def check(members: Sequence[Member], config: TrainConfig, reference: Reference | None) -> bool:
+    def check(members: Sequence[Member], config: LossConfig, reference: Reference | None) -> bool:
         """Whether the settings ask for it, which they may only do with a reference that has a head.
 
         Raises:
@@ -146,12 +146,12 @@ class DistillationTerm:
 
     name = "distillation"
 
-    def __init__(self, old_heads: Mapping[str, OldHead], reference: Reference, view: View, config: TrainConfig) -> None:
+    def __init__(self, old_heads: Mapping[str, OldHead], reference: Reference, view: View, config: LossConfig) -> None:
         self.weight, self.old_heads = config.distillation_weight, old_heads
         self.reference, self.view = reference, view
 
     @staticmethod
-    def check(members: Sequence[Member], config: TrainConfig, reference: Reference | None) -> bool:
+    def check(members: Sequence[Member], config: LossConfig, reference: Reference | None) -> bool:
         """Whether the settings ask for it; then members and the reference's head must have classes in common.
 
         Raises:
@@ -198,13 +198,13 @@ class AlignmentTerm:
         labelled: Sequence[str],
         reference: Reference | None,
         view: View,
-        config: TrainConfig,
+        config: LossConfig,
     ) -> None:
         self.weight, self.config, self.view = config.alignment_weight, config, view
         self.names, self.labelled, self.reference = names, labelled, reference
 
     @staticmethod
-    def check(members: Sequence[Member], config: TrainConfig, reference: Reference | None) -> bool:
+    def check(members: Sequence[Member], config: LossConfig, reference: Reference | None) -> bool:
         """Whether the settings ask for it; then there must be images, and someone to align with.
 
         Raises:
@@ -250,7 +250,7 @@ class AlignmentTerm:
 
 
 def check_purpose(
-    space: CompatSpace, members: Sequence[Member], config: TrainConfig, reference: Reference | None, has_pool: bool
+    space: CompatSpace, members: Sequence[Member], config: LossConfig, reference: Reference | None, has_pool: bool
 ) -> None:
     """Refuse settings that contradict each other, or a member that has nothing to learn.
 

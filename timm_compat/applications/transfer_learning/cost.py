@@ -53,7 +53,7 @@ def measure_cost(member: Member, config: TrainConfig) -> Cost:
         config: of the training.
     """
     member = replace(member, extractor=copy.deepcopy(member.extractor), head=copy.deepcopy(member.head))
-    size, count = config.batch_size // config.gradient_accumulation, len(member.dataset)
+    size, count = config.batch_size // config.grad_accum_steps, len(member.dataset)
     config = replace(config, batch_size=size, cache_dir=None, workers=0)
     sample = member.dataset.subset(range(min(count, max(SAMPLE, size))))
     device = member.extractor.preprocess.mean.device
@@ -75,7 +75,7 @@ def measure_cost(member: Member, config: TrainConfig) -> Cost:
             optimizer.zero_grad()
     passes = setup.get_total_flops() * count / len(sample)
     rest = sum(kept.nbytes for kept in stream.features.values()) / len(sample) * (count - len(sample)) if cached else 0
-    each = steps.get_total_flops() / STEPS * config.gradient_accumulation
+    each = steps.get_total_flops() / STEPS * config.grad_accum_steps
     return Cost(passes, each, held.peak + round(rest))
 
 
