@@ -67,8 +67,8 @@ KEPT = {"kept": CONFIG}
 
 
 def step_of(stream: BatchStream, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    images, labels = next(stream.batches(step, step + 1))
-    return images["kept"], labels
+    batch = next(stream.batches(step, step + 1))
+    return batch.images["kept"], batch.labels
 
 
 class TestBatchStream:

@@ -179,6 +179,33 @@ class TestFrozen:
             tc.fit(extractor.space, [tc.Member("a", extractor, None, data)], progress=None)
 
 
+class TestCopies:
+    @pytest.mark.parametrize("trainable", ["full", "adapter", "frozen"])
+    def test_a_copy_in_another_space_gives_the_same_features_and_learns_alone(self, trainable: str) -> None:
+        extractor = used("test_resnet", trainable="adapter").eval()
+        copied = extractor.copy_to(other := space(), trainable).eval()
+        assert copied.space is other
+        assert copied.trainable == trainable
+        assert same(copied, extractor)
+        learns = {name.partition(".")[0] for name, value in copied.named_parameters() if value.requires_grad}
+        assert learns == {"full": {"backbone", "interface"}, "adapter": {"interface"}, "frozen": set()}[trainable]
+        with torch.no_grad():
+            next(copied.parameters()).add_(1)
+        assert not same(copied, extractor)
+
+    def test_a_head_goes_along(self) -> None:
+        head = tc.TaskHead(space(), ["cat", "dog"], depth=2)
+        copied = head.copy_to(other := space())
+        assert copied.space is other
+        assert copied.class_names == head.class_names
+        assert same(copied, head)
+        assert (copied.device, used("test_resnet").device) == (torch.device("cpu"),) * 2
+
+    def test_a_space_of_another_form_is_refused(self) -> None:
+        with pytest.raises(tc.SpaceMismatchError, match="expected a space with feature_dim"):
+            used("test_resnet").copy_to(space("map"))
+
+
 class TestMap:
     @pytest.mark.parametrize(("out_index", "side"), [(0, 32), (1, 16), (2, 8), (3, 4), (4, 2), (-1, 2), (-5, 32)])
     def test_every_stage(self, out_index: int, side: int) -> None:

@@ -70,7 +70,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluation.report_text",),
     (
         *("training.members", "training.views", "training.old_head", "training.state", "training.history"),
-        *("training.step", "training.accelerators"),
+        "training.accelerators",
     ),
     ("training.terms", "training.checkpoint", "training.feature_cache"),
     ("training.joint",),

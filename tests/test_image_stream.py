@@ -63,7 +63,10 @@ class PlainStream(ImageStream):
     """A stream for one network."""
 
     def batches(self, first: int, last: int):
-        return ((images["n"], labels) for images, labels in super().batches(first, last))
+        return ((batch.images["n"], batch.labels) for batch in super().batches(first, last))
+
+    def step_labels(self, step: int) -> torch.Tensor:
+        return next(ImageStream.batches(self, step, step + 1)).step_labels
 
 
 def stream(dataset: ImageDataset, batch_size: int = 4, seed: int = 0, name: str = "m", **options) -> ImageStream:
@@ -224,7 +227,7 @@ class TestImageStream:
         for rank, (images, own) in enumerate(parts):
             assert torch.equal(images, whole[rank::2])
             assert torch.equal(own, labels[rank::2])
-        assert torch.equal(stream(load(folder), 6, process=(1, 2)).labels(2), labels)
+        assert torch.equal(stream(load(folder), 6, process=(1, 2)).step_labels(2), labels)
 
     def test_augments_an_image_anew_in_every_pass(self, folder: Path) -> None:
         dataset = load(folder).subset([3])
@@ -233,7 +236,7 @@ class TestImageStream:
 
     def test_names_and_seeds_keep_streams_apart(self, folder: Path) -> None:
         made = [stream(load(folder), 12, seed, name) for seed, name in [(0, "a"), (0, "b"), (1, "a")]]
-        labels = [one.labels(0).tolist() for one in made]
+        labels = [one.step_labels(0).tolist() for one in made]
         assert labels[0] != labels[1] != labels[2] != labels[0]
 
     @forks

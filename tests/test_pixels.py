@@ -199,7 +199,7 @@ class TestAugmentation:
     @pytest.mark.parametrize("setting", SETTINGS)
     def test_acts_on_arrays_and_files_alike(self, setting: dict[str, Any], tmp_path: Path) -> None:
         steps = [
-            [next(stream.batches(step, step + 1))[0]["n"] for step in range(8)]
+            [next(stream.batches(step, step + 1)).images["n"] for step in range(8)]
             for stream in self.streams(tmp_path, setting)
         ]
         counts = [len({image.numpy().tobytes() for batch in made for image in batch}) for made in steps]
@@ -207,7 +207,7 @@ class TestAugmentation:
         assert counts == [2, 2] if setting == {"hflip": 0.5} else min(counts) > 5
 
     def test_is_off_by_default_for_both(self, tmp_path: Path) -> None:
-        arrays, files = (next(stream.batches(0, 1))[0]["n"] for stream in self.streams(tmp_path, {}))
+        arrays, files = (next(stream.batches(0, 1)).images["n"] for stream in self.streams(tmp_path, {}))
         assert (arrays.int() - files.int()).abs().max() <= 1
         assert torch.equal(files[0], files[1])
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import timm_compat as tc
+from timm_compat.data.order import Batch, Share
 from timm_compat.training.joint import JointModule
 from timm_compat.training.optimization import create_optimizer
-from timm_compat.training.step import Batch, Share
 
 WHOLE = 64  # images, and a batch: one step an epoch
 

@@ -280,6 +280,18 @@ class CompatSpace(Component):
                 "take components of one fingerprint, or join the backbone to the head's space (timm_compat.join)"
             )
 
+    def require_form(self, other: "CompatSpace") -> None:
+        """Refuse a space whose features have another form, whatever its coordinates.
+
+        Raises:
+            SpaceMismatchError: another feature dimension, level or normalisation.
+        """
+        forms = [(one.feature_dim, one.level, one.normalization) for one in (self, other)]
+        if forms[0] != forms[1]:
+            raise SpaceMismatchError(
+                f"expected a space with feature_dim, level and normalization {forms[0]}, got {forms[1]}"
+            )
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the space with its tensors to a new folder.
 

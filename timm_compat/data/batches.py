@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from timm_compat.config import AugmentationConfig
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.augmentation import Augmenter, draw
-from timm_compat.data.order import PassOrder
+from timm_compat.data.order import Batch, PassOrder
 from timm_compat.seeding import generator
 
 
@@ -45,21 +44,14 @@ class BatchStream:
         self.augmenters = {key: Augmenter(self.augmentation, config) for key, config in (data_configs or {}).items()}
         self.rank, self.processes = process
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """This process's images and labels (b,) of steps ``first`` to ``last`` - 1, from 0.
-
-        Images are (b, C, H, W) of uint8, by the keys of the data configs, augmented alike.
-        """
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """This process's share of steps ``first`` to ``last`` - 1, from 0; images by the keys of the data configs."""
         for step in range(first, last):
-            mine = slice(self.rank, None, self.processes)
-            indices = self.order.indices(step)[mine]
+            mine, everyone = slice(self.rank, None, self.processes), self.order.indices(step)
+            indices = everyone[mine]
             # Drawn for the whole step, so that an image is augmented alike whichever process holds it.
             random = generator(self.order.seed, self.order.name, "augment", str(step))
             draws = draw(self.augmentation, self.order.batch_size, random).share(mine)
             raw = self.images[indices.to(self.images.device)]
             images = {key: augmenter(raw, draws) for key, augmenter in self.augmenters.items()}
-            yield images, self.targets[indices].to(raw.device)
-
-    def labels(self, step: int) -> Tensor:
-        """Labels (batch_size,) of a step over all processes."""
-        return self.targets[self.order.indices(step)]
+            yield Batch(images, self.targets[indices].to(raw.device), self.targets[everyone])

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from torch import Tensor
-
 from timm_compat.data.decoding import Place, decoded_for
 from timm_compat.data.image_dataset import ImageDataset
-from timm_compat.data.order import PassOrder
+from timm_compat.data.order import Batch, PassOrder
 from timm_compat.data.transforms import Transform
 from timm_compat.errors import ConfigError, DataError
 
@@ -51,11 +49,10 @@ class ImageStream:
         self.order = PassOrder(len(dataset), batch_size, seed, name)
         self.dataset, self.transforms, self.workers = dataset, transforms, workers
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """This process's images and labels (b,) of steps ``first`` to ``last`` - 1, from 0.
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """This process's share of steps ``first`` to ``last`` - 1, from 0; images by the keys of the transforms.
 
-        Images are (b, C, H, W) of uint8, by the keys of the transforms, augmented alike and decoded once. Worker
-        processes live as long as the iterator.
+        Images are decoded once and augmented alike. Worker processes live as long as the iterator.
 
         Raises:
             DataError: an image cannot be decoded, or the transform gives anything but uint8 of one size.
@@ -63,12 +60,9 @@ class ImageStream:
         places = (self._places(step) for step in range(first, last))
         order, transforms = self.order, list(self.transforms.values())
         steps = decoded_for(self.dataset, transforms, places, seed=order.seed, name=order.name, workers=self.workers)
-        for images, labels in steps:
-            yield dict(zip(self.transforms, images, strict=True)), labels
-
-    def labels(self, step: int) -> Tensor:
-        """Labels (batch_size,) of a step over all processes, as the set states them."""
-        return self.dataset.labels[self.order.indices(step)]
+        for step, (images, labels) in zip(range(first, last), steps, strict=True):
+            step_labels = self.dataset.labels[self.order.indices(step)]
+            yield Batch(dict(zip(self.transforms, images, strict=True)), labels, step_labels)
 
     def _places(self, step: int) -> list[Place]:
         start = step * self.order.batch_size

@@ -272,7 +272,7 @@ def _cosines(features: Tensor, train: Tensor, chosen: Tensor) -> Tensor:
 @torch.no_grad()
 def _classes(head: TaskHead, features: Tensor) -> Any:
     with evaluating(head):
-        return head(features.to(head.classifier.weight.device)).argmax(dim=1).cpu().numpy()
+        return head(features.to(head.device)).argmax(dim=1).cpu().numpy()
 
 
 _METHODS: dict[str, _Method] = {

@@ -102,7 +102,7 @@ def linear_probe(
         measured = _measured(fit.correct[fit.held_out], CROSS_VALIDATION)
     else:
         measured = {"accuracy": None, "interval": None, "measured_by": None, "num_held_out": 0}
-    head = TaskHead(extractor.space, names).to(extractor.preprocess.mean.device).eval()
+    head = TaskHead(extractor.space, names).to(extractor.device).eval()
     head.classifier.load_state_dict({"weight": fit.weight, "bias": fit.bias})
     head.fit_report = ProbeReport(
         **measured,

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
@@ -90,6 +91,28 @@ class TaskHead(Component, nn.Module):
     def is_linear(self) -> bool:
         """Whether the logits are a linear function of pooled features."""
         return self.depth == 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.classifier.weight.device
+
+    def copy_to(self, space: CompatSpace) -> Self:
+        """A copy in another space of the same form; this one stays as it is.
+
+        Raises:
+            SpaceMismatchError: another feature dimension, level or normalisation.
+
+        Example:
+            >>> head = tc.TaskHead(tc.CompatSpace(feature_dim=16, methods=()), class_names=["cat", "dog"])
+            >>> head.copy_to(tc.CompatSpace(feature_dim=16, methods=())).class_names
+            ('cat', 'dog')
+        """
+        self.space.require_form(space)
+        made = type(self).from_settings(self.settings(), space)
+        made.load_state_dict(self.state_dict())
+        made.facts = self.facts
+        return made.to(self.device)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K)."""

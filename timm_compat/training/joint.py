@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_compat.config import TrainConfig
+from timm_compat.data.order import Batch, Share
 from timm_compat.methods.common_classes import NOT_COMMON, vocabulary_positions
 from timm_compat.methods.method import Asked, Seen
 from timm_compat.methods.registry import methods_of
@@ -17,7 +18,6 @@ from timm_compat.space import CompatSpace
 from timm_compat.training.accelerators import aligned_per_pass
 from timm_compat.training.members import Member, Reference, asked_tasks
 from timm_compat.training.old_head import OldHead
-from timm_compat.training.step import Batch, Share, mean_over_step
 from timm_compat.training.terms import (
     Aligned,
     AlignmentTerm,
@@ -123,7 +123,7 @@ class JointModule(nn.Module):
         for name in names:
             for term in self.terms:
                 if (found := term.losses(name, step)) is not None:
-                    value = mean_over_step(*found, share)
+                    value = _mean_over_step(*found, share)
                     parts[f"{name}/{term.name}"] = value.detach()
                     total = total + term.weight * value
         return {"loss": total, **parts}
@@ -207,3 +207,14 @@ class JointModule(nn.Module):
             chosen = chosen.repeat_interleave(num_classes)
         mine, places = share.places(chosen)
         return places, answers[mine], len(chosen)
+
+
+def _mean_over_step(losses: Tensor, count: int, share: Share) -> Tensor:
+    """Share of a pass in the mean over a step's whole batch: processes and accumulation average the passes.
+
+    Args:
+        losses: one an image of this pass.
+        count: images that count in the whole step.
+        share: which pass this is.
+    """
+    return losses.sum() * (share.stride / max(1, count))

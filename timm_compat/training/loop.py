@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from timm_compat.config import TrainConfig
+from timm_compat.data.order import Batch, Share
 from timm_compat.errors import CompatError, ConfigError, TrainingError
 from timm_compat.seeding import derive_seed
 from timm_compat.storage.files import is_sound
@@ -19,7 +20,6 @@ from timm_compat.training.history import EpochMeans, Record, write_history
 from timm_compat.training.joint import JointModule
 from timm_compat.training.optimization import Schedule
 from timm_compat.training.state import clone_state
-from timm_compat.training.step import Batch, Share
 from timm_compat.training.streams import Stream
 from timm_compat.training.views import POOL
 
@@ -156,13 +156,8 @@ class Loop:
     def _epoch_batches(self) -> Iterator[dict[str, Batch]]:
         last = (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch
         sources = {name: stream.batches(self.step, last) for name, stream in self.streams.items()}
-        for step in range(self.step, last):
-            yield {name: self._batch(name, *next(batches), step) for name, batches in sources.items()}
-
-    def _batch(self, name: str, images: Any, labels: Tensor, step: int) -> Batch:
-        device = self.accelerator.device
-        images = {key: part.to(device, non_blocking=True) for key, part in images.items()}
-        return Batch(images, labels.to(device, non_blocking=True), self.streams[name].labels(step))
+        for _ in range(self.step, last):
+            yield {name: next(batches).to(self.accelerator.device) for name, batches in sources.items()}
 
     def _train_step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         accelerator, parts = self.accelerator, self.config.grad_accum_steps
@@ -176,7 +171,7 @@ class Loop:
             with accelerator.accumulate(self.model):
                 losses: dict[str, Tensor] = {}
                 for group in self._groups:
-                    chosen = {name: _part(batches[name], part, parts) for name in group if name in batches}
+                    chosen = {name: batches[name].part(part, parts) for name in group if name in batches}
                     found = self._losses(chosen, share)
                     accelerator.backward(found["loss"])
                     losses |= {**found, "loss": losses.get("loss", 0) + found["loss"].detach()}
@@ -275,14 +270,6 @@ def _unsound(state: Mapping[str, Tensor]) -> Iterator[str]:
         bounds = () if name.endswith(("weight", "bias", "running_mean", "running_var")) else (name,)
         if not is_sound(name, tensor, bounds):
             yield name
-
-
-def _part(batch: Batch, part: int, parts: int) -> Batch:
-    if parts == 1:
-        return batch
-    mine = slice(part, None, parts)
-    images = {key: value[mine] for key, value in batch.images.items()}
-    return Batch(images, batch.labels[mine], batch.step_labels)
 
 
 def _average(joint: JointModule, config: TrainConfig) -> Any:

@@ -10,6 +10,7 @@ from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.batches import BatchStream
 from timm_compat.data.framing import same_framing
 from timm_compat.data.image_stream import ImageStream
+from timm_compat.data.order import Batch
 from timm_compat.data.transforms import training_transform
 from timm_compat.methods.self_supervised import SelfSupervisedTask
 from timm_compat.space import CompatSpace
@@ -22,11 +23,8 @@ from timm_compat.training.views import POOL, REFERENCE
 class Stream(Protocol):
     """Batches of one source as a function of the step."""
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[Any, Tensor]]:
-        """This process's images and labels of steps ``first`` to ``last`` - 1."""
-
-    def labels(self, step: int) -> Tensor:
-        """Labels of a step over all processes."""
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """This process's share of steps ``first`` to ``last`` - 1."""
 
 
 def uses_cache(members: Sequence[Member], config: TrainConfig) -> bool:

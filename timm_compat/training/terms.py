@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from timm_compat.config import LossConfig
+from timm_compat.data.order import Batch, Share
 from timm_compat.errors import ConfigError
 from timm_compat.methods.alignment import contrastive_losses, l2_losses
 from timm_compat.methods.method import Losses, Method, Seen
@@ -19,7 +20,6 @@ from timm_compat.methods.registry import self_supervised_tasks
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Member, Reference, asked_tasks
 from timm_compat.training.old_head import OldHead
-from timm_compat.training.step import Batch, Share
 from timm_compat.training.views import POOL, View
 
 # By source, the places of a pass's images to align, and how many there are in the whole step.
