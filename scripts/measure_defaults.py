@@ -33,13 +33,13 @@ SETTINGS = (
 KEYS = ("pair", "start", "normalization", "head_weight_decay")
 
 
-def load(arguments: argparse.Namespace) -> tuple[tc.ArrayDataset, tc.ArrayDataset]:
+def load(arguments: argparse.Namespace) -> tuple[tc.data.ArrayDataset, tc.data.ArrayDataset]:
     if arguments.cifar10 is None:
-        return tc.load_digits("train"), tc.load_digits("test")
+        return tc.data.load_digits("train"), tc.data.load_digits("test")
     from torchvision.datasets import CIFAR10
 
     parts = (CIFAR10(arguments.cifar10, train=train) for train in (True, False))
-    train, test = (tc.ArrayDataset.from_arrays(part.data, part.targets, part.classes) for part in parts)
+    train, test = (tc.data.ArrayDataset.from_arrays(part.data, part.targets, part.classes) for part in parts)
     return train, test
 
 

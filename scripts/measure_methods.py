@@ -47,10 +47,10 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict, bool]] = {
 COLUMNS = ("native", "recombined", "recombined_common", "recombined_private")
 
 
-def load(arguments: argparse.Namespace) -> tuple[tc.ArrayDataset, tc.ArrayDataset]:
+def load(arguments: argparse.Namespace) -> tuple[tc.data.ArrayDataset, tc.data.ArrayDataset]:
     if arguments.cifar10 is None:
-        return tc.load_dataset("digits"), tc.load_dataset("digits", split="test")
-    return tuple(tc.load_dataset("CIFAR10", arguments.cifar10, split) for split in ("train", "test"))
+        return tc.data.load_dataset("digits"), tc.data.load_dataset("digits", split="test")
+    return tuple(tc.data.load_dataset("CIFAR10", arguments.cifar10, split) for split in ("train", "test"))
 
 
 def measure(arguments: argparse.Namespace, name: str, seed: int) -> dict:
@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace, name: str, seed: int) -> dict:
     return {"shared": name, "seed": seed, **accuracies(members, test, common), "seconds": time.perf_counter() - start}
 
 
-def accuracies(members: list[tc.Member], test: tc.ArrayDataset, common: list[str]) -> dict[str, float]:
+def accuracies(members: list[tc.Member], test: tc.data.ArrayDataset, common: list[str]) -> dict[str, float]:
     extractors = {member.name: member.extractor for member in members}
     found: dict[str, list[float]] = {column: [] for column in COLUMNS}
     for member in members:

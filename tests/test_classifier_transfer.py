@@ -102,7 +102,7 @@ class TestRun:
         flips = []
         for name in ("low", "even"):
             head = tc.TaskHead.from_pretrained(parts / f"head-{name}")
-            test = tc.load_dataset("digits", split="test", limit=100, seed=0).of_classes(list(head.class_names))
+            test = tc.data.load_dataset("digits", split="test", limit=100, seed=0).of_classes(list(head.class_names))
             said = [tc.compose(part, head)(part.preprocess(test.images)).argmax(dim=1) for part in (old, new)]
             before, after = (answers == test.labels for answers in said)
             assert summary["upgrade"]["old"][name][0] == pytest.approx(before.double().mean().item())

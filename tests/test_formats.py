@@ -87,7 +87,7 @@ def test_a_space_of_a_format_that_cannot_be_read(tmp_path: Path, number: object)
     config = json.loads((folder / "config.json").read_text())
     config["timm_compat"]["space"]["format"] = number
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(tc.ComponentFileError, match=r"space: expected (a )?format"):
+    with pytest.raises(tc.errors.ComponentFileError, match=r"space: expected (a )?format"):
         tc.TaskHead.from_pretrained(folder)
 
 

@@ -105,9 +105,9 @@ class TestSearch:
         ],
     )
     def test_bad_questions(self, settings: dict[str, Any], message: str) -> None:
-        with pytest.raises(tc.ConfigError, match=message):
+        with pytest.raises(tc.errors.ConfigError, match=message):
             tc.search(**settings)
-        with pytest.raises(tc.DraftSpaceError):
+        with pytest.raises(tc.errors.DraftSpaceError):
             tc.search(space=tc.CompatSpace(8, methods=["rotation"]))
 
 

@@ -93,11 +93,11 @@ class TestDecoding:
         extractor = make()
         tc.compose(extractor, tc.TaskHead(extractor.space, ("a", "b"))).save_pretrained(tmp_path / "model")
         unknown = "whose range is not known"
-        with pytest.raises(tc.DataError, match=unknown):
+        with pytest.raises(tc.errors.DataError, match=unknown):
             tc.extract_features(extractor, load_dataset("folder", tmp_path / "set"))
-        with pytest.raises(tc.DataError, match=unknown):
+        with pytest.raises(tc.errors.DataError, match=unknown):
             list(predict(open_classifier(str(tmp_path / "model")), [file]))
-        with pytest.raises(tc.ImageError, match=unknown):
+        with pytest.raises(tc.errors.ImageError, match=unknown):
             extractor.transform()(Image.open(file))
 
 
@@ -144,7 +144,7 @@ class TestFraming:
         adopted = tc.create_extractor(make().backbone.model, tc.CompatSpace(8, methods=("rotation",)))
         assert adopted.data_config["crop_pct"] == adopted.pretrained_cfg["crop_pct"] != 1.0
         for wrong in (0, 1.5, True, "all"):
-            with pytest.raises(tc.ConfigError, match="crop_pct: expected a number over 0 and at most 1"):
+            with pytest.raises(tc.errors.ConfigError, match="crop_pct: expected a number over 0 and at most 1"):
                 make(crop_pct=wrong)
 
     def test_is_kept_in_files(self, tmp_path: Path) -> None:
@@ -163,16 +163,16 @@ class TestFraming:
     def test_without_a_filter_of_torch_is_refused(self) -> None:
         extractor = configured(interpolation="lanczos")
         assert extractor.transform()(photograph(50, 50)).shape == (3, SIZE, SIZE)
-        with pytest.raises(tc.ImageError, match=r"interpolation nearest, bilinear, bicubic .*'lanczos'"):
+        with pytest.raises(tc.errors.ImageError, match=r"interpolation nearest, bilinear, bicubic .*'lanczos'"):
             extractor.preprocess(pixels(photograph(50, 50)))
 
     @pytest.mark.parametrize(
         "raw", [torch.rand(2, 3, 8, 8) * 255, torch.randn(2, 3, 8, 8) * 3, torch.full((1, 3, 8, 8), float("nan"))]
     )
     def test_refuses_floating_point_that_is_not_from_0_to_1(self, raw: Tensor) -> None:
-        with pytest.raises(tc.ImageError, match=r"floating point from 0 to 1, got .*divide by 255"):
+        with pytest.raises(tc.errors.ImageError, match=r"floating point from 0 to 1, got .*divide by 255"):
             make().preprocess(raw)
-        with pytest.raises(tc.ImageError, match="divide by 255"):
+        with pytest.raises(tc.errors.ImageError, match="divide by 255"):
             tc.extract_features(make(), raw)
 
 
@@ -189,7 +189,7 @@ class TestAugmentation:
     def streams(self, folder: Path, setting: dict[str, Any]) -> list[Any]:
         image = photograph(40, 40)
         files = load_dataset("folder", write_classes(folder, [image]))
-        arrays = tc.ArrayDataset(pixels(image).expand(2, -1, -1, -1), torch.tensor([0, 1]), ("a", "b"))
+        arrays = tc.data.ArrayDataset(pixels(image).expand(2, -1, -1, -1), torch.tensor([0, 1]), ("a", "b"))
         config, augmentation = make().data_config, tc.TrainConfig(**setting)
         return [
             BatchStream(arrays, 2, 0, "m", augmentation=augmentation, data_configs={"n": config}),
@@ -226,7 +226,7 @@ class TestAugmentation:
         dataset: Any = load_dataset("folder", write_classes(tmp_path, images))
         if kind == "arrays":
             stacked = torch.cat([pixels(image) for image, _ in dataset])
-            dataset = tc.ArrayDataset(stacked, dataset.labels, dataset.class_names)
+            dataset = tc.data.ArrayDataset(stacked, dataset.labels, dataset.class_names)
 
         def weights(**setting: Any) -> Tensor:
             torch.manual_seed(0)
@@ -253,9 +253,9 @@ class TestAugmentation:
         ],
     )
     def test_refuses_what_is_out_of_range(self, setting: dict[str, Any]) -> None:
-        with pytest.raises(tc.ConfigError, match="expected least and most, two numbers over 0"):
+        with pytest.raises(tc.errors.ConfigError, match="expected least and most, two numbers over 0"):
             tc.TrainConfig(**setting)
-        with pytest.raises(tc.ConfigError, match="color_jitter"):
+        with pytest.raises(tc.errors.ConfigError, match="color_jitter"):
             tc.TrainConfig(color_jitter=-1)
 
 

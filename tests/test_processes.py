@@ -15,7 +15,7 @@ import timm_compat as tc
 torch.set_num_threads(1)
 settings = json.loads(sys.argv[1])
 trainable = settings.pop("trainable", "full")
-train = tc.load_digits("train").subset(range(100))
+train = tc.data.load_digits("train").subset(range(100))
 space = tc.CompatSpace(16, train.class_names, ["common_classes", "rotation"], normalization="layer")
 torch.manual_seed(0)
 members = [

@@ -228,7 +228,7 @@ class TestEveryFamily:
             model.train()(inputs)
             model.eval()
             if family in NOT_FUSABLE:
-                with pytest.raises(tc.FuseError, match=r"keep .*composed"):
+                with pytest.raises(tc.errors.FuseError, match=r"keep .*composed"):
                     model.fuse()
             else:
                 torch.testing.assert_close(model.fuse()(inputs), model(inputs), atol=1e-4, rtol=1e-4)
@@ -256,7 +256,7 @@ def outcome(name: str, level: str) -> str:
                 raise
             extractor = tc.create_extractor(name, space(level), **LOOKS_AT_VALUES[name])
             features = extractor(images(extractor))
-    except tc.BackboneError as error:
+    except tc.errors.BackboneError as error:
         return str(error)
     assert features.shape[:2] == (2, D), name
     assert features.ndim == (4 if level == "map" else 2), name

@@ -25,7 +25,7 @@ def train(
     pool: Any = None,
     **settings: Any,
 ) -> tuple[tc.FitResult, list[tc.Member]]:
-    data = tc.load_digits("train").subset(range(WHOLE))
+    data = tc.data.load_digits("train").subset(range(WHOLE))
     space = tc.CompatSpace(8, data.class_names, ["common_classes"], normalization=normalization)
     torch.manual_seed(0)
     made = [
@@ -56,7 +56,7 @@ DIVERGES: dict[str, Any] = {
 class TestWeights:
     def test_that_are_no_numbers_stop_the_run_and_keep_the_last_sound_checkpoint(self, tmp_path: Path) -> None:
         with pytest.raises(
-            tc.TrainingError, match=r"epoch 3, step 3: expected finite weights, .*step-000000002; lower lr"
+            tc.errors.TrainingError, match=r"epoch 3, step 3: expected finite weights, .*step-000000002; lower lr"
         ):
             train(tmp_path / "run", keep_checkpoints=1, **DIVERGES)
         assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000002"]
@@ -65,7 +65,7 @@ class TestWeights:
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
     def test_are_looked_at_without_a_folder_too(self) -> None:
-        with pytest.raises(tc.TrainingError, match=r"epoch 3, .*last good checkpoint: none"):
+        with pytest.raises(tc.errors.TrainingError, match=r"epoch 3, .*last good checkpoint: none"):
             train(**DIVERGES)
 
     @pytest.mark.parametrize("part", ["extractor", "head"])
@@ -77,12 +77,14 @@ class TestWeights:
                 parameter.data.fill_(torch.nan)
             return {}
 
-        data = tc.load_digits("train").subset(range(WHOLE))
+        data = tc.data.load_digits("train").subset(range(WHOLE))
         space = tc.CompatSpace(8, data.class_names, ["common_classes"])
         extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16)
         broken.append(tc.Member("a", extractor, tc.TaskHead(space, data.class_names), data))
         config = tc.TrainConfig(epochs=2, batch_size=WHOLE)
-        with pytest.raises(tc.TrainingError, match=r"step 1: expected finite weights|step 2: expected a finite loss"):
+        with pytest.raises(
+            tc.errors.TrainingError, match=r"step 1: expected finite weights|step 2: expected a finite loss"
+        ):
             tc.fit(space, broken, config, validate=validate, progress=None)
 
 
@@ -101,7 +103,7 @@ class TestCallersAccelerator:
             assert own.gradient_accumulation_steps == 3
             with own.autocast():
                 assert torch.is_autocast_enabled("cpu")
-            with pytest.raises(tc.TrainingError):
+            with pytest.raises(tc.errors.TrainingError):
                 train(**DIVERGES)
             assert own.mixed_precision == "bf16"
         finally:
@@ -137,7 +139,7 @@ class TestOptimizer:
         assert results[0] == results[1] != results[2]
 
     def test_heads_decay_by_kind_and_what_timm_names_and_biases_not_at_all(self) -> None:
-        data = tc.load_digits("train").subset(range(WHOLE))
+        data = tc.data.load_digits("train").subset(range(WHOLE))
         space = tc.CompatSpace(8, data.class_names, ["common_classes"])
         extractor = tc.create_extractor("test_vit", space, in_chans=1, img_size=32)
         member, model = tc.Member("a", extractor, tc.TaskHead(space, data.class_names), data), extractor.backbone.model
@@ -164,8 +166,10 @@ class TestContrastiveAlignment:
     )
     @pytest.mark.parametrize("pooled", [False, True])
     def test_under_two_images_a_pass_is_refused(self, settings: dict[str, Any], pooled: bool) -> None:
-        pool = tc.load_digits("train") if pooled else None
-        with pytest.raises(tc.ConfigError, match=r"at least 2 aligned images in every pass, .*got 1 .*alignment='l2'"):
+        pool = tc.data.load_digits("train") if pooled else None
+        with pytest.raises(
+            tc.errors.ConfigError, match=r"at least 2 aligned images in every pass, .*got 1 .*alignment='l2'"
+        ):
             train(members=2, alignment="contrastive", pool=pool, **settings)
 
     def test_every_pass_of_a_step_has_negatives(self) -> None:
@@ -185,7 +189,7 @@ class TestOneImageAPass:
     @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 4, "grad_accum_steps": 4}])
     @pytest.mark.parametrize("normalization", ["batch", "layer"])
     def test_is_refused_where_batchnorm_cannot_take_it(self, settings: dict[str, int], normalization: str) -> None:
-        with pytest.raises(tc.ConfigError, match=r"batch_size: expected at least 2 images in every pass"):
+        with pytest.raises(tc.errors.ConfigError, match=r"batch_size: expected at least 2 images in every pass"):
             train(normalization=normalization, **settings)  # the backbone's last maps are of one place
 
     def test_trains_where_nothing_is_normalised_over_the_batch(self) -> None:

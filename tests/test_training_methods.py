@@ -11,8 +11,8 @@ FAST = {"epochs": 1, "batch_size": 64}
 TASKS = ("rotation", "location", "flip")
 
 
-def digits(count: int = 128, classes: str = "0123456789") -> tc.ArrayDataset:
-    return tc.load_digits("train").of_classes(list(classes)).subset(range(count))
+def digits(count: int = 128, classes: str = "0123456789") -> tc.data.ArrayDataset:
+    return tc.data.load_digits("train").of_classes(list(classes)).subset(range(count))
 
 
 def make_space(methods=("common_classes",), normalization="batch", **arguments) -> tc.CompatSpace:
@@ -20,7 +20,11 @@ def make_space(methods=("common_classes",), normalization="batch", **arguments) 
 
 
 def make_member(
-    space: tc.CompatSpace, name: str = "a", dataset: tc.ArrayDataset | None = None, model="test_resnet", **arguments
+    space: tc.CompatSpace,
+    name: str = "a",
+    dataset: tc.data.ArrayDataset | None = None,
+    model="test_resnet",
+    **arguments,
 ) -> tc.Member:
     dataset = digits() if dataset is None else dataset
     torch.manual_seed(sum(map(ord, name)))
@@ -90,8 +94,8 @@ class TestAlignment:
         for labels in (0, 1):
             space = make_space(())
             members = [make_member(space, "a"), make_member(space, "b")]
-            images = tc.load_digits("test").images
-            pool = tc.ArrayDataset(images, torch.full((len(images),), labels), ("x", "y"))
+            images = tc.data.load_digits("test").images
+            pool = tc.data.ArrayDataset(images, torch.full((len(images),), labels), ("x", "y"))
             config = tc.TrainConfig(**FAST, alignment="contrastive")
             tc.fit(space, members, config, pool=pool, progress=None)
             results.append(weights(members[0]))
@@ -144,7 +148,7 @@ class TestOldHead:
             reference = tc.Reference(old.extractor, old.head) if weight else None
             config = tc.TrainConfig(epochs=8, batch_size=32, influence_weight=weight)
             tc.fit(space, [new], config, reference=reference, progress=None)
-            matrix = tc.recombination_matrix({"new": new.extractor}, {"old": old.head}, tc.load_digits("test"))
+            matrix = tc.recombination_matrix({"new": new.extractor}, {"old": old.head}, tc.data.load_digits("test"))
             accuracies.append(matrix.accuracy[0, 0])
         assert accuracies[0] < 0.4 < 0.8 < accuracies[1]
 
@@ -209,7 +213,9 @@ class TestSelfSupervisedTasks:
     def test_a_member_with_nothing_to_learn_is_told_the_tasks(self) -> None:
         space = make_space(TASKS)
         config = tc.TrainConfig(**FAST, self_supervised_fraction=0.0)
-        with pytest.raises(tc.ConfigError, match=r"self-supervised tasks \(rotation, location, flip\) or alignment"):
+        with pytest.raises(
+            tc.errors.ConfigError, match=r"self-supervised tasks \(rotation, location, flip\) or alignment"
+        ):
             tc.fit(space, [unlabelled(make_member(space))], config, progress=None)
 
     def test_member_without_labels(self) -> None:
@@ -225,7 +231,7 @@ class TestSelfSupervisedTasks:
         for shift in (0, 1):
             space = make_space(["common_classes", "rotation"])
             dataset = digits(100)
-            strange = tc.ArrayDataset(dataset.images, (dataset.labels + shift) % 10, tuple("pqrstuvwxy"))
+            strange = tc.data.ArrayDataset(dataset.images, (dataset.labels + shift) % 10, tuple("pqrstuvwxy"))
             members = [make_member(space, "a"), unlabelled(make_member(space, "b", strange))]
             tc.fit(space, members, tc.TrainConfig(**FAST), progress=None)
             results.append(weights(members[1]))
@@ -292,7 +298,7 @@ class TestAdapters:
     def test_to_a_reference_on_a_pool(self) -> None:
         space, reference = old_network()
         member = make_member(space, "new", digits(classes="789"), "test_efficientnet", trainable="adapter")
-        arguments = {"reference": reference, "pool": tc.load_digits("test"), "progress": None}
+        arguments = {"reference": reference, "pool": tc.data.load_digits("test"), "progress": None}
         result = tc.fit(space, [member], tc.TrainConfig(**FAST, alignment="l2"), **arguments)
         assert result.history[0]["new/alignment"] > 0
 
@@ -380,25 +386,25 @@ class TestContradictions:
     )
     def test_settings(self, settings, message) -> None:
         space = make_space()
-        with pytest.raises(tc.CompatError, match=message):
+        with pytest.raises(tc.errors.CompatError, match=message):
             tc.fit(space, [make_member(space)], tc.TrainConfig(**{**FAST, **settings}), progress=None)
 
     def test_reference_and_pool_that_nothing_uses(self) -> None:
         space, reference = old_network()
         member = make_member(space, "new")
-        with pytest.raises(tc.ConfigError, match="reference: expected"):
+        with pytest.raises(tc.errors.ConfigError, match="reference: expected"):
             tc.fit(space, [member], tc.TrainConfig(**FAST), reference=reference, progress=None)
-        with pytest.raises(tc.ConfigError, match="pool: expected"):
+        with pytest.raises(tc.errors.ConfigError, match="pool: expected"):
             tc.fit(space, [member], tc.TrainConfig(**FAST), pool=digits(), progress=None)
 
     def test_reference_of_another_space(self) -> None:
         _, reference = old_network()
         space = make_space(())
         config = tc.TrainConfig(**FAST, alignment="l2")
-        with pytest.raises(tc.SpaceMismatchError, match="reference"):
+        with pytest.raises(tc.errors.SpaceMismatchError, match="reference"):
             tc.fit(space, [make_member(space)], config, reference=reference, progress=None)
 
     def test_member_with_nothing_to_learn(self) -> None:
         space = make_space()
-        with pytest.raises(tc.ConfigError, match="has no head"):
+        with pytest.raises(tc.errors.ConfigError, match="has no head"):
             tc.fit(space, [make_member(space, "a"), unlabelled(make_member(space, "b"))], tc.TrainConfig(**FAST))

@@ -52,26 +52,26 @@ class Scale:
         return tc.TrainConfig(seed=seed, **{**given, **settings})
 
 
-def load(scale: Scale, seed: int) -> tuple[tc.ArrayDataset, tc.ArrayDataset]:
+def load(scale: Scale, seed: int) -> tuple[tc.data.ArrayDataset, tc.data.ArrayDataset]:
     """Training images in an order of the seed, and the first test images."""
     if scale.root is None:
-        train, test = tc.load_digits("train"), tc.load_digits("test")
+        train, test = tc.data.load_digits("train"), tc.data.load_digits("test")
     else:
-        train, test = (tc.load_dataset("CIFAR10", scale.root, split) for split in ("train", "test"))
+        train, test = (tc.data.load_dataset("CIFAR10", scale.root, split) for split in ("train", "test"))
     return shuffled(train, seed), test.subset(torch.arange(min(len(test), scale.test_images)))
 
 
-def shuffled(data: tc.ArrayDataset, seed: int) -> tc.ArrayDataset:
+def shuffled(data: tc.data.ArrayDataset, seed: int) -> tc.data.ArrayDataset:
     """The same images in an order of the seed."""
     return data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)))
 
 
-def first(data: tc.ArrayDataset, count: int) -> tc.ArrayDataset:
+def first(data: tc.data.ArrayDataset, count: int) -> tc.data.ArrayDataset:
     """The first images, at most so many."""
     return data.subset(torch.arange(min(len(data), count)))
 
 
-def own_images(scale: Scale, train: tc.ArrayDataset, overlap: str, seed: int) -> dict[str, tc.ArrayDataset]:
+def own_images(scale: Scale, train: tc.data.ArrayDataset, overlap: str, seed: int) -> dict[str, tc.data.ArrayDataset]:
     """Disjoint images of members a and b, of each one's classes."""
     halves = train.halves(torch.Generator().manual_seed(seed))
     names = [[train.class_names[number] for number in numbers] for numbers in OVERLAPS[overlap]]
@@ -81,7 +81,7 @@ def own_images(scale: Scale, train: tc.ArrayDataset, overlap: str, seed: int) ->
     }
 
 
-def extractor(backbone: str, space: tc.CompatSpace, data: tc.ArrayDataset, **arguments) -> tc.CompatExtractor:
+def extractor(backbone: str, space: tc.CompatSpace, data: tc.data.ArrayDataset, **arguments) -> tc.CompatExtractor:
     """A backbone for such images; side 32 at least, as the smallest of timm's networks ask for."""
     channels, side = data.images.shape[1], max(32, data.images.shape[-1])
     return tc.create_extractor(backbone, space, in_chans=channels, img_size=side, **arguments)

@@ -18,7 +18,7 @@ import timm_compat as tc
 extractor = tc.CompatExtractor.from_pretrained("{folder}/compatible/extractor-a")
 head = tc.TaskHead.from_pretrained("{folder}/compatible/head-b")
 model = tc.compose(extractor, head)
-logits = model(extractor.preprocess(tc.load_digits("test").images))"""
+logits = model(extractor.preprocess(tc.data.load_digits("test").images))"""
 
 
 def add_parser(commands: Any) -> None:

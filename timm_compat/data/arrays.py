@@ -34,7 +34,7 @@ class ArrayDataset(LabelledSet):
 
     Example:
         >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-        >>> data = tc.ArrayDataset(images, torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
+        >>> data = tc.data.ArrayDataset(images, torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
         >>> len(data.of_classes(["dog"]))
         2
     """

@@ -21,7 +21,7 @@ def load_digits(split: str = "train") -> ArrayDataset:
         ConfigError: another split.
 
     Example:
-        >>> digits = tc.load_digits("test")
+        >>> digits = tc.data.load_digits("test")
         >>> digits.images.shape, digits.class_names[:3]
         (torch.Size([449, 1, 8, 8]), ('0', '1', '2'))
     """

@@ -74,7 +74,7 @@ class ImageDataset(LabelledSet):
         >>> for name in ("cat", "dog"):
         ...     Path("photos", name).mkdir(parents=True)
         ...     Image.new("RGB", (40, 30)).save(f"photos/{name}/0.jpg")
-        >>> data = tc.load_dataset("folder", "photos")
+        >>> data = tc.data.load_dataset("folder", "photos")
         >>> type(data).__name__, data.class_names
         ('ImageDataset', ('cat', 'dog'))
     """

@@ -77,7 +77,7 @@ def load_dataset(
         MissingExtraError: "hfds/..." without the package ``datasets``.
 
     Example:
-        >>> data = tc.load_dataset("digits", split="train", classes=["3", "8"], limit=100)
+        >>> data = tc.data.load_dataset("digits", split="train", classes=["3", "8"], limit=100)
         >>> len(data), data.class_names
         (100, ('3', '8'))
     """

@@ -298,7 +298,7 @@ def recombination_matrix(
         SpaceMismatchError: parts of different spaces, and ``cross_space`` is false.
 
     Example:
-        >>> digits = tc.load_digits("test")
+        >>> digits = tc.data.load_digits("test")
         >>> space = tc.CompatSpace(64, methods=["rotation"])
         >>> names = "test_resnet", "test_vit"
         >>> extractors = {name: tc.create_extractor(name, space, in_chans=1, img_size=32) for name in names}

@@ -22,6 +22,10 @@ def negative_flip_rate(old: ArrayLike, new: ArrayLike, expected: ArrayLike) -> f
 
     Raises:
         DataError: arrays of different lengths.
+
+    Example:
+        >>> tc.evaluation.negative_flip_rate(old=[0, 1, 2, 0], new=[0, 1, 1, 2], expected=[0, 1, 2, 2])
+        0.25
     """
     before, after = _right(old, expected), _right(new, expected)
     return float(np.mean(before & ~after)) if len(before) else float("nan")

@@ -82,7 +82,7 @@ def linear_probe(
 
     Example:
         >>> extractor = tc.create_extractor("test_resnet", tc.CompatSpace(64), in_chans=1, img_size=32)
-        >>> head = tc.linear_probe(extractor, tc.load_digits("train").subset(range(200)))
+        >>> head = tc.linear_probe(extractor, tc.data.load_digits("train").subset(range(200)))
         >>> head.num_classes, head.fit_report.measured_by
         (10, 'cross-validation')
     """

@@ -83,7 +83,7 @@ def retrieve(
 
     Example:
         >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        >>> tc.retrieve(features, labels, features + 0.1, labels).cmc[1]
+        >>> tc.evaluation.retrieve(features, labels, features + 0.1, labels).cmc[1]
         1.0
     """
     _check_settings(ranks, distance, depth, search)

@@ -119,7 +119,7 @@ def extract_features(extractor: CompatExtractor, images: RawImages, **run: Unpac
 
     Example:
         >>> extractor = tc.create_extractor("test_resnet", tc.CompatSpace(64), in_chans=1, img_size=32)
-        >>> tc.extract_features(extractor, tc.load_digits("test")).shape
+        >>> tc.extract_features(extractor, tc.data.load_digits("test")).shape
         torch.Size([449, 64])
     """
     home, options = home_of(extractor), RunOptions(**run)

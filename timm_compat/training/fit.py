@@ -90,7 +90,7 @@ def fit(
             epoch (names it; the last sound checkpoint is kept), or a checkpoint that cannot be written.
 
     Example:
-        >>> first, second = tc.load_digits("train").subset(range(300)).halves(torch.Generator().manual_seed(0))
+        >>> first, second = tc.data.load_digits("train").subset(range(300)).halves(torch.Generator().manual_seed(0))
         >>> space = tc.CompatSpace(16, first.class_names, ["common_classes"])
         >>> def member(name, data):
         ...     extractor = tc.create_extractor("test_vit", space, in_chans=1, img_size=16)

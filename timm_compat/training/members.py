@@ -29,7 +29,7 @@ class Member:
         dataset: images; their labels are looked at where there is a head.
 
     Example:
-        >>> data = tc.load_digits("train")
+        >>> data = tc.data.load_digits("train")
         >>> space = tc.CompatSpace(64, data.class_names, ["common_classes"])
         >>> extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32)
         >>> tc.Member("a", extractor, tc.TaskHead(space, data.class_names), data).name
