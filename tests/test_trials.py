@@ -8,8 +8,8 @@ import torch
 
 import timm_compat as tc
 from timm_compat.applications.trials import Trials
-from timm_compat.evaluation.table import spread_table, spread_text
 from timm_compat.recipes.trials import TrialsRecipe
+from timm_compat.table import spread_table, spread_text
 
 
 def test_a_kept_result_is_not_measured_again(tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from timm_compat.evaluation.predictions import (
     negative_flip_rate,
     relative_negative_flip_rate,
 )
-from timm_compat.evaluation.table import markdown_table
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.passes import DEFAULTS
 from timm_compat.models.run_options import RunKeywords, RunOptions
 from timm_compat.storage.facts import Facts, Result
+from timm_compat.table import markdown_table
 
 CROSS_SPACE_SIGN = "†"
 NOT_MEASURED = "n/a"

@@ -10,7 +10,7 @@ from timm_compat.errors import ConfigError
 from timm_compat.evaluation.intervals import CONFIDENCE, bootstrap_interval
 from timm_compat.evaluation.matrix import RecombinationMatrix, json_numbers
 from timm_compat.evaluation.scores import Array, Mask, native_accuracy, recombined_accuracy
-from timm_compat.evaluation.table import markdown_table
+from timm_compat.table import markdown_table
 
 
 @dataclass(frozen=True)
