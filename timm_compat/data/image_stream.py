@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from timm_compat.data.decoding import Place, decoded_for
+from timm_compat.data.decoding import Sample, decoded_for
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.order import Batch, PassOrder
 from timm_compat.data.transforms import Transform
@@ -57,14 +57,14 @@ class ImageStream:
         Raises:
             DataError: an image cannot be decoded, or the transform gives anything but uint8 of one size.
         """
-        places = (self._places(step) for step in range(first, last))
+        wanted = (self._samples(step) for step in range(first, last))
         order, transforms = self.order, list(self.transforms.values())
-        steps = decoded_for(self.dataset, transforms, places, seed=order.seed, name=order.name, workers=self.workers)
-        for step, (images, labels) in zip(range(first, last), steps, strict=True):
+        decoded = decoded_for(self.dataset, transforms, wanted, seed=order.seed, name=order.name, workers=self.workers)
+        for step, (images, labels) in zip(range(first, last), decoded, strict=True):
             step_labels = self.dataset.labels[self.order.indices(step)]
             yield Batch(dict(zip(self.transforms, images, strict=True)), labels, step_labels)
 
-    def _places(self, step: int) -> list[Place]:
+    def _samples(self, step: int) -> list[Sample]:
         start = step * self.order.batch_size
-        everyone = [Place(start + number, int(i)) for number, i in enumerate(self.order.indices(step))]
+        everyone = [Sample(start + number, int(i)) for number, i in enumerate(self.order.indices(step))]
         return everyone[self.rank :: self.processes]

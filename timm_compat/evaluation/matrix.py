@@ -123,7 +123,7 @@ class RecombinationMatrix:
             own = np.flatnonzero(self.native[:, column] & ~np.isnan(self.accuracy[:, column]))
             if len(own):
                 kept = known.expected[column] >= 0
-                old, new = (known.predicted[place, column][kept] for place in (own[0], row))
+                old, new = (known.predicted[index, column][kept] for index in (own[0], row))
                 result[row, column] = rate(old, new, known.expected[column][kept])
         return result
 

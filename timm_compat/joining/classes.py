@@ -27,10 +27,10 @@ def class_rows(
     """
     if classifier is None or classifier.class_names is None:
         return None, 0
-    place = {name: row for row, name in enumerate(classifier.class_names)}
+    row_of = {name: row for row, name in enumerate(classifier.class_names)}
     pairs = []
     for names, weight in _space_rows(space, heads):
-        common = [(place[name], row) for row, name in enumerate(names) if name in place]
+        common = [(row_of[name], row) for row, name in enumerate(names) if name in row_of]
         if len(common) >= LEAST_CLASSES:
             new, own = (torch.tensor(rows) for rows in zip(*common, strict=True))
             pairs.append((_centred(classifier.weight.cpu().double()[new]), _centred(weight.cpu().double()[own])))

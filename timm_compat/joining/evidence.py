@@ -54,8 +54,8 @@ class ImageEvidence:
         """Over all processes: sums of the images to fit, of those held out, and the held-out features; on the CPU."""
         fitted, held_out = (self._over_processes(moments) for moments in (self.fitted, self.held_out))
         count = (min(fitted.count + held_out.count, KEPT_IMAGES)) // HELD_OUT_EVERY
-        places, *features = (torch.cat(part) for part in zip(*self._kept, strict=True)) if self._kept else (None,) * 3
-        numbers = torch.zeros(0, dtype=torch.int64) if places is None else places // HELD_OUT_EVERY
+        indices, *features = (torch.cat(part) for part in zip(*self._kept, strict=True)) if self._kept else (None,) * 3
+        numbers = torch.zeros(0, dtype=torch.int64) if indices is None else indices // HELD_OUT_EVERY
         new, space = (gathered(rows, numbers, count) for rows in features)
         return fitted, held_out, HeldOut(new, space)
 

@@ -1,4 +1,4 @@
-"""Nested state (dicts and lists of numbers, texts and tensors) as JSON plus named tensors, and back; no pickle."""
+"""Nested state (dicts and lists of numbers, strings and tensors) as JSON plus named tensors, and back; no pickle."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {TENSOR: name}
     if isinstance(value, dict):
-        # Pairs, because JSON turns keys that are numbers (an optimiser's) into texts.
+        # Pairs, because JSON turns keys that are numbers (an optimiser's) into strings.
         return {KEYS: [[_tag(key), _split(item, tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         return [_split(item, tensors) for item in value]
