@@ -390,3 +390,12 @@ def _matrix(
         predictions=Predictions(outputs.predicted, outputs.confidence, expected),
         left_out=tuple(int((positions < 0).sum()) for positions in expected),
     )
+
+
+def pair_accuracy(extractor: CompatExtractor, head: TaskHead, dataset: Images) -> float:
+    """Accuracy in [0, 1] on the images of classes that the head knows.
+
+    Raises:
+        CompatError: as ``recombination_matrix`` does.
+    """
+    return float(recombination_matrix({"": extractor}, {"": head}, dataset).accuracy[0, 0])

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from timm_compat.data.raw_batches import RawImages
 from timm_compat.errors import BackboneError, ConfigError, DataError
-from timm_compat.joining.classes import class_rows, has_own_classes
+from timm_compat.evaluation.scores import linear_cka
 from timm_compat.joining.closed_form import ALONE, Centre, ClosedForm
-from timm_compat.joining.evidence import HELD_OUT_EVERY, HeldOut, ImageEvidence
+from timm_compat.joining.evidence import HELD_OUT_EVERY, HeldOut, ImageEvidence, class_rows, has_own_classes
 from timm_compat.joining.report import Agreement, JoinReport, agreement, divergence, explained, name_of, warn_where_poor
-from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.methods.ridge import Moments
 from timm_compat.models.classifier import Classifier, open_classifier
 from timm_compat.models.extractor import CompatExtractor, create_extractor, origin_facts
