@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=default.test_images)
     parser.add_argument("--epochs", type=int, default=default.epochs)
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
+    parser.add_argument("--learning-rate", type=float, default=default.lr)
     parser.add_argument("--backbones", nargs="+", default=default.backbones, help="five timm models")
     parser.add_argument("--mixed-precision", default="no")
     parser.add_argument("--tables", nargs="+", choices=TABLES, help="these only")
@@ -92,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     scale = Scale(
         arguments.cifar10, arguments.digits, arguments.images, arguments.test_images, arguments.epochs,
-        arguments.batch_size, arguments.learning_rate, tuple(arguments.backbones), arguments.mixed_precision,
+        arguments.batch_size, arguments.lr, tuple(arguments.backbones), arguments.mixed_precision,
     )  # fmt: skip
     tables = [name for name in arguments.tables or TABLES if name != "data_sets" or arguments.digits is not None]
     tables = [] if arguments.show else tables

@@ -39,7 +39,7 @@ class Told(Callback):
 
 
 def member(trainable: str = "full") -> tc.Member:
-    data = tc.load_digits("train").subset(range(64))
+    data = tc.data.load_digits("train").subset(range(64))
     space = tc.CompatSpace(8, data.class_names, ["common_classes"])
     torch.manual_seed(0)
     extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16, drop_rate=0.2, trainable=trainable)
@@ -75,7 +75,7 @@ def test_an_epoch_ends_in_evaluation_mode_with_averaged_weights() -> None:
         def on_train_end(self) -> None:
             result_is.append(part.extractor.digest())
 
-    fit(part, Look(), Last(), ema_decay=0.5)
+    fit(part, Look(), Last(), model_ema_decay=0.5)
     assert [training for training, _ in seen] == [False, False]
     assert seen[-1][1] == result_is[0] == part.extractor.digest()
 

@@ -99,7 +99,7 @@ class TestRun:
         assert read_recipe(FinetuneRecipe, folder / "recipe.yaml").target.train.limit == 40
 
     def test_saved_parts_give_the_accuracy_that_was_measured(self, folder) -> None:
-        test = tc.load_dataset("digits", split="test", classes=TASK, limit=60)
+        test = tc.data.load_dataset("digits", split="test", classes=TASK, limit=60)
 
         def accuracy(extractor: Path, head: Path) -> float:
             parts = tc.CompatExtractor.from_pretrained(extractor), tc.TaskHead.from_pretrained(head)
@@ -160,7 +160,7 @@ class TestRun:
         assert all(len(curve.accuracy) == 3 for curves in result.curves[CHEAP_HEAD].values() for curve in curves)
 
     def test_a_target_of_image_files(self, folder, recipe_file, tmp_path) -> None:
-        digits = tc.load_digits("train")
+        digits = tc.data.load_digits("train")
         for number in range(24):
             image, label = digits[number]
             place = tmp_path / "photos" / digits.class_names[label]
@@ -230,7 +230,7 @@ class TestBadInput:
         tc.create_extractor("test_resnet", space, in_chans=1, img_size=16).save_pretrained(folder / "extractor-large")
 
     def test_sources_that_share_nothing(self, recipe_file) -> None:
-        with pytest.raises(tc.ConfigError, match=r"source.space.methods: .* share"):
+        with pytest.raises(tc.errors.ConfigError, match=r"source.space.methods: .* share"):
             run_finetune(read_recipe(FinetuneRecipe, recipe_file, ["source.space.methods=[]"]), progress=False)
 
 
@@ -247,7 +247,7 @@ class TestStarts:
 
     @pytest.mark.parametrize("trainable", ["full", "adapter", "frozen"])
     def test_what_is_not_to_learn_stays_and_the_given_part_always(self, trainable) -> None:
-        data = tc.load_digits("train").subset(range(32))
+        data = tc.data.load_digits("train").subset(range(32))
         given = tc.create_extractor("test_resnet", tc.CompatSpace(8), in_chans=1, img_size=16, trainable="adapter")
         before = given.digest()
         extractor = copied(given, trainable)
@@ -268,7 +268,7 @@ class TestStarts:
 
 class TestCost:
     def member(self, trainable: str, count: int = 48) -> tc.Member:
-        data = tc.load_digits("train").subset(range(count))
+        data = tc.data.load_digits("train").subset(range(count))
         given = tc.create_extractor("test_resnet", tc.CompatSpace(8), in_chans=1, img_size=16)
         extractor = copied(given, trainable)
         return tc.Member("a", extractor, tc.TaskHead(extractor.space, data.class_names), data)
@@ -295,7 +295,7 @@ class TestCost:
     def test_accumulation_saves_activations_and_no_operation(self) -> None:
         member = self.member("full", 128)
         whole, parts = (
-            measure_cost(member, tc.TrainConfig(batch_size=128, gradient_accumulation=count)) for count in (1, 4)
+            measure_cost(member, tc.TrainConfig(batch_size=128, grad_accum_steps=count)) for count in (1, 4)
         )
         assert parts.step_flops == whole.step_flops
         assert parts.peak_bytes < 0.8 * whole.peak_bytes

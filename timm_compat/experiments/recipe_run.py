@@ -59,6 +59,13 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
 
     Raises:
         CompatError: any of ours.
+
+    Example:
+        >>> digits = {"dataset": "digits", "limit": 50}
+        >>> member = {"name": "a", "backbone": "test_resnet", "img_size": 16, "data": digits, "test": digits}
+        >>> recipe = tc.experiments.Recipe(space={}, members=[member], training={"epochs": 1})
+        >>> tc.experiments.run_recipe(recipe, progress=None).matrix.rows
+        ('a',)
     """
     check_output(recipe.training, resume)  # before data and pretrained weights are fetched
     built = build(recipe)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from timm_compat._extras import require
 from timm_compat.errors import MissingExtraError
-from timm_compat.evaluation.table import markdown_table
 from timm_compat.storage.files import replace_text, writing
+from timm_compat.table import markdown_table
 
 RECIPE_FILE, SUMMARY_FILE, TABLES_FILE = "recipe.yaml", "summary.json", "tables.md"
 DPI = 100

@@ -1,8 +1,10 @@
 """The extractor: a timm backbone plus the interface of a space; images to features that other components understand."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
@@ -99,6 +101,36 @@ class CompatExtractor(Component, nn.Module):
     def pretrained_cfg(self) -> dict[str, Any]:
         """timm's description of the backbone's weights."""
         return dict(unwrapped(self.backbone.model).pretrained_cfg)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.preprocess.mean.device
+
+    def copy_to(self, space: CompatSpace, trainable: str | None = None) -> "CompatExtractor":
+        """A copy in another space of the same form; this one stays as it is.
+
+        Args:
+            space: of the copy.
+            trainable: of the copy, as ``create_extractor`` takes it; that of this one if None.
+
+        Raises:
+            SpaceMismatchError: another feature dimension, level or normalisation.
+
+        Example:
+            >>> space = tc.CompatSpace(feature_dim=16, methods=())
+            >>> extractor = tc.create_extractor("test_resnet", space, pretrained=False)
+            >>> extractor.copy_to(tc.CompatSpace(feature_dim=16, methods=())).space is space
+            False
+        """
+        self.space.require_form(space)
+        backbone, trainable = copy.deepcopy(self.backbone), trainable or self.trainable
+        if trainable == "full" and self.trainable != "full":
+            backbone.requires_grad_()
+        made = CompatExtractor(backbone, space, trainable)
+        made.interface.load_state_dict(self.interface.state_dict())
+        made.facts = self.facts
+        return made.to(self.device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of normalised images.

@@ -18,7 +18,7 @@ class Callback:
         ...         self.steps = step
         ...     def on_epoch_end(self, epoch, metrics):
         ...         self.losses.append(metrics["loss"])
-        >>> images = tc.load_digits("train").subset(range(100))
+        >>> images = tc.data.load_digits("train").subset(range(100))
         >>> space = tc.CompatSpace(8, images.class_names, ["common_classes"])
         >>> extractor = tc.create_extractor("test_vit", space, in_chans=1, img_size=16)
         >>> member = tc.Member("a", extractor, tc.TaskHead(space, images.class_names), images)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from timm_compat.config import TrainConfig
-from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.raw_batches import raw_batches
 from timm_compat.data.transforms import evaluation_transform
-from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.matrix import pair_accuracy
 from timm_compat.experiments.adapt.domains import Domains, Given
 from timm_compat.experiments.adapt.recipe import LEARNT, AdaptRecipe
 from timm_compat.experiments.adapt.selection import LAST, TARGET, Watch, choose, opinion, regret, unlabelled_scores
@@ -114,7 +113,7 @@ class SeedRun:
         target = tied_copy(source) if kind == "shared" else copy.deepcopy(source)
         members = [Member(SOURCE, source, head, self.domains.source), Member(TARGET, target, None, self.domains.target)]
         refinement = self.recipe.refinement
-        changes = {"epochs": refinement.epochs, "learning_rate": refinement.learning_rate} if warm else {}
+        changes = {"epochs": refinement.epochs, "lr": refinement.lr} if warm else {}
         watch = Watch(target, head, self.domains.target, self.domains.target_test)
         metric = None if self.recipe.select == LAST else self.recipe.select
         history = self._train(mode, head.space, members, self._config(best_metric=metric, **changes), validate=watch)
@@ -139,7 +138,7 @@ class SeedRun:
         start = self.adapted(self._start_of_pseudo_labels())
         extractor, head = copy.deepcopy(start.extractor), copy.deepcopy(start.head).requires_grad_(False)
         refinement, rounds = self.recipe.refinement, list[tuple[dict[str, float], CompatExtractor]]()
-        config = self._config(alignment="none", epochs=refinement.round_epochs, learning_rate=refinement.learning_rate)
+        config = self._config(alignment="none", epochs=refinement.round_epochs, lr=refinement.lr)
         watch = Watch(extractor, head, self.domains.target, self.domains.target_test)
         for number, share in enumerate(_shares(refinement.first_share, refinement.rounds), 1):
             believed = self._believed(extractor, head, share)
@@ -203,4 +202,4 @@ def _shuffled_batches(extractor: CompatExtractor, images: Images, size: int, see
     if len(order) % size == 1:
         order = order[:-1]  # one image has no variance
     for batch in raw_batches(images.subset(order), size, [evaluation_transform(extractor.data_config)]):
-        yield prepare(extractor, batch.views[0], isinstance(images, ImageDataset))
+        yield prepare(extractor, batch)

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 from timm_compat.evaluation.plots import bars
-from timm_compat.evaluation.table import spread_text
 from timm_compat.experiments.adapt.domains import read_domains, read_given
 from timm_compat.experiments.adapt.modes import SeedRun
 from timm_compat.experiments.adapt.recipe import MODES, AdaptRecipe
 from timm_compat.experiments.adapt.selection import TARGET, choose, regret
 from timm_compat.experiments.engine import Experiment, run_experiment
 from timm_compat.experiments.result import ExperimentResult, Record, way_table
+from timm_compat.table import spread_text
 
 PART, SELECTED, SUPERVISED = "modes", "selected", "target_supervised"
 PICTURE_FILE = "adaptation.png"
@@ -100,6 +100,16 @@ def run_adaptation(recipe: AdaptRecipe, *, resume: bool = False, progress: bool 
 
     Raises:
         CompatError: any of ours.
+
+    Example:
+        >>> digits = {"train": {"dataset": "digits", "limit": 50}, "test": {"dataset": "digits", "limit": 50}}
+        >>> recipe = tc.experiments.AdaptRecipe(
+        ...     source=digits, target={**digits, "shift": ["inverted"]}, backbone="test_resnet", img_size=16,
+        ...     modes=["source_only", "batchnorm"], training={"epochs": 1},
+        ... )
+        >>> result = tc.experiments.run_adaptation(recipe, progress=False)
+        >>> list(result.figures["modes"])
+        ['source_only', 'batchnorm', 'selected']
     """
     return run_experiment(recipe, AdaptResult, _prepare, resume=resume, progress=progress)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.matrix import pair_accuracy
 from timm_compat.methods.pseudo_labels import information, mean_entropy
 from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor

@@ -63,6 +63,16 @@ def run_finetune(recipe: FinetuneRecipe, *, resume: bool = False, progress: bool
 
     Raises:
         CompatError: any of ours.
+
+    Example:
+        >>> digits = {"dataset": "digits", "limit": 50}
+        >>> member = {"name": "a", "backbone": "test_resnet", "img_size": 16, "data": digits}
+        >>> recipe = tc.experiments.FinetuneRecipe(
+        ...     target={"train": digits, "test": digits}, adapters={"extractor": "a"}, training={"epochs": 1},
+        ...     source={"space": {}, "members": [member], "training": {"epochs": 1}}, frozen_training={"epochs": 1},
+        ... )
+        >>> list(tc.experiments.run_finetune(recipe, progress=False).curves["adapters"])
+        ['whole network', 'adapter', 'head alone']
     """
     return run_experiment(recipe, FinetuneResult, _prepare, resume=resume, progress=progress)
 

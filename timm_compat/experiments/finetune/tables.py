@@ -8,10 +8,10 @@ import numpy as np
 
 from timm_compat._extras import require
 from timm_compat.evaluation.plots import COLOURS, MARKS, STYLES
-from timm_compat.evaluation.table import markdown_table, spread_text
 from timm_compat.experiments.finetune.cost import Curve
 from timm_compat.experiments.finetune.sections import ADAPTERS, CHEAP_HEAD, START, USUAL
 from timm_compat.experiments.result import Cell, way_table
+from timm_compat.table import markdown_table, spread_text
 
 Ways = Mapping[str, Sequence[Curve]]  # by name, one curve a seed
 GIGA, MEBI = 1e9, 2**20

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from timm_compat.evaluation.columns import matrix_of_columns
-from timm_compat.evaluation.matrix import RecombinationMatrix
-from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.matrix import RecombinationMatrix, pair_accuracy
 from timm_compat.evaluation.probe import linear_probe
 from timm_compat.experiments.build import build_member, build_space, with_common_classes
 from timm_compat.experiments.engine import Experiment

@@ -76,6 +76,15 @@ def run_classifier_transfer(
 
     Raises:
         CompatError: any of ours; what is wrong with the data is said before anything is trained.
+
+    Example:
+        >>> digits = {"dataset": "digits", "limit": 50}
+        >>> form = {"img_size": 16, "arguments": {"in_chans": 1}, "data": digits, "test": digits}
+        >>> networks = [{"name": name, "backbone": f"test_{name}", **form} for name in ("vit", "resnet")]
+        >>> transfer = {"networks": networks, "ways": ["apart", "joined"]}
+        >>> recipe = tc.experiments.ClassifierTransferRecipe(transfer=transfer, training={"epochs": 1})
+        >>> tc.experiments.run_classifier_transfer(recipe, progress=False).matrix("joined").mean.shape
+        (2, 2)
     """
     return run_experiment(recipe, ClassifierTransferResult, _prepare, resume=resume, progress=progress)
 

@@ -12,9 +12,9 @@ from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.evaluation.plots import COLOURS, MARKS, bars, side_by_side
 from timm_compat.evaluation.scores import POINTS, Array, compatibility_cost, update_gain
 from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
-from timm_compat.evaluation.table import markdown_table, spread_text
 from timm_compat.experiments.result import Cell, Record, way_table
 from timm_compat.experiments.transfer.recipe import FIGURES, TRANSFER_WAYS, UPGRADE_WAYS
+from timm_compat.table import markdown_table, spread_text
 
 UPGRADE_INCHES = (11, 4.2)
 
