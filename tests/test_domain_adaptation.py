@@ -35,7 +35,7 @@ def adapt(capsys, *words: object) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
-def target_test() -> tc.ArrayDataset:
+def target_test() -> tc.data.ArrayDataset:
     """What ``QUICK`` measures in the target's domain."""
     return read_domains(read_recipe(AdaptRecipe, DIGITS, QUICK), 0).target_test
 
