@@ -1,17 +1,14 @@
 """``timm-compat adapt``: from labelled source images to unlabelled target images."""
 
-from typing import Any
+from functools import partial
 
 from timm_compat.cli.recipe_options import add_experiment
 
-
-def add_parser(commands: Any) -> None:
-    """Add this command to the parser's commands."""
-    add_experiment(
-        commands,
-        "adapt",
-        "run_adaptation",
-        help="adapt a classifier to images of another domain, without their labels",
-        description="Adapt a classifier from labelled source images to unlabelled target images, in every mode that "
-        "the recipe (YAML) names, and measure each over seeds. Unlabelled images choose the mode to use.",
-    )
+add_parser = partial(
+    add_experiment,
+    command="adapt",
+    function="run_adaptation",
+    help="adapt a classifier to images of another domain, without their labels",
+    description="Adapt a classifier from labelled source images to unlabelled target images, in every mode that "
+    "the recipe (YAML) names, and measure each over seeds. Unlabelled images choose the mode to use.",
+)

@@ -77,11 +77,7 @@ def build(recipe: Recipe) -> Built:
         CompatError: any of ours, as the parts raise them; names the member where one is at fault.
     """
     config = recipe.training
-    datasets = {
-        member.name: read_images(f"member {member.name!r}", member.data, config.seed, member)
-        for member in recipe.members
-    }
-    tests, validations = _measured("test", recipe), _measured("validation", recipe)
+    datasets, tests, validations = (_images(use, recipe) for use in ("data", "test", "validation"))
     _check_apart(validations, {"test": tests, "data": datasets})
     labelled = [datasets[member.name] for member in recipe.members if member.labelled]
     recipe = replace(recipe, space=with_common_classes(recipe.space, labelled))
@@ -95,13 +91,13 @@ def build(recipe: Recipe) -> Built:
     return Built(recipe, space, members, tests, validations, reference, pool)
 
 
-def _measured(use: str, recipe: Recipe) -> dict[str, Images]:
-    given = {member.name: (member, getattr(member, use)) for member in recipe.members}
-    return {
-        name: read_images(f"{use} of member {name!r}", data, recipe.training.seed, member)
-        for name, (member, data) in given.items()
-        if data is not None
-    }
+def _images(use: str, recipe: Recipe) -> dict[str, Images]:
+    found = {}
+    for member in recipe.members:
+        if (data := getattr(member, use)) is not None:
+            what = f"member {member.name!r}" if use == "data" else f"{use} of member {member.name!r}"
+            found[member.name] = read_images(what, data, recipe.training.seed, member)
+    return found
 
 
 def _check_apart(validations: Mapping[str, Images], others: Mapping[str, Mapping[str, Images]]) -> None:

@@ -38,7 +38,7 @@ class ExperimentResult:
         raise NotImplementedError
 
     def notes(self) -> list[str]:
-        """Lines below the tables that sum them up."""
+        """Paragraphs below the tables."""
         return []
 
     def numbers(self) -> dict[str, Any]:
@@ -55,10 +55,10 @@ class ExperimentResult:
 
     def to_markdown(self) -> str:
         """All tables with their titles, and the notes."""
-        seeds = self.recipe.seeds
-        heading = f"{self.about}; seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
+        seeds = ", ".join(map(str, self.recipe.seeds))
+        spread = f"mean ± standard deviation over seeds {seeds}" if len(self.recipe.seeds) > 1 else f"seed {seeds}"
         tables = [text for title, table in self.tables().items() for text in (f"{title}:", table)]
-        return "\n\n".join([heading, *tables, *filter(None, ["\n".join(self.notes())])])
+        return "\n\n".join([f"{self.about}; {spread}.", *tables, *self.notes()])
 
     def summary(self) -> dict[str, Any]:
         """Seeds, folder and figures as JSON values."""

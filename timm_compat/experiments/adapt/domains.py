@@ -26,14 +26,9 @@ COLOUR = 3
 
 @dataclass(frozen=True)
 class Domains:
-    """What a seed learns from and is measured on.
+    """What a seed learns from and, where the recipe names it, is measured on, all with ``in_chans`` channels.
 
-    Attributes:
-        source: labelled.
-        target: labels are looked at for the upper bound alone.
-        source_test: None where the recipe names none.
-        target_test: None where the recipe names none.
-        in_chans: channels of all of these images.
+    The target's labels are looked at for the upper bound alone.
     """
 
     source: Images

@@ -38,6 +38,7 @@ class AdaptResult(ExperimentResult):
             that the unlabelled images chose.
     """
 
+    recipe: AdaptRecipe
     about = "Accuracy in both domains, information in nats"
 
     @property
@@ -62,7 +63,7 @@ class AdaptResult(ExperimentResult):
         explained[SELECTED] = f"what unlabelled target images choose by {self.recipe.select}: " + ", ".join(
             f"{mode} ({count} of {len(self.selected)})" for mode, count in Counter(self.selected).items()
         )
-        return [f"- {mode}: {text}" for mode, text in explained.items()]
+        return ["\n".join(f"- {mode}: {text}" for mode, text in explained.items())]
 
     def numbers(self) -> dict[str, Any]:
         """JSON values."""

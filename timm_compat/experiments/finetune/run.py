@@ -26,6 +26,7 @@ class FinetuneResult(ExperimentResult):
         figures: by section of the recipe and way, one curve a seed as JSON values.
     """
 
+    recipe: FinetuneRecipe
     about = "Accuracy on the target's test images"
 
     @cached_property
@@ -90,15 +91,12 @@ def _prepare(experiment: Experiment, recipe: FinetuneRecipe) -> Callable[[int], 
                 if shared and (section, name) == (ADAPTERS, WHOLE):
                     record = found[START][NEW_HEAD]
                 else:
-                    record = _record(experiment, f"seed{seed}-{section}-{_file_name(name)}", way, recipe)
+                    file = f"seed{seed}-{section}-{name.replace(',', '').replace(' ', '_')}"
+                    record = _record(experiment, file, way, recipe)
                 found.setdefault(section, {})[name] = record
         return found
 
     return measure
-
-
-def _file_name(way: str) -> str:
-    return way.replace(",", "").replace(" ", "_")
 
 
 def _record(experiment: Experiment, name: str, way: Way, recipe: FinetuneRecipe) -> Record:

@@ -49,12 +49,12 @@ class Exchange:
         if set(self.ways) - {"one_space"}:
             found |= self._apart(experiment)
         once_more = sum(len(network.data) for network in self.networks.values()) * (len(self.networks) - 1)
-        labels = {"retrained": once_more}
-        measured = {way: found[way] for way in self.ways}
-        return {
-            way: {"matrix": matrix.to_dict(), "seconds": seconds, "labels": labels.get(way, 0)}
-            for way, (matrix, seconds) in measured.items()
-        }
+        records = {}
+        for way in self.ways:
+            matrix, seconds = found[way]
+            labels = once_more if way == "retrained" else 0
+            records[way] = {"matrix": matrix.to_dict(), "seconds": seconds, "labels": labels}
+        return records
 
     def _one_space(self, experiment: Experiment) -> Measured:
         training = replace(self.recipe.training, seed=self.seed, influence_weight=0.0, distillation_weight=0.0)

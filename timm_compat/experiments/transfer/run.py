@@ -29,6 +29,7 @@ class ClassifierTransferResult(ExperimentResult):
             recipe asks for them, by way one record a seed.
     """
 
+    recipe: ClassifierTransferRecipe
     about = "Accuracy, differences in points of it"
 
     def matrix(self, way: str) -> MatrixOverSeeds:
