@@ -113,6 +113,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 PUBLIC_NAMES = [
     "Asked",
     "AuxiliaryHead",
+    "Callback",
     "CommonClassesHead",
     "CompatExtractor",
     "CompatModel",
@@ -138,6 +139,7 @@ PUBLIC_NAMES = [
     "data",
     "errors",
     "evaluation",
+    "experiments",
     "extract_features",
     "fit",
     "join",

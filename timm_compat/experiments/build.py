@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from timm.models import get_pretrained_cfg_value
 
-from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import CompatError, DataError
 from timm_compat.methods.registry import methods_of
@@ -136,7 +135,7 @@ def read_images(what: str, data: DataRecipe, seed: int, member: MemberRecipe | N
         )
     except CompatError as error:
         raise type(error)(f"{what}: {error}") from error
-    if member is not None and member.pretrained and isinstance(dataset, ArrayDataset) and in_chans is None:
+    if member is not None and member.pretrained and in_chans is None:
         dataset = dataset.with_channels(3)
     return dataset
 
@@ -179,8 +178,7 @@ def build_space(given: SpaceRecipe, seed: int) -> CompatSpace:
 def build_member(given: MemberRecipe, space: CompatSpace, dataset: Images, seed: int) -> Member:
     """A member of a space with its initial weights, which follow from seed and name."""
     arguments: dict[str, Any] = dict(given.arguments)
-    if isinstance(dataset, ArrayDataset):
-        arguments.setdefault("in_chans", dataset.images.shape[1])
+    arguments.setdefault("in_chans", dataset.channels)
     crop_pct = given.crop_pct
     if crop_pct is None and given.weights is not None:  # they see the part of an image that timm says
         crop_pct = get_pretrained_cfg_value(given.backbone, "crop_pct")

@@ -1,6 +1,5 @@
 """Networks from which a training starts: copies that leave their space behind; the given parts stay as they are."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,20 +18,12 @@ def own_space(like: CompatSpace | SpaceRecipe) -> CompatSpace:
 
 def copied(extractor: CompatExtractor, trainable: str = "full", space: CompatSpace | None = None) -> CompatExtractor:
     """A copy that lives in another space of the same form, its own if None; "full", "adapter" or "frozen"."""
-    backbone = copy.deepcopy(extractor.backbone)
-    if trainable == "full" and not any(parameter.requires_grad for parameter in backbone.parameters()):
-        backbone.requires_grad_()  # it was an adapter's
-    made = CompatExtractor(backbone, space or own_space(extractor.space), trainable)
-    made.interface.load_state_dict(extractor.interface.state_dict())
-    return made.to(extractor.preprocess.mean.device)
+    return extractor.copy_to(space or own_space(extractor.space), trainable)
 
 
 def copied_pair(extractor: CompatExtractor, head: TaskHead, space: CompatSpace) -> tuple[CompatExtractor, TaskHead]:
-    """Copies of both that live in another space of the same form, with what is known of the given ones."""
-    made, own = copied(extractor, space=space), TaskHead.from_settings(head.settings(), space)
-    own.load_state_dict(head.state_dict())
-    made.facts, own.facts = extractor.facts, head.facts
-    return made, own.to(head.classifier.weight.device)
+    """Copies of both in another space of the same form; all of the extractor learns."""
+    return extractor.copy_to(space, "full"), head.copy_to(space)
 
 
 def untrained(extractor: CompatExtractor) -> CompatExtractor:

@@ -3,8 +3,6 @@
 import logging
 from dataclasses import dataclass
 
-from timm_compat.data.arrays import ArrayDataset
-from timm_compat.data.image_dataset import MODES
 from timm_compat.data.shifts import shifted_dataset
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.experiments.adapt.recipe import UNLABELLED, WARM, AdaptRecipe, DomainRecipe
@@ -108,7 +106,7 @@ def read_domains(recipe: AdaptRecipe, seed: int, given: Given | None = None) -> 
         for use, data in (("train", domain.train), ("test", domain.test))
     }
     found = [dataset for dataset in read.values() if dataset is not None]
-    most = COLOUR if recipe.pretrained else max(map(_channels_of, found))
+    most = COLOUR if recipe.pretrained else max(dataset.channels for dataset in found)
     in_chans = recipe.arguments.get("in_chans", most) if given is None else given.in_chans
     ready = {
         key: None if dataset is None else _prepared(dataset, getattr(recipe, key[0]), in_chans, seed, key)
@@ -122,12 +120,6 @@ def read_domains(recipe: AdaptRecipe, seed: int, given: Given | None = None) -> 
     if given is not None:
         _check_given(given, domains, recipe)
     return domains
-
-
-def _channels_of(dataset: Images) -> int:
-    if isinstance(dataset, ArrayDataset):
-        return dataset.images.shape[1]
-    return next(count for count, mode in MODES.items() if mode == dataset.mode)
 
 
 def _prepared(dataset: Images, domain: DomainRecipe, in_chans: int, seed: int, key: tuple[str, str]) -> Images:

@@ -25,7 +25,7 @@ def opinion(extractor: CompatExtractor, head: TaskHead, images: Images) -> tuple
     """Features (N, D) and the head's probabilities (N, K) in evaluation mode, on the CPU."""
     features = extract_features(extractor, images)
     with evaluating(head):
-        logits = head(features.to(head.classifier.weight.device))
+        logits = head(features.to(head.device))
     return features.cpu(), logits.float().softmax(dim=1).cpu()
 
 

@@ -100,7 +100,7 @@ def judge(extractor: CompatExtractor, head: TaskHead, test: Images) -> Judge:
             if cached is None:
                 features = extract_features(extractor, test)
             else:
-                features = extractor.interface(cached.to(extractor.preprocess.mean.device))
+                features = extractor.interface(cached.to(extractor.device))
             predicted = head.to(features.device)(features).argmax(dim=1).cpu()
         return float((predicted == expected).float().mean())
 
