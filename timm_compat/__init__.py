@@ -1,5 +1,6 @@
 """timm-compat: any timm backbone as a compatible feature extractor; extractors and heads join without fine-tuning."""
 
+from timm_compat import gallery as gallery
 from timm_compat._version import __version__
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
@@ -102,6 +103,7 @@ __all__ = [
     "create_extractor",
     "extract_features",
     "fit",
+    "gallery",
     "join",
     "linear_probe",
     "load",

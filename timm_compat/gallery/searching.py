@@ -1,0 +1,391 @@
+"""Search: the stored images nearest to a query, exactly and in blocks, or from a faiss index beside them.
+
+Rows of one kind are compared by cosine. Cosines of two models are not comparable: where one model puts unrelated images
+at 0.1 and alike ones at 0.6, another has 0.4 and 0.8. A gallery that holds rows of several kinds therefore keeps a
+*background*: rows of every kind for the same few hundred of its images. For each query, and for each kind r, let m_r
+and s_r be mean and standard deviation of its cosines with that kind's background. A cosine c with a row of kind r
+counts as
+
+    score = m + s (c - m_r) / s_r
+
+where m and s belong to the current kind: how far the image stands out among images that all kinds have seen, on the
+current kind's scale. As the images behind the means are the same ones for every kind, what is left to differ is the
+model; a kind that tells images apart better still puts more of the right ones far up.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import Unpack
+
+from timm_compat._extras import require
+from timm_compat.errors import ComponentFileError, ConfigError, DataError
+from timm_compat.gallery.embedding import Embedders, Queries, Query, check_spaces, embed_queries, opened
+from timm_compat.gallery.manifest import Manifest, Shard
+from timm_compat.gallery.stored import FAISS, Rows, Stored, facts_of, read_manifest, resolved
+from timm_compat.models.extractor import CompatExtractor
+from timm_compat.models.run_options import RunKeywords, RunOptions
+from timm_compat.storage.files import file_sha256, parse_json, replace_text, replaced_file
+
+SEARCHES = ("torch", "faiss")
+QUERIES_AT_ONCE = 256
+LEAST_SPREAD = 1e-6
+ATTEMPTS = 3  # where a writer exchanged the files between two looks at them
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A stored image near a query.
+
+    Attributes:
+        id: path below the images' folder.
+        similarity: cosine with the stored row, in [-1, 1].
+        score: what hits are sorted by: the similarity, on the current kind's scale where the gallery holds several.
+        kind: of the row.
+    """
+
+    id: str
+    similarity: float
+    score: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class GallerySearch:
+    """What was found.
+
+    Attributes:
+        queries: paths, or numbers as text.
+        hits: for every query, nearest first.
+        index: "torch" or "faiss".
+    """
+
+    queries: tuple[str, ...]
+    hits: tuple[tuple[Hit, ...], ...]
+    index: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "index": self.index,
+            "queries": [
+                {"query": query, "hits": [asdict(hit) for hit in hits]}
+                for query, hits in zip(self.queries, self.hits, strict=True)
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        for query, hits in zip(self.queries, self.hits, strict=True):
+            lines += [query, *(f"  {hit.score:.3f}  {hit.id}" for hit in hits)]
+        return "\n".join(lines)
+
+
+class Gallery:
+    """Embeddings of an image folder that outlive their model; from ``gallery.build`` or ``gallery.load``.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pathlib import Path
+        >>> Path("photos").mkdir(exist_ok=True)
+        >>> for name in ("red", "green", "blue"):
+        ...     Image.new("RGB", (40, 30), name).save(f"photos/{name}.png")
+        >>> extractor = tc.create_extractor("test_resnet", tc.CompatSpace(16, methods=["rotation"]).finalize())
+        >>> gallery = tc.gallery.build("photos", "gallery", extractor)
+        >>> len(gallery), gallery.search("photos/red.png", k=1).hits[0][0].id
+        (3, 'red.png')
+    """
+
+    def __init__(self, stored: Stored, given: Sequence[CompatExtractor] = (), report: Any = None) -> None:
+        self._stored, self._given = stored, tuple(given)
+        self.report = report
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._stored.folder
+
+    @property
+    def manifest(self) -> Manifest:
+        """What ``gallery.json`` said when it was last read."""
+        return self._stored.manifest
+
+    @property
+    def images(self) -> Path:
+        """The folder of its images."""
+        return resolved(self.manifest.images, self.folder)
+
+    def __len__(self) -> int:
+        return self.manifest.num_images
+
+    def ids(self) -> Iterator[str]:
+        """Paths below the images' folder, in the order of the rows."""
+        for shard in self.manifest.shards:
+            yield from self._stored.entries(shard).ids
+
+    def shards(self) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...], Rows]]:
+        """Kind, ids, SHA-256 of the image files, and rows (n, dimension), which are read when they are looked at."""
+        for shard in self.manifest.shards:
+            entries = self._stored.entries(shard)
+            yield shard.kind, entries.ids, entries.hashes, self._stored.rows(shard)
+
+    def verify(self) -> None:
+        """Read every file and check every hash.
+
+        Raises:
+            ComponentFileError: a file is missing or damaged, or an id stands there twice.
+        """
+        self._stored = Stored.open(self.folder)
+        self._stored.verify()
+
+    def to_dict(self) -> dict[str, Any]:
+        """How many images, of which kinds and spaces, as JSON values."""
+        return dict(facts_of(self.manifest))
+
+    def search(
+        self,
+        queries: Queries,
+        k: int = 10,
+        *,
+        extractor: CompatExtractor | str | Path | Sequence[CompatExtractor | str | Path] = (),
+        index: str = "torch",
+        **run: Unpack[RunKeywords],
+    ) -> GallerySearch:
+        """The stored images nearest to each query.
+
+        Args:
+            queries: image files, folders of them, or raw images (see ``extract_features``).
+            k: how many of the nearest.
+            extractor: one or several to embed queries with, each for its own space: the gallery's own, or another that
+                joined the same space. Spaces without one are embedded for by the extractor that the gallery names.
+            index: "torch" compares with every row; "faiss" with an exact flat index, which is kept beside the gallery
+                and loaded into memory as a whole.
+            **run: ``device``, ``batch_size``, ``amp``, ``workers``, ``progress`` of the queries' pass.
+
+        Raises:
+            ConfigError: k below 1, another index, or an extractor that the gallery does not name the place of.
+            SpaceMismatchError: an extractor of a space that no row lives in.
+            ComponentFileError: a damaged gallery, an index that is not of these rows, or another extractor than named.
+            DataError: no query, or one that cannot be decoded.
+            MissingExtraError: faiss is not installed.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ConfigError(f"k: expected a whole number of at least 1, got {k!r}")
+        if index not in SEARCHES:
+            raise ConfigError(f"index: expected one of {', '.join(SEARCHES)}, got {index!r}")
+        if index == "faiss":
+            require("faiss", "retrieval")
+        own = [extractor] if isinstance(extractor, CompatExtractor | str | Path) else extractor
+        given = [opened(each) for each in own]
+        self._stored.manifest = read_manifest(self.folder)
+        if not len(self):
+            raise DataError(f"{self.folder}: expected a gallery with images, got an empty one; build it")
+        check_spaces(self.manifest, given, self.folder)
+        manifest = self.manifest
+        embedders = Embedders(manifest, self.folder, [*self._usable(), *given])
+        query = embed_queries(embedders, manifest.spaces_present, queries, RunOptions(**run))
+        for attempt in range(ATTEMPTS):
+            try:
+                return GallerySearch(query.names, _search(self._stored, query, k, index), index)
+            except ComponentFileError:
+                self._stored.manifest = read_manifest(self.folder)
+                changed = self.manifest != manifest and self.manifest.spaces_present == manifest.spaces_present
+                if not changed or attempt == ATTEMPTS - 1:
+                    raise
+                manifest = self.manifest
+        raise AssertionError("unreachable")
+
+    def _usable(self) -> list[CompatExtractor]:
+        """Extractors that came with this object, where the gallery still names them."""
+        digests = {space: model.digest for space, model in self.manifest.spaces.items()}
+        return [part for part in self._given if digests.get(part.space.fingerprint) == part.digest()]
+
+
+def _search(stored: Stored, query: Query, k: int, index: str) -> tuple[tuple[Hit, ...], ...]:
+    found: list[tuple[Hit, ...]] = []
+    count = len(query.names)
+    for start in range(0, count, QUERIES_AT_ONCE):
+        part = slice(start, min(start + QUERIES_AT_ONCE, count))
+        own = Query(query.names[part], {space: rows[part] for space, rows in query.features.items()})
+        scores, places = nearest(_by_kind(stored, own, k, index), scales(stored, own), k)
+        found += _hits(stored, scores, places, scales(stored, own))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map from a kind's cosines to scores, for each query: (Q, 1) each."""
+
+    factor: Tensor
+    shift: Tensor
+
+    def __call__(self, cosines: Tensor) -> Tensor:
+        """Scores (Q, n) of cosines (Q, n)."""
+        return cosines * self.factor + self.shift
+
+    def back(self, scores: Tensor) -> Tensor:
+        """Cosines (Q, n) of scores (Q, n)."""
+        return (scores - self.shift) / self.factor
+
+
+def scales(stored: Stored, query: Query) -> dict[str, Scale]:
+    """How each kind's cosines are made comparable; see this module's formula."""
+    manifest, count = stored.manifest, len(query.names)
+    present = manifest.kinds_present
+    if len(present) < 2:
+        return {key: Scale(torch.ones(count, 1), torch.zeros(count, 1)) for key in present}
+    current = manifest.current if manifest.current in present else present[-1]
+    moments = {key: _moments(query.for_kind(manifest.kinds[key]), stored.background(key)) for key in present}
+    return comparable(moments, current)
+
+
+def comparable(moments: Mapping[str, tuple[Tensor, Tensor]], current: str) -> dict[str, Scale]:
+    """Scales from each kind's mean and standard deviation over the background, (Q, 1) each."""
+    mean, spread = moments[current]
+    found = {}
+    for key, (own_mean, own_spread) in moments.items():
+        factor = spread / own_spread
+        found[key] = Scale(factor, mean - own_mean * factor)
+    return found
+
+
+def moments_of(cosines: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of cosines (Q, n) with a background, (Q, 1) each."""
+    return cosines.mean(dim=1, keepdim=True), cosines.std(dim=1, keepdim=True).clamp(min=LEAST_SPREAD)
+
+
+def _moments(vectors: Tensor, background: Rows) -> tuple[Tensor, Tensor]:
+    return moments_of(vectors @ _unit(background).T)
+
+
+def _unit(rows: Rows) -> Tensor:
+    return F.normalize(torch.from_numpy(np.array(rows)), dim=1)  # a copy: what is mapped cannot be written
+
+
+Block = tuple[str, Tensor, Tensor]  # kind, cosines (Q, n), positions (Q, n) or (n,) in the gallery
+
+
+def nearest(blocks: Iterable[Block], scale: Mapping[str, Scale], k: int) -> tuple[Tensor, Tensor]:
+    """The highest scores (Q, k) and their positions (Q, k); of equal ones the first of the gallery."""
+    best: tuple[Tensor, Tensor] | None = None
+    for kind, cosines, positions in blocks:
+        found = scale[kind](cosines), positions.expand(len(cosines), -1)
+        both = found if best is None else tuple(torch.cat(pair, dim=1) for pair in zip(best, found, strict=True))
+        scores, order = both[0].sort(dim=1, descending=True, stable=True)
+        best = scores[:, :k], both[1].gather(1, order[:, :k])
+    assert best is not None
+    return best
+
+
+def _by_kind(stored: Stored, query: Query, k: int, index: str) -> Iterator[Block]:
+    manifest = stored.manifest
+    vectors = {key: query.for_kind(manifest.kinds[key]) for key in manifest.kinds_present}
+    if index == "faiss":
+        for key, own in vectors.items():
+            yield (key, *_from_index(stored, key, own, k))
+        return
+    first = 0
+    for shard in manifest.shards:
+        cosines = vectors[shard.kind] @ _unit(stored.rows(shard)).T
+        if not cosines.isfinite().all():
+            raise ComponentFileError(f"{stored.folder}: expected finite embeddings in shard {shard.name}, got others")
+        yield shard.kind, cosines, torch.arange(first, first + shard.rows)
+        first += shard.rows
+
+
+def _hits(stored: Stored, scores: Tensor, places: Tensor, scale: Mapping[str, Scale]) -> list[tuple[Hit, ...]]:
+    shards = stored.manifest.shards
+    starts = np.cumsum([0, *(shard.rows for shard in shards)])
+    owners = np.searchsorted(starts, places.numpy(), side="right") - 1
+    entries = {number: stored.entries(shards[number]) for number in np.unique(owners)}
+    cosines = {key: own.back(scores) for key, own in scale.items()}
+    found = []
+    for query, row in enumerate(places.tolist()):
+        hits = []
+        for rank, place in enumerate(row):
+            number = int(owners[query, rank])
+            kind, own = shards[number].kind, entries[number].ids[place - int(starts[number])]
+            hits.append(Hit(own, float(cosines[kind][query, rank]), float(scores[query, rank]), kind))
+        found.append(tuple(hits))
+    return found
+
+
+def _positions(shards: Sequence[Shard], kind: str) -> Tensor:
+    """Where the rows of a kind stand in the gallery."""
+    first, found = 0, []
+    for shard in shards:
+        if shard.kind == kind:
+            found.append(torch.arange(first, first + shard.rows))
+        first += shard.rows
+    return torch.cat(found)
+
+
+def _from_index(stored: Stored, kind: str, vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    positions = _positions(stored.manifest.shards, kind)
+    index = _faiss_index(stored, kind)
+    cosines, places = index.search(np.ascontiguousarray(vectors.numpy()), min(k, len(positions)))
+    return torch.from_numpy(cosines), positions[torch.from_numpy(places)]
+
+
+def _faiss_index(stored: Stored, kind: str) -> Any:
+    """The kept index of a kind's rows, made anew where the gallery has changed since."""
+    faiss = require("faiss", "retrieval")
+    shards = [shard for shard in stored.manifest.shards if shard.kind == kind]
+    digest = hashlib.sha256(" ".join(shard.sha256 for shard in shards).encode()).hexdigest()
+    file = stored.folder / FAISS / f"{hashlib.sha256(kind.encode()).hexdigest()[:16]}.index"
+    if _recorded(file) == digest:
+        return _read_index(faiss, file, sum(shard.rows for shard in shards), stored.manifest.kinds[kind].dimension)
+    _logger.info("%s: building the faiss index of %s", stored.folder, kind)
+    index = faiss.IndexFlatIP(stored.manifest.kinds[kind].dimension)
+    for shard in shards:
+        index.add(_unit(stored.rows(shard)).numpy())
+    _facts_file(file).unlink(missing_ok=True)  # what ends this process here must not leave them beside another index
+    with replaced_file(file) as partial:
+        faiss.write_index(index, str(partial))
+    replace_text(_facts_file(file), json.dumps({"embeddings": digest, "sha256": file_sha256(file)}))
+    return index
+
+
+def _facts_file(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _recorded(file: Path) -> str | None:
+    """The digest of the rows that an index says it was built from, after its own hash was checked."""
+    if not (file.is_file() and _facts_file(file).is_file()):
+        return None
+    try:
+        facts = parse_json(_facts_file(file).read_bytes())
+        embeddings, own = str(facts["embeddings"]), facts["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ComponentFileError(f"{_facts_file(file)}: expected an index's facts, got {error}; remove it") from error
+    if own != file_sha256(file):
+        raise ComponentFileError(
+            f"{file}: expected the index that {_facts_file(file).name} speaks of, got another file: it does not belong "
+            "to these embeddings; remove both, and it is built anew"
+        )
+    return embeddings
+
+
+def _read_index(faiss: Any, file: Path, rows: int, dimension: int) -> Any:
+    try:
+        index = faiss.read_index(str(file))
+    except RuntimeError as error:
+        raise ComponentFileError(f"{file}: expected a faiss index, got {error}; remove it") from error
+    if (index.ntotal, index.d) != (rows, dimension) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise ComponentFileError(
+            f"{file}: expected an index of {rows} rows of {dimension} dimensions by inner product, got {index.ntotal} "
+            f"of {index.d}: it does not belong to these embeddings; remove it, and it is built anew"
+        )
+    return index
