@@ -24,6 +24,7 @@ TITLES = {
     "chain": "Ten members, one after another (ten classes)",
     "data_sets": "Two data sets: MNIST and USPS",
     "join": "Frozen backbones joined on unlabelled images (4 of 7 classes)",
+    "gallery": "Stored embeddings of real photos, and another network",
 }
 PAIRS = ("methods", "same_classes", "overlap", "interface", "feature_dim", "split")
 ALL = "all"
@@ -77,6 +78,8 @@ def _table(table: str, found: Mapping[str, list[dict[str, Any]]]) -> str:
         return "\n\n".join([spread_table("shared", group_rows(rows)), *(_matrix(row, rows[row]) for row in rows)])
     if table == "chain":
         return "\n\n".join(spread_table(f"{row}: member", chain_rows(cells)) for row, cells in rows.items())
+    if table == "gallery":
+        return _galleries(rows)
     return spread_table("shared", group_rows(rows)) if table == "data_sets" else _joins(rows)
 
 
@@ -98,6 +101,28 @@ def _joins(rows: Mapping[str, list[dict[str, Any]]]) -> str:
             images = "" if source == "none" else str(count or ALL)
             body.append([row, source, images, method, spread_text(columns["accuracy"]), share, seconds])
     heading = ["space", "images of", "images", "method", "accuracy", "% of a head retrained with labels", "seconds"]
+    return markdown_table([heading, *body])
+
+
+def _galleries(rows: Mapping[str, list[dict[str, Any]]]) -> str:
+    body = []
+    for row, cells in rows.items():
+        for number, one in enumerate(cells[0]["result"]["ways"]):
+            ways = [cell["result"]["ways"][number] for cell in cells]
+            first, low, high = one["recall_at_1"], *one["interval_at_1"]
+            at_1 = (
+                spread_text([way["recall_at_1"] for way in ways])
+                if len(cells) > 1
+                else (f"{first:.3f} ({low:.3f} to {high:.3f})")
+            )
+            at_10, flips = (spread_text([way[key] for way in ways]) for key in ("recall_at_10", "negative_flips"))
+            cost = [f"{statistics.fmean(way[key] for way in ways):,.0f}" for key in ("seconds", "gflop")]
+            advised = sum(cell["result"]["recommendation"] == one["way"] for cell in cells)
+            mark = f"{advised} of {len(cells)}" if advised else ""
+            body.append([row, one["way"], at_1, at_10, flips, *cost, mark])
+        half = spread_text([cell["result"]["half_way"] for cell in cells])
+        body.append([row, "half-way through reembed", half, "", "", "", "", ""])
+    heading = ["gallery", "way", "recall@1", "recall@10", "flips", "seconds", "GFLOP", "recommended"]
     return markdown_table([heading, *body])
 
 

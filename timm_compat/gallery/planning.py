@@ -17,7 +17,7 @@ from timm_compat.evaluation.intervals import bootstrap_interval, wilson_interval
 from timm_compat.evaluation.table import markdown_table
 from timm_compat.gallery.embedding import opened
 from timm_compat.gallery.sampling import Sample, check_way, draw, measure_pairs
-from timm_compat.gallery.searching import Gallery
+from timm_compat.gallery.searching import Gallery, Scale, moments_of
 from timm_compat.gallery.stored import Stored
 from timm_compat.gallery.ways import (
     BLEND,
@@ -27,8 +27,10 @@ from timm_compat.gallery.ways import (
     RANKS,
     REEMBED,
     WAYS,
+    Pairs,
     class_recall,
     compared,
+    cosines,
     fit_linear,
     neighbour_recall,
 )
@@ -95,6 +97,8 @@ class UpgradePlan:
         ways: the scores.
         recommendation: one of the ways; "keep" is "do not".
         reason: why.
+        half_way: recall@1 in [0, 1] while re-embedding is half done: every second image as a new row, searched with
+            both models' queries, scores made comparable as ``Gallery.search`` does.
         remarks: what could not be measured, or is to be known.
     """
 
@@ -107,6 +111,7 @@ class UpgradePlan:
     ways: tuple[WayScores, ...]
     recommendation: str
     reason: str
+    half_way: float
     remarks: tuple[str, ...]
 
     def way(self, name: str) -> WayScores:
@@ -135,8 +140,9 @@ class UpgradePlan:
             f"{self.num_scored:,} others are looked for among each other; right is {self.measured_by}"
         )
         words = [f"{name}: {WORDS[name]}" for name in WAYS]
+        half = f"Half-way through re-embedding recall@1 is {self.half_way:.3f}."
         advice = f"Recommended: {self.recommendation}. {self.reason}"
-        return "\n".join([head, "", self.table(), "", *words, "", *self.remarks, advice])
+        return "\n".join([head, "", self.table(), "", *words, "", *self.remarks, half, advice])
 
 
 def plan(
@@ -179,10 +185,12 @@ def plan(
     join, mapping = fit_linear(fitting.pooled, fitting.stored), fit_linear(fitting.stored, fitting.new)
     fit_seconds = (time.perf_counter() - start) / 2
     scores = compared(scoring, join, mapping)
-    right = _right(scores, None if classes is None else classes[half:])
+    own = None if classes is None else classes[half:]
+    right = {way: _recall(found, own, scores[REEMBED]) for way, found in scores.items()}
+    half_way = _recall(_half_way(fitting, scoring), own, scores[REEMBED])
     costs = _costs(stored, new, current, drawn, seconds, fit_seconds)
     ways = tuple(_scored(way, right, costs[way], labels is not None) for way in WAYS)
-    recommendation, reason = recommend({found.way: found for found in ways}, right, labels is not None)
+    recommendation, reason = recommend({found.way: found for found in ways}, labelled=labels is not None)
     space = next(iter(stored.manifest.spaces_present))
     return UpgradePlan(
         stored.manifest.spaces[space].architecture,
@@ -194,6 +202,7 @@ def plan(
         ways,
         recommendation,
         reason,
+        float(half_way[RANKS[0]].mean()),
         _remarks(drawn, labels is not None),
     )
 
@@ -216,19 +225,24 @@ def _classes(ids: tuple[str, ...], labels: str | Mapping[str, str]) -> Tensor:
     return torch.tensor([known[name] for name in names])
 
 
-def _right(scores: Mapping[str, Tensor], classes: Tensor | None) -> dict[str, dict[int, NDArray[np.float64]]]:
-    """By way and k, each query's recall."""
-    if classes is not None and not (torch.bincount(classes)[classes] > 1).any():
+def _recall(found: Tensor, classes: Tensor | None, wanted: Tensor) -> dict[int, NDArray[np.float64]]:
+    """By k, each query's recall: of its class, or of the neighbours by ``wanted`` scores."""
+    if classes is None:
+        return {count: neighbour_recall(found, wanted, count) for count in RANKS}
+    if not (torch.bincount(classes)[classes] > 1).any():
         raise DataError(
             "labels: expected classes of several images in the sample, got one image each; leave labels out"
         )
+    return {count: class_recall(found, classes, count) for count in RANKS}
 
-    def recall(found: Tensor, count: int) -> NDArray[np.float64]:
-        if classes is not None:
-            return class_recall(found, classes, count)
-        return neighbour_recall(found, scores[REEMBED], count)
 
-    return {way: {count: recall(found, count) for count in RANKS} for way, found in scores.items()}
+def _half_way(background: Pairs, pairs: Pairs) -> Tensor:
+    """Scores (n, n) where every second image is a new row and the others are as they were."""
+    kept, new = cosines(pairs.queries, pairs.stored), cosines(pairs.new, pairs.new)
+    own, current = cosines(pairs.queries, background.stored), cosines(pairs.new, background.new)
+    scale = Scale(*moments_of(own), *moments_of(current))
+    is_new = torch.arange(len(kept)) % 2 == 0
+    return torch.where(is_new, new, scale(kept))
 
 
 def _scored(
@@ -278,9 +292,7 @@ def _costs(
     }
 
 
-def recommend(
-    ways: Mapping[str, WayScores], right: Mapping[str, Mapping[int, NDArray[np.float64]]], labelled: bool
-) -> tuple[str, str]:
+def recommend(ways: Mapping[str, WayScores], *, labelled: bool) -> tuple[str, str]:
     """The way to go, and why.
 
     Re-embedding has to beat the old model by more than its interval leaves open, else nothing is worth a change. Then

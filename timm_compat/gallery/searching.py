@@ -6,11 +6,12 @@ at 0.1 and alike ones at 0.6, another has 0.4 and 0.8. A gallery that holds rows
 and s_r be mean and standard deviation of its cosines with that kind's background. A cosine c with a row of kind r
 counts as
 
-    score = m + s (c - m_r) / s_r
+    score = m + (1 - m) x^p    with    x = (c - m_r) / (1 - m_r),    p = log(s / (1 - m)) / log(s_r / (1 - m_r))
 
-where m and s belong to the current kind: how far the image stands out among images that all kinds have seen, on the
-current kind's scale. As the images behind the means are the same ones for every kind, what is left to differ is the
-model; a kind that tells images apart better still puts more of the right ones far up.
+where m and s belong to the current kind: what is as near as the background counts so, what is a standard deviation
+nearer counts as a standard deviation nearer, and what is identical stays 1. (What is farther than the mean, x < 0,
+counts as m + s (c - m_r) / s_r.) As the images behind the means are the same ones for every kind, what is left to
+differ is the model; one that tells images apart better still puts more of the right ones far up.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ from timm_compat.storage.files import file_sha256, parse_json, replace_text, rep
 
 SEARCHES = ("torch", "faiss")
 QUERIES_AT_ONCE = 256
-LEAST_SPREAD = 1e-6
+LEAST_SPREAD, MOST_SPREAD = 1e-6, 0.99  # of what lies between the mean and 1
 ATTEMPTS = 3  # where a writer exchanged the files between two looks at them
 
 _logger = logging.getLogger(__name__)
@@ -218,46 +219,47 @@ def _search(stored: Stored, query: Query, k: int, index: str) -> tuple[tuple[Hit
     for start in range(0, count, QUERIES_AT_ONCE):
         part = slice(start, min(start + QUERIES_AT_ONCE, count))
         own = Query(query.names[part], {space: rows[part] for space, rows in query.features.items()})
-        scores, places = nearest(_by_kind(stored, own, k, index), scales(stored, own), k)
-        found += _hits(stored, scores, places, scales(stored, own))
+        found += _hits(stored, *nearest(_by_kind(stored, own, k, index), scales(stored, own), k))
     return tuple(found)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear map from a kind's cosines to scores, for each query: (Q, 1) each."""
+    """From one kind's cosines to scores on the current kind's scale, for each query; see this module's formula.
 
-    factor: Tensor
-    shift: Tensor
+    Attributes:
+        own_mean: m_r, (Q, 1).
+        own_spread: s_r, (Q, 1).
+        mean: m, (Q, 1).
+        spread: s, (Q, 1).
+    """
+
+    own_mean: Tensor
+    own_spread: Tensor
+    mean: Tensor
+    spread: Tensor
 
     def __call__(self, cosines: Tensor) -> Tensor:
         """Scores (Q, n) of cosines (Q, n)."""
-        return cosines * self.factor + self.shift
-
-    def back(self, scores: Tensor) -> Tensor:
-        """Cosines (Q, n) of scores (Q, n)."""
-        return (scores - self.shift) / self.factor
+        own_room, room = ((1 - mean).clamp(min=LEAST_SPREAD) for mean in (self.own_mean, self.mean))
+        steps, own_steps = (
+            (spread / space).clamp(LEAST_SPREAD, MOST_SPREAD).log()
+            for spread, space in ((self.spread, room), (self.own_spread, own_room))
+        )
+        above = ((cosines - self.own_mean) / own_room).clamp(min=0)
+        below = (cosines - self.own_mean).clamp(max=0) * self.spread / self.own_spread
+        return self.mean + room * above ** (steps / own_steps) + below
 
 
 def scales(stored: Stored, query: Query) -> dict[str, Scale]:
-    """How each kind's cosines are made comparable; see this module's formula."""
-    manifest, count = stored.manifest, len(query.names)
+    """How each kind's cosines are made comparable (see this module's formula); empty where there is one kind only."""
+    manifest = stored.manifest
     present = manifest.kinds_present
     if len(present) < 2:
-        return {key: Scale(torch.ones(count, 1), torch.zeros(count, 1)) for key in present}
+        return {}
     current = manifest.current if manifest.current in present else present[-1]
     moments = {key: _moments(query.for_kind(manifest.kinds[key]), stored.background(key)) for key in present}
-    return comparable(moments, current)
-
-
-def comparable(moments: Mapping[str, tuple[Tensor, Tensor]], current: str) -> dict[str, Scale]:
-    """Scales from each kind's mean and standard deviation over the background, (Q, 1) each."""
-    mean, spread = moments[current]
-    found = {}
-    for key, (own_mean, own_spread) in moments.items():
-        factor = spread / own_spread
-        found[key] = Scale(factor, mean - own_mean * factor)
-    return found
+    return {key: Scale(*own, *moments[current]) for key, own in moments.items()}
 
 
 def moments_of(cosines: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,16 +278,20 @@ def _unit(rows: Rows) -> Tensor:
 Block = tuple[str, Tensor, Tensor]  # kind, cosines (Q, n), positions (Q, n) or (n,) in the gallery
 
 
-def nearest(blocks: Iterable[Block], scale: Mapping[str, Scale], k: int) -> tuple[Tensor, Tensor]:
-    """The highest scores (Q, k) and their positions (Q, k); of equal ones the first of the gallery."""
-    best: tuple[Tensor, Tensor] | None = None
+def nearest(blocks: Iterable[Block], scale: Mapping[str, Scale], k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The highest scores (Q, k), their cosines and positions; of equal ones the first of the gallery."""
+    best: tuple[Tensor, ...] = ()
     for kind, cosines, positions in blocks:
-        found = scale[kind](cosines), positions.expand(len(cosines), -1)
-        both = found if best is None else tuple(torch.cat(pair, dim=1) for pair in zip(best, found, strict=True))
-        scores, order = both[0].sort(dim=1, descending=True, stable=True)
-        best = scores[:, :k], both[1].gather(1, order[:, :k])
-    assert best is not None
-    return best
+        found = (_scores(scale, kind, cosines), cosines, positions.expand(len(cosines), -1))
+        both = [torch.cat(pair, dim=1) for pair in zip(best, found, strict=True)] if best else list(found)
+        order = both[0].sort(dim=1, descending=True, stable=True).indices[:, :k]
+        best = tuple(part.gather(1, order) for part in both)
+    scores, cosines, positions = best
+    return scores, cosines, positions
+
+
+def _scores(scale: Mapping[str, Scale], kind: str, cosines: Tensor) -> Tensor:
+    return scale[kind](cosines) if scale else cosines
 
 
 def _by_kind(stored: Stored, query: Query, k: int, index: str) -> Iterator[Block]:
@@ -304,19 +310,18 @@ def _by_kind(stored: Stored, query: Query, k: int, index: str) -> Iterator[Block
         first += shard.rows
 
 
-def _hits(stored: Stored, scores: Tensor, places: Tensor, scale: Mapping[str, Scale]) -> list[tuple[Hit, ...]]:
+def _hits(stored: Stored, scores: Tensor, cosines: Tensor, places: Tensor) -> list[tuple[Hit, ...]]:
     shards = stored.manifest.shards
     starts = np.cumsum([0, *(shard.rows for shard in shards)])
     owners = np.searchsorted(starts, places.numpy(), side="right") - 1
     entries = {number: stored.entries(shards[number]) for number in np.unique(owners)}
-    cosines = {key: own.back(scores) for key, own in scale.items()}
     found = []
     for query, row in enumerate(places.tolist()):
         hits = []
         for rank, place in enumerate(row):
             number = int(owners[query, rank])
             kind, own = shards[number].kind, entries[number].ids[place - int(starts[number])]
-            hits.append(Hit(own, float(cosines[kind][query, rank]), float(scores[query, rank]), kind))
+            hits.append(Hit(own, float(cosines[query, rank]), float(scores[query, rank]), kind))
         found.append(tuple(hits))
     return found
 

@@ -232,7 +232,7 @@ def alone(folder: Path) -> Iterator[None]:
         OutputWriteError: it cannot be written.
     """
     if not is_gallery(folder):
-        if folder.is_dir() and {found.name for found in folder.iterdir()} > {LOCK_FILE}:
+        if folder.is_dir() and not _is_left_behind(folder):
             raise ComponentFileError(
                 f"expected a gallery or a new folder, got {str(folder)!r}, which holds something else; name another one"
             )
@@ -246,6 +246,12 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.close()
+
+
+def _is_left_behind(folder: Path) -> bool:
+    """Whether a folder is empty, or holds what a writer that was killed before its first shard was whole left there."""
+    names = {found.name for found in folder.iterdir() if not found.name.startswith(f".{MANIFEST_FILE}.")}
+    return not names or (LOCK_FILE in names and names <= {LOCK_FILE, SHARDS})
 
 
 def _take(lock: Any, folder: Path) -> None:
