@@ -286,6 +286,15 @@ def test_another_extractor_at_the_place_of_the_gallerys_own_is_refused(place: Pa
         tc.gallery.load(place / "gallery").search(place / "photos" / "red", k=1)
 
 
+def test_an_extractor_on_the_hub_is_found_by_its_commit(place: Path, hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.user("hf_alicesecret", "alice"))
+    source = tc.CompatExtractor.from_pretrained(place / "old").push_to_hub("alice/old")
+    gallery = tc.gallery.build(place / "photos" / "red", place / "hubbed", "alice/old")
+    (model,) = gallery.manifest.spaces.values()
+    assert (model.location, model.commit) == ("alice/old", source.commit)
+    assert tc.gallery.load(place / "hubbed").search(place / "photos" / "red" / "3.png", k=1).hits[0][0].id == "3.png"
+
+
 def test_two_writers_do_not_meet(place: Path) -> None:
     with stored_module.alone(place / "gallery"), pytest.raises(tc.ConfigError, match="another process"):
         tc.gallery.build(place / "photos", place / "gallery")
@@ -335,7 +344,7 @@ def test_what_a_killed_first_build_left_is_gone_over(place: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell its own memory")
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    """A search over 800 MB of rows, in a process that may take half of that."""
+    """A search over 400 MB of rows, in a process that may take half of that."""
     extractor = extractor_of(0, 1024)
     save_image(tmp_path / "photos" / "a.png", COLOURS[0], 0)
     extractor.save_pretrained(tmp_path / "old")
@@ -343,7 +352,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     stored = stored_module.Stored.open(tmp_path / "gallery")
     (shard,) = stored.manifest.shards
     draw, shards = np.random.default_rng(0), [shard]
-    for number in range(200):
+    for number in range(100):
         entries = stored_module.Entries(tuple(f"{number}/{row}" for row in range(1000)), ("",) * 1000)
         shards.append(stored.write_shard(shard.kind, entries, draw.normal(size=(1000, 1024)).astype(np.float32)))
     stored.commit(Manifest(**{**vars(stored.manifest), "shards": tuple(shards)}))
@@ -353,7 +362,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         "gallery = tc.gallery.load(sys.argv[1])\n"
         "lines = Path('/proc/self/status').read_text().splitlines()\n"
         "used = 1024 * next(int(line.split()[1]) for line in lines if line.startswith('VmData'))\n"
-        "resource.setrlimit(resource.RLIMIT_DATA, (used + 400 * 2**20,) * 2)\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (used + 200 * 2**20,) * 2)\n"
         "print(gallery.search(sys.argv[2], k=1, device='cpu').hits[0][0].id)\n"
     )
     words = [sys.executable, "-c", program, str(tmp_path / "gallery"), str(tmp_path / "photos" / "a.png")]

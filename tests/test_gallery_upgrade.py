@@ -141,6 +141,7 @@ def test_each_way_leaves_a_gallery_that_is_whole_and_searched(
     save_image(place / "photos" / "red" / "later.png", (200, 40, 40), 77)
     later = tc.gallery.build(place / "photos", place / "gallery")
     assert (later.report.embedded, later.report.kept) == (1, COUNT)
+    assert len(list((place / "gallery").glob("extractors/*"))) == (way == "join")
     (hits,) = tc.gallery.load(place / "gallery").search(place / "photos" / "red" / "later.png", k=8).hits
     assert hits[0].id == "red/later.png"
     assert sum(hit.id.startswith("red/") for hit in hits) >= 6
@@ -225,6 +226,8 @@ def test_a_half_upgraded_gallery_goes_on(half: Path, fresh: dict[str, np.ndarray
     rows = stored_rows(gallery)
     assert rows.keys() == fresh.keys()
     assert all(np.allclose(rows[own], fresh[own], atol=1e-4) for own in rows)
+    assert [path.name for path in (half / "cut").iterdir() if path.name != ".lock"].count("background") == 1
+    assert not list((half / "cut" / "background").iterdir())
     shutil.rmtree(half / "old")  # nothing needs it any more
     assert precision(tc.gallery.load(half / "cut"), half / "photos") > 0.9
 

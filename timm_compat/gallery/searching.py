@@ -32,7 +32,7 @@ from timm_compat._extras import require
 from timm_compat.errors import ComponentFileError, ConfigError, DataError
 from timm_compat.gallery.embedding import Embedders, Queries, Query, check_spaces, embed_queries, opened
 from timm_compat.gallery.manifest import Manifest, Shard
-from timm_compat.gallery.stored import FAISS, Rows, Stored, facts_of, read_manifest, resolved
+from timm_compat.gallery.stored import Rows, Stored, facts_of, index_file, read_manifest, resolved
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.run_options import RunKeywords, RunOptions
 from timm_compat.storage.files import file_sha256, parse_json, replace_text, replaced_file
@@ -348,7 +348,7 @@ def _faiss_index(stored: Stored, kind: str) -> Any:
     faiss = require("faiss", "retrieval")
     shards = [shard for shard in stored.manifest.shards if shard.kind == kind]
     digest = hashlib.sha256(" ".join(shard.sha256 for shard in shards).encode()).hexdigest()
-    file = stored.folder / FAISS / f"{hashlib.sha256(kind.encode()).hexdigest()[:16]}.index"
+    file = index_file(stored.folder, kind)
     if _recorded(file) == digest:
         return _read_index(faiss, file, sum(shard.rows for shard in shards), stored.manifest.kinds[kind].dimension)
     _logger.info("%s: building the faiss index of %s", stored.folder, kind)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -198,9 +199,22 @@ class Stored:
             for file in (self.folder / part).glob("*"):
                 if file not in named:
                     file.unlink(missing_ok=True)
+        indexes = {index_file(self.folder, kind).stem for kind in self.manifest.kinds}
+        for file in (self.folder / FAISS).glob("*"):
+            if file.stem not in indexes:
+                file.unlink(missing_ok=True)
+        extractors = {model.location for model in self.manifest.spaces.values()}
+        for folder in (self.folder / EXTRACTORS).glob("*"):
+            if f"{EXTRACTORS}/{folder.name}" not in extractors:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 _WAY_OUT = "take it from a backup, or build the gallery anew"
+
+
+def index_file(folder: Path, kind: str) -> Path:
+    """Where the faiss index of a kind's rows is kept."""
+    return folder / FAISS / f"{hashlib.sha256(kind.encode()).hexdigest()[:16]}.index"
 
 
 def is_gallery(folder: str | Path) -> bool:

@@ -5,6 +5,7 @@ exchange of the manifest puts them in place. Re-embedding exchanges one shard af
 holds old and new rows and is searched as such, and the next call goes on where a process was stopped.
 """
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -63,7 +64,9 @@ class UpgradeReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        left = f"; {self.left:,} stay as they were: their images are gone, changed or damaged" if self.left else ""
+        left = ""
+        if self.left:
+            left = f"; {self.left:,} stay as they were: their images are gone, changed or damaged (see gallery build)"
         return f"{self.way}: {self.converted:,} entries{left}; {self.seconds:.1f} s"
 
 
@@ -127,7 +130,8 @@ def _join(stored: Stored, new: CompatExtractor, drawn: Sample, pairs: Pairs) -> 
     if len(manifest.kinds_present) > 1:
         raise ConfigError(f"{stored.folder}: join: expected rows of one kind, got several; use map, blend or reembed")
     fitting, held_out = _parted(pairs)
-    joined = CompatExtractor(new.backbone, CompatSpace.from_config(manifest.spaces[space].definition), "adapter").eval()
+    definition = CompatSpace.from_config(manifest.spaces[space].definition)
+    joined = CompatExtractor(copy.deepcopy(new.backbone), definition, trainable="adapter").eval()
     joined.interface.set_linear(*fit_linear(fitting.pooled, fitting.stored))
     rests_on = f"{len(fitting.new):,} unlabelled images"
     joined.facts = replace(new.facts, training={"method": "joined in closed form", "rests_on": rests_on})
