@@ -102,18 +102,19 @@ def scored(way: str, recall: float, gain: float, low: float, gflop: float = 1.0)
 
 
 @pytest.mark.parametrize(
-    ("join", "mapped", "blend", "full", "expected", "words"),
+    ("join", "mapped", "blend", "full", "gflop", "expected", "words"),
     [
-        ((0.70, -0.05), (0.70, -0.05), (0.71, -0.01), (0.76, -0.01), "keep", "Do not"),
-        ((0.70, -0.05), (0.79, 0.02), (0.795, 0.02), (0.80, 0.03), "map", "within 0.01"),
-        ((0.70, -0.05), (0.74, -0.02), (0.80, 0.02), (0.80, 0.03), "blend", "within 0.01"),
-        ((0.70, -0.05), (0.74, -0.02), (0.77, 0.01), (0.80, 0.03), "reembed", "blend gains"),
-        ((0.70, -0.05), (0.74, -0.02), (0.74, -0.01), (0.80, 0.03), "reembed", "no cheaper way"),
+        ((0.70, -0.05), (0.70, -0.05), (0.71, -0.01), (0.76, -0.01), 9, "keep", "Do not"),
+        ((0.70, -0.05), (0.79, 0.02), (0.795, 0.02), (0.80, 0.03), 9, "map", "within 0.01"),
+        ((0.70, -0.05), (0.74, -0.02), (0.80, 0.02), (0.80, 0.03), 9, "blend", "within 0.01"),
+        ((0.70, -0.05), (0.74, -0.02), (0.77, 0.01), (0.80, 0.03), 9, "reembed", "blend gains"),
+        ((0.70, -0.05), (0.74, -0.02), (0.74, -0.01), (0.80, 0.03), 9, "reembed", "no cheaper way"),
+        ((0.70, -0.05), (0.79, 0.02), (0.795, 0.02), (0.80, 0.03), 3, "reembed", "hardly larger than the sample"),
     ],
 )
-def test_recommendations(join, mapped, blend, full, expected: str, words: str) -> None:
-    given = zip(WAYS, ((0.75, 0.0), join, mapped, blend, full), (0, 1, 2, 3, 9), strict=True)
-    ways = {way: scored(way, recall, recall - 0.75, low, gflop) for way, (recall, low), gflop in given}
+def test_recommendations(join, mapped, blend, full, gflop: float, expected: str, words: str) -> None:
+    given = zip(WAYS, ((0.75, 0.0), join, mapped, blend, full), (0, 1, 2, 3, gflop), strict=True)
+    ways = {way: scored(way, recall, recall - 0.75, low, cost) for way, (recall, low), cost in given}
     way, reason = recommend(ways, labelled=True)
     assert way == expected
     assert words in reason

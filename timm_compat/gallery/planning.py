@@ -41,6 +41,7 @@ from timm_compat.models.run_options import RunKeywords, RunOptions
 SAMPLE = 1000
 LABELS = ("folder",)
 CLOSE = 0.01  # of recall@1: what may be lost against re-embedding without a word
+WORTH = 2  # times as much must re-embedding cost, for another way to be recommended
 WORDS = {
     KEEP: "keep the old model",
     JOIN: "search old embeddings with joined new queries",
@@ -297,7 +298,7 @@ def recommend(ways: Mapping[str, WayScores], *, labelled: bool) -> tuple[str, st
 
     Re-embedding has to beat the old model by more than its interval leaves open, else nothing is worth a change. Then
     the cheapest way counts that beats the old model as surely and loses no more than 0.01 of recall@1 against
-    re-embedding.
+    re-embedding, if that costs at least twice as much.
     """
     full = ways[REEMBED]
     if not labelled:
@@ -313,8 +314,14 @@ def recommend(ways: Mapping[str, WayScores], *, labelled: bool) -> tuple[str, st
         )
     better = [ways[way] for way in (JOIN, MAP, BLEND) if ways[way].gain_interval[0] > 0]
     close = [found for found in better if found.recall_at_1 >= full.recall_at_1 - CLOSE]
+    gained = f"It gains {full.gain:+.3f} of recall@1 ({_range(full.gain_interval)})"
     if close:
         best = min(close, key=lambda found: (found.gflop, found.query_gflop or 0))
+        if full.gflop < WORTH * best.gflop:
+            return REEMBED, (
+                f"{gained}, and costs {full.gflop:,.0f} GFLOP where {best.way} costs {best.gflop:,.0f}: the gallery is "
+                "hardly larger than the sample"
+            )
         return best.way, (
             f"It gains {best.gain:+.3f} of recall@1 ({_range(best.gain_interval)}) and is within {CLOSE} of "
             "re-embedding, without touching the other images"
