@@ -138,7 +138,7 @@ def test_each_way_leaves_a_gallery_that_is_whole_and_searched(
         assert {row.shape for row in rows.values()} == {(40,)}
         assert all(np.linalg.norm(row) == pytest.approx(1, abs=1e-5) for row in rows.values())
         assert old != new
-    assert precision(tc.gallery.load(place / "gallery"), place / "photos") > 0.9
+    assert precision(gallery, place / "photos") > 0.9
     save_image(place / "photos" / "red" / "later.png", (200, 40, 40), 77)
     later = tc.gallery.build(place / "photos", place / "gallery")
     assert (later.report.embedded, later.report.kept) == (1, COUNT)

@@ -77,10 +77,18 @@ class Embedders:
         manifest: of the gallery.
         folder: of the gallery.
         given: extractors to use in place of those that the gallery names, each for its own space.
+        kept: those that were loaded before, by digest; gets what is loaded now.
     """
 
-    def __init__(self, manifest: Manifest, folder: Path, given: Sequence[CompatExtractor] = ()) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        given: Sequence[CompatExtractor] = (),
+        kept: dict[str, CompatExtractor] | None = None,
+    ) -> None:
         self.manifest, self.folder = manifest, folder
+        self._kept = {} if kept is None else kept
         self._found = {extractor.space.fingerprint: extractor for extractor in given}
 
     def of(self, space: str) -> CompatExtractor:
@@ -89,9 +97,12 @@ class Embedders:
         Raises:
             ComponentFileError, HubError: it cannot be loaded, or is another one than the gallery names.
         """
-        if space not in self._found:
-            self._found[space] = _loaded(self.manifest.spaces[space], space, self.folder)
-        return self._found[space]
+        if space in self._found:
+            return self._found[space]
+        model = self.manifest.spaces[space]
+        if model.digest not in self._kept:
+            self._kept[model.digest] = _loaded(model, space, self.folder)
+        return self._kept[model.digest]
 
 
 def _loaded(model: QueryModel, space: str, folder: Path) -> CompatExtractor:

@@ -110,6 +110,7 @@ class Gallery:
 
     def __init__(self, stored: Stored, given: Sequence[CompatExtractor] = (), report: Any = None) -> None:
         self._stored, self._given = stored, tuple(given)
+        self._kept: dict[str, CompatExtractor] = {}
         self.report = report
 
     @property
@@ -194,7 +195,7 @@ class Gallery:
             raise DataError(f"{self.folder}: expected a gallery with images, got an empty one; build it")
         check_spaces(self.manifest, given, self.folder)
         manifest = self.manifest
-        embedders = Embedders(manifest, self.folder, [*self._usable(), *given])
+        embedders = Embedders(manifest, self.folder, [*self._usable(), *given], self._kept)
         query = embed_queries(embedders, manifest.spaces_present, queries, RunOptions(**run))
         for attempt in range(ATTEMPTS):
             try:
