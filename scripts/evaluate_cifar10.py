@@ -23,9 +23,9 @@ ARCHITECTURES = ("test_resnet", "test_efficientnet", "test_vit", "test_convnext"
 IMG_SIZE = 32
 
 
-def train_set(arguments: argparse.Namespace, part: int) -> tc.ArrayDataset:
+def train_set(arguments: argparse.Namespace, part: int) -> tc.data.ArrayDataset:
     limit = arguments.images // len(ARCHITECTURES)
-    return tc.load_dataset("CIFAR10", arguments.root, part=f"{part + 1}/{len(ARCHITECTURES)}", limit=limit)
+    return tc.data.load_dataset("CIFAR10", arguments.root, part=f"{part + 1}/{len(ARCHITECTURES)}", limit=limit)
 
 
 def members(arguments: argparse.Namespace, spaces: list[tc.CompatSpace]) -> list[tc.Member]:
@@ -40,7 +40,7 @@ def members(arguments: argparse.Namespace, spaces: list[tc.CompatSpace]) -> list
 
 def config(arguments: argparse.Namespace, **more: object) -> tc.TrainConfig:
     return tc.TrainConfig(
-        epochs=arguments.epochs, batch_size=64, learning_rate=5e-3, random_crop=4, random_flip=True,
+        epochs=arguments.epochs, batch_size=64, lr=5e-3, random_crop=4, hflip=0.5,
         seed=arguments.seed, **more,
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ def report(arguments: argparse.Namespace, folder: Path, *words: str) -> None:
 
 
 def draw_before_and_after(arguments: argparse.Namespace, file: Path) -> None:
-    test = tc.load_dataset("CIFAR10", arguments.root, "test", limit=400)
+    test = tc.data.load_dataset("CIFAR10", arguments.root, "test", limit=400)
     pair = ARCHITECTURES[:2]
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for axis, (folder, title) in zip(axes, (("apart", "trained apart"), ("together", "in one space")), strict=True):
@@ -88,7 +88,7 @@ def draw_before_and_after(arguments: argparse.Namespace, file: Path) -> None:
 def compare_cost(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     extractors = {name: tc.CompatExtractor.from_pretrained(folder / f"extractor-{name}") for name in ARCHITECTURES}
     heads = {name: tc.TaskHead.from_pretrained(folder / f"head-{name}") for name in ARCHITECTURES}
-    test = tc.load_dataset("CIFAR10", arguments.root, "test", limit=arguments.test_images)
+    test = tc.data.load_dataset("CIFAR10", arguments.root, "test", limit=arguments.test_images)
 
     def passes() -> None:
         for extractor in extractors.values():

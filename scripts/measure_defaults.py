@@ -33,13 +33,13 @@ SETTINGS = (
 KEYS = ("pair", "start", "normalization", "head_weight_decay")
 
 
-def load(arguments: argparse.Namespace) -> tuple[tc.ArrayDataset, tc.ArrayDataset]:
+def load(arguments: argparse.Namespace) -> tuple[tc.data.ArrayDataset, tc.data.ArrayDataset]:
     if arguments.cifar10 is None:
-        return tc.load_digits("train"), tc.load_digits("test")
+        return tc.data.load_digits("train"), tc.data.load_digits("test")
     from torchvision.datasets import CIFAR10
 
     parts = (CIFAR10(arguments.cifar10, train=train) for train in (True, False))
-    train, test = (tc.ArrayDataset.from_arrays(part.data, part.targets, part.classes) for part in parts)
+    train, test = (tc.data.ArrayDataset.from_arrays(part.data, part.targets, part.classes) for part in parts)
     return train, test
 
 
@@ -64,10 +64,10 @@ def measure(arguments: argparse.Namespace, pair: tuple[str, str], setting: tuple
     config = tc.TrainConfig(
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
+        lr=arguments.lr,
         head_weight_decay=decay,
         random_crop=1 if arguments.cifar10 is None else 4,
-        random_flip=arguments.cifar10 is not None,
+        hflip=0.5 if arguments.cifar10 is not None else 0.0,
         seed=seed,
     )
     start = time.perf_counter()

@@ -24,7 +24,7 @@ import timm_compat as tc
 SETTINGS: dict[str, tuple[tuple[str, ...], dict, bool]] = {
     "nothing": ((), {}, False),
     "rotation": (("rotation",), {}, False),
-    "rotation, paper's form": (("rotation",), {"rotation_fraction": 1.0, "all_rotations": True}, False),
+    "rotation, paper's form": (("rotation",), {"self_supervised_fraction": 1.0, "self_supervised_all": True}, False),
     "common classes": (("common_classes",), {}, False),
     "simplex": (("simplex",), {}, False),
     "common classes + rotation": (("common_classes", "rotation"), {}, False),
@@ -47,10 +47,10 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict, bool]] = {
 COLUMNS = ("native", "recombined", "recombined_common", "recombined_private")
 
 
-def load(arguments: argparse.Namespace) -> tuple[tc.ArrayDataset, tc.ArrayDataset]:
+def load(arguments: argparse.Namespace) -> tuple[tc.data.ArrayDataset, tc.data.ArrayDataset]:
     if arguments.cifar10 is None:
-        return tc.load_dataset("digits"), tc.load_dataset("digits", split="test")
-    return tuple(tc.load_dataset("CIFAR10", arguments.cifar10, split) for split in ("train", "test"))
+        return tc.data.load_dataset("digits"), tc.data.load_dataset("digits", split="test")
+    return tuple(tc.data.load_dataset("CIFAR10", arguments.cifar10, split) for split in ("train", "test"))
 
 
 def measure(arguments: argparse.Namespace, name: str, seed: int) -> dict:
@@ -74,9 +74,9 @@ def measure(arguments: argparse.Namespace, name: str, seed: int) -> dict:
     config = tc.TrainConfig(
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
+        lr=arguments.lr,
         random_crop=1 if arguments.cifar10 is None else 4,
-        random_flip=arguments.cifar10 is not None,
+        hflip=0.5 if arguments.cifar10 is not None else 0.0,
         seed=seed,
         **settings,
     )
@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace, name: str, seed: int) -> dict:
     return {"shared": name, "seed": seed, **accuracies(members, test, common), "seconds": time.perf_counter() - start}
 
 
-def accuracies(members: list[tc.Member], test: tc.ArrayDataset, common: list[str]) -> dict[str, float]:
+def accuracies(members: list[tc.Member], test: tc.data.ArrayDataset, common: list[str]) -> dict[str, float]:
     extractors = {member.name: member.extractor for member in members}
     found: dict[str, list[float]] = {column: [] for column in COLUMNS}
     for member in members:

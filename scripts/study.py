@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=default.test_images)
     parser.add_argument("--epochs", type=int, default=default.epochs)
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
+    parser.add_argument("--learning-rate", type=float, default=default.lr)
     parser.add_argument("--backbones", nargs="+", default=default.backbones, help="five timm models")
     parser.add_argument("--mixed-precision", default="no")
     parser.add_argument("--tables", nargs="+", choices=TABLES, help="these only")
@@ -98,7 +98,7 @@ def main() -> None:
     scale = Scale(
         arguments.cifar10, arguments.digits, arguments.photos, arguments.weights,
         arguments.images, arguments.test_images, arguments.epochs,
-        arguments.batch_size, arguments.learning_rate, tuple(arguments.backbones), arguments.mixed_precision,
+        arguments.batch_size, arguments.lr, tuple(arguments.backbones), arguments.mixed_precision,
     )  # fmt: skip
     given = {"data_sets": arguments.digits, "gallery": arguments.photos and arguments.weights}
     tables = [name for name in arguments.tables or TABLES if given.get(name, "none needed") is not None]

@@ -21,7 +21,7 @@ def with_interface(extractor: tc.CompatExtractor, space: tc.CompatSpace, turn: t
     return other.eval()
 
 
-def fitted_head(extractor: tc.CompatExtractor, dataset: tc.ArrayDataset) -> tc.TaskHead:
+def fitted_head(extractor: tc.CompatExtractor, dataset: tc.data.ArrayDataset) -> tc.TaskHead:
     features = tc.extract_features(extractor, dataset).numpy()
     fitted = LogisticRegression(max_iter=5000).fit(features, dataset.labels.numpy())
     head = tc.TaskHead(extractor.space, dataset.class_names)
@@ -32,8 +32,8 @@ def fitted_head(extractor: tc.CompatExtractor, dataset: tc.ArrayDataset) -> tc.T
 
 
 @pytest.fixture(scope="module")
-def sets() -> tuple[tc.ArrayDataset, tc.ArrayDataset]:
-    return tc.load_digits("train").subset(range(600)), tc.load_digits("test")
+def sets() -> tuple[tc.data.ArrayDataset, tc.data.ArrayDataset]:
+    return tc.data.load_digits("train").subset(range(600)), tc.data.load_digits("test")
 
 
 @pytest.fixture(scope="module")
@@ -161,15 +161,15 @@ class TestMaps:
 
 class TestBadInput:
     def test_names_numbers_and_levels(self, parts, sets) -> None:
-        with pytest.raises(tc.ConfigError, match="procrustes, least_squares"):
+        with pytest.raises(tc.errors.ConfigError, match="procrustes, least_squares"):
             measure_baselines(*parts, *sets, names=["magic"], cross_space=True)
-        with pytest.raises(tc.ConfigError, match="anchors"):
+        with pytest.raises(tc.errors.ConfigError, match="anchors"):
             BaselineConfig(anchors=0)
-        with pytest.raises(tc.SpaceMismatchError):
+        with pytest.raises(tc.errors.SpaceMismatchError):
             measure_baselines(*parts, *sets)
-        with pytest.raises(tc.DataError, match="at least 20, got 10 and 10"):
+        with pytest.raises(tc.errors.DataError, match="at least 20, got 10 and 10"):
             measure_baselines(*parts, sets[0].subset(range(10)), sets[1], names=["procrustes"], cross_space=True)
         space = tc.CompatSpace(8, ["0", "1"], ["common_classes"], level="map")
         extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32)
-        with pytest.raises(tc.ConfigError, match='level "map"'):
+        with pytest.raises(tc.errors.ConfigError, match='level "map"'):
             measure_baselines({"m": extractor}, {"m": tc.TaskHead(space, ["0", "1"])}, *sets)

@@ -57,7 +57,7 @@ def test_a_network_out_of_all_proportion(
     monkeypatch.setattr(budget, "MAX_MODULES", 5_000)
     changed = rewritten(folder, tmp_path, lambda config: config.update(architecture=architecture, model_args=arguments))
     start = time.thread_time()
-    with pytest.raises(tc.ComponentFileError, match=message):
+    with pytest.raises(tc.errors.ComponentFileError, match=message):
         tc.CompatExtractor.from_pretrained(changed)
     assert time.thread_time() - start < 15
 
@@ -70,7 +70,7 @@ def wait_for_ever() -> None:
 def test_what_was_ended_does_not_come_back_later(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "MAX_SECONDS", 0.2)
     for _ in range(3):
-        with pytest.raises(tc.ComponentFileError, match="s to build"), budget.build_budget():
+        with pytest.raises(tc.errors.ComponentFileError, match="s to build"), budget.build_budget():
             wait_for_ever()
         assert sum(range(100_000)) == 4999950000
     with budget.build_budget():
@@ -93,11 +93,11 @@ def test_heads_and_composed_models_too(tmp_path: Path, monkeypatch: pytest.Monke
     fused = model.save_pretrained(tmp_path / "fused", fused=True)
     monkeypatch.setattr(budget, "MAX_PARAMETERS", 10)
     for kind, saved in folders.items():
-        with pytest.raises(tc.ComponentFileError, match="more than 10 parameters"):
+        with pytest.raises(tc.errors.ComponentFileError, match="more than 10 parameters"):
             kind.from_pretrained(saved)
-    with pytest.raises(tc.ComponentFileError, match="more than 10 parameters"):
+    with pytest.raises(tc.errors.ComponentFileError, match="more than 10 parameters"):
         tc.load(fused)
-    with pytest.raises(tc.ComponentFileError, match="more than 10 parameters"):
+    with pytest.raises(tc.errors.ComponentFileError, match="more than 10 parameters"):
         timm.create_model(f"local-dir:{folders[tc.CompatModel]}")
 
 
@@ -115,7 +115,7 @@ def test_heads_and_composed_models_too(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_preprocessing_out_of_all_proportion(folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     changed = rewritten(folder, tmp_path, lambda config: config["timm_compat"]["preprocessing"].update(change))
-    with pytest.raises(tc.ComponentFileError, match="preprocessing"):
+    with pytest.raises(tc.errors.ComponentFileError, match="preprocessing"):
         tc.CompatExtractor.from_pretrained(changed)
 
 

@@ -63,6 +63,11 @@ def test_a_card_is_front_matter_and_a_filled_template(role: str) -> None:
     assert "0123456789abcdef" in body
 
 
+def narrow(card: str) -> str:
+    """A card without what lines up the columns of its tables."""
+    return re.sub(" +", " ", card)
+
+
 def test_metadata_is_typed_as_the_hub_knows_it() -> None:
     front, body = split(
         render_card("extractor", VALUES, TAGS, FACTS, repo_id="lab/extractor", picture=True, relation="finetune")
@@ -75,7 +80,7 @@ def test_metadata_is_typed_as_the_hub_knows_it() -> None:
     assert entry["name"] == "extractor"
     assert entry["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.875, "name": "accuracy with lab/head"}]
     assert 'from_pretrained("lab/extractor")' in body
-    assert "| a | 0.900 | 0.800 |" in body
+    assert "| a | 0.900 | 0.800 |" in narrow(body)
     assert "\n| b |" not in body  # another extractor's row
     assert "![Recombination matrix](matrix.png)" in body
     assert "- seed: 0" in body
@@ -83,10 +88,9 @@ def test_metadata_is_typed_as_the_hub_knows_it() -> None:
 
 
 def test_a_heads_card_shows_its_column_and_a_spaces_card_the_whole() -> None:
-    assert "| extractor \\ head | a |\n| --- | ---: |\n| a | 0.900 |\n| b | 0.700 |" in render_card(
-        "head", VALUES, TAGS, FACTS
-    )
-    assert "| b | 0.700 | n/a |" in render_card("space", VALUES, TAGS, FACTS)
+    head, space = (narrow(render_card(role, VALUES, TAGS, FACTS)) for role in ("head", "space"))
+    assert "| extractor \\ head | a |\n| --- | ---: |\n| a | 0.900 |\n| b | 0.700 |" in head
+    assert "| b | 0.700 | n/a |" in space
 
 
 def test_tags_that_look_like_numbers_stay_text() -> None:

@@ -19,12 +19,12 @@ NFC = unicodedata.normalize("NFC", "café")
 NFD = unicodedata.normalize("NFD", "café")
 
 
-def small_set(names: list[Any], per_class: int = 20) -> tc.ArrayDataset:
+def small_set(names: list[Any], per_class: int = 20) -> tc.data.ArrayDataset:
     labels = torch.arange(len(names)).repeat_interleave(per_class)
     images = torch.randint(
         0, 256, (len(labels), 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    return tc.ArrayDataset(images, labels, tuple(names))
+    return tc.data.ArrayDataset(images, labels, tuple(names))
 
 
 def network(*names: str) -> tuple[tc.CompatExtractor, tc.TaskHead]:
@@ -40,9 +40,9 @@ class TestNpz:
         assert dataset.images.shape == (3, 3, 32, 32)
         plain = np.asarray(Image.fromarray(images[0], "RGBA").convert("RGB"))
         assert np.array_equal(dataset.images[0].permute(1, 2, 0), plain)
-        grey = tc.ArrayDataset.from_arrays(images[..., :2], [0, 1, 2], "abc")
+        grey = tc.data.ArrayDataset.from_arrays(images[..., :2], [0, 1, 2], "abc")
         assert torch.equal(grey.images[:, 0], torch.as_tensor(images[..., 0]))
-        assert tc.ArrayDataset.from_arrays(images.transpose(0, 3, 1, 2), [0, 1, 2], "abc").images.shape[1] == 4
+        assert tc.data.ArrayDataset.from_arrays(images.transpose(0, 3, 1, 2), [0, 1, 2], "abc").images.shape[1] == 4
 
     def test_names_in_bytes_are_text(self, tmp_path: Path) -> None:
         images, labels = np.zeros((2, 8, 8), np.uint8), np.arange(2)
@@ -50,13 +50,13 @@ class TestNpz:
             np.savez(tmp_path / "set.npz", images=images, labels=labels, class_names=np.array(names))
             assert load_dataset("npz", tmp_path / "set.npz").class_names == ("cat", NFC)
         np.savez(tmp_path / "set.npz", images=images, labels=labels, class_names=np.array([b"cat", b"caf\xe9"]))
-        with pytest.raises(tc.DataError, match=r"UTF-8, got .*caf\\xe9"):
+        with pytest.raises(tc.errors.DataError, match=r"UTF-8, got .*caf\\xe9"):
             load_dataset("npz", tmp_path / "set.npz")
 
     @pytest.mark.parametrize("label", [987_654_321, 1_000_000])
     def test_a_label_that_is_no_class_is_refused_at_once(self, label: int, tmp_path: Path) -> None:
         np.savez(tmp_path / "set.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, label]))
-        with pytest.raises(tc.DataError, match=f"numbers of classes, 0 to 999999, got {label}"):
+        with pytest.raises(tc.errors.DataError, match=f"numbers of classes, 0 to 999999, got {label}"):
             load_dataset("npz", tmp_path / "set.npz")
 
 
@@ -78,16 +78,19 @@ class TestUnicode:
 
     def test_two_that_become_one_are_refused_with_both(self, tmp_path: Path) -> None:
         both = r"'caf\\xe9' and 'cafe\\u0301', which are one name"
-        with pytest.raises(tc.ConfigError, match=both):
+        with pytest.raises(tc.errors.ConfigError, match=both):
             network(NFC, NFD)
-        with pytest.raises(tc.ConfigError, match=both):
+        with pytest.raises(tc.errors.ConfigError, match=both):
             tc.CompatSpace(8, (NFC, NFD))
-        with pytest.raises(tc.DataError, match=both):
+        with pytest.raises(tc.errors.DataError, match=both):
             small_set([NFC, NFD])
 
     @pytest.mark.parametrize("name", ["caf\udce9", "\ud800"])
     def test_a_lone_surrogate_is_no_name(self, name: str) -> None:
-        for make, error in ((network, tc.ConfigError), (lambda *names: small_set(list(names)), tc.DataError)):
+        for make, error in (
+            (network, tc.errors.ConfigError),
+            (lambda *names: small_set(list(names)), tc.errors.DataError),
+        ):
             with pytest.raises(error, match="which UTF-8 cannot hold; rename it"):
                 make("ant", name)
 
@@ -118,12 +121,12 @@ class TestTable:
 
 def test_many_classes_take_no_time() -> None:
     names = [f"class {number}" for number in range(21_000)]
-    dataset = tc.ArrayDataset(torch.zeros(21_000, 1, 1, 1, dtype=torch.uint8), torch.arange(21_000), tuple(names))
+    dataset = tc.data.ArrayDataset(torch.zeros(21_000, 1, 1, 1, dtype=torch.uint8), torch.arange(21_000), tuple(names))
     start = time.perf_counter()
     chosen = dataset.of_classes(names[::-1])
     renamed = dataset.renamed({name: name.upper() for name in names})
     assert time.perf_counter() - start < 3
     assert chosen.labels[0] == 20_999
     assert renamed.class_names[-1] == "CLASS 20999"
-    with pytest.raises(tc.DataError, match=r"got nothing, no 0, .* and 101 more"):
+    with pytest.raises(tc.errors.DataError, match=r"got nothing, no 0, .* and 101 more"):
         dataset.of_classes(["nothing", *(f"no {number}" for number in range(200))])

@@ -102,7 +102,7 @@ class TestRun:
         flips = []
         for name in ("low", "even"):
             head = tc.TaskHead.from_pretrained(parts / f"head-{name}")
-            test = tc.load_dataset("digits", split="test", limit=100, seed=0).of_classes(list(head.class_names))
+            test = tc.data.load_dataset("digits", split="test", limit=100, seed=0).of_classes(list(head.class_names))
             said = [tc.compose(part, head)(part.preprocess(test.images)).argmax(dim=1) for part in (old, new)]
             before, after = (answers == test.labels for answers in said)
             assert summary["upgrade"]["old"][name][0] == pytest.approx(before.double().mean().item())
@@ -266,7 +266,7 @@ def test_what_the_application_promises_holds_over_three_seeds(tmp_path: Path) ->
             "new": {**part(large, limit=400), "name": "new"},
             "ways": ["unconstrained", "joined", "compatible", "retrained"],
         },
-        "training": {"epochs": 10, "batch_size": 32, "learning_rate": 5e-3, "alignment": "contrastive"},
+        "training": {"epochs": 10, "batch_size": 32, "lr": 5e-3, "alignment": "contrastive"},
         "seeds": [0, 1, 2],
     }
     result = run_classifier_transfer(read_as(ClassifierTransferRecipe, write(tmp_path, recipe)), progress=False)

@@ -23,7 +23,7 @@ def parts(tmp_path) -> Path:
     tc.create_extractor("test_resnet", space, in_chans=1, img_size=16).save_pretrained(tmp_path / "extractor")
     tc.TaskHead(space, ["0", "1"]).save_pretrained(tmp_path / "head")
     space.save_pretrained(tmp_path / "space")
-    for number, image in enumerate(tc.load_digits().images[:40, 0].numpy()):
+    for number, image in enumerate(tc.data.load_digits().images[:40, 0].numpy()):
         folder = tmp_path / "photos" / str(number % 3)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{number}.png")
@@ -48,7 +48,7 @@ def test_joins_a_backbone_from_a_folder_of_pictures(capsys, parts) -> None:
     model = tc.compose(
         tc.CompatExtractor.from_pretrained(parts / "joined"), tc.TaskHead.from_pretrained(parts / "head")
     )
-    assert model(model.extractor.preprocess(tc.load_digits().images[:3])).shape == (3, 2)
+    assert model(model.extractor.preprocess(tc.data.load_digits().images[:3])).shape == (3, 2)
 
 
 def test_own_weights_and_a_data_set_by_name(capsys, parts) -> None:

@@ -48,7 +48,7 @@ def test_writes_three_parts_that_give_the_logits(capsys, tmp_path, weights) -> N
 
 def test_standardises_over_a_folder_of_pictures(capsys, tmp_path, weights) -> None:
     (tmp_path / "photos").mkdir()
-    for number, image in enumerate(tc.load_digits().images[:12, 0].numpy()):
+    for number, image in enumerate(tc.data.load_digits().images[:12, 0].numpy()):
         Image.fromarray(image).save(tmp_path / "photos" / f"{number}.png")
     (tmp_path / "names.json").write_text(json.dumps(NAMES), encoding="utf-8")
     words = ["test_resnet", "--weights", weights, "--class-names", tmp_path / "names.json", "--img-size", 32]

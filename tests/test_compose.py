@@ -141,7 +141,7 @@ class TestAnotherSpace:
     )
     def test_is_refused_with_the_fields_that_differ(self, changes: dict[str, Any], lines: list[str]) -> None:
         mine, theirs = space().finalize(), space(**changes).finalize()
-        with pytest.raises(tc.SpaceMismatchError) as caught:
+        with pytest.raises(tc.errors.SpaceMismatchError) as caught:
             tc.compose(tc.create_extractor("test_resnet", mine), tc.TaskHead(theirs, CLASSES))
         message = str(caught.value)
         listed = [line.strip() for line in message.splitlines() if line.startswith("  ")]
@@ -153,15 +153,15 @@ class TestAnotherSpace:
 
     def test_of_another_dimension(self) -> None:
         head = tc.TaskHead(tc.CompatSpace(D + 1, CLASSES, ("common_classes",)).finalize(), CLASSES)
-        with pytest.raises(tc.SpaceMismatchError, match=f"feature_dim: {D} / {D + 1}"):
+        with pytest.raises(tc.errors.SpaceMismatchError, match=f"feature_dim: {D} / {D + 1}"):
             tc.compose(tc.create_extractor("test_resnet", space().finalize()), head)
 
     def test_that_is_another_draft(self) -> None:
-        with pytest.raises(tc.SpaceMismatchError, match="identity: two drafts of the same definition"):
+        with pytest.raises(tc.errors.SpaceMismatchError, match="identity: two drafts of the same definition"):
             tc.compose(tc.create_extractor("test_resnet", space()), tc.TaskHead(space(), CLASSES))
 
     def test_a_draft_and_its_twin_that_is_final(self) -> None:
-        with pytest.raises(tc.SpaceMismatchError, match="state: draft"):
+        with pytest.raises(tc.errors.SpaceMismatchError, match="state: draft"):
             tc.compose(tc.create_extractor("test_resnet", space()), tc.TaskHead(space().finalize(), CLASSES))
 
     def test_one_draft_is_one_space_before_and_after_it_is_final(self) -> None:
@@ -254,7 +254,7 @@ class TestNotFusable:
         model = trained(name, **settings)
         with torch.no_grad():
             assert model(images(model)).shape == (4, 3)
-        with pytest.raises(tc.FuseError, match=f"{name}:? {reason}.*keep.* composed"):
+        with pytest.raises(tc.errors.FuseError, match=f"{name}:? {reason}.*keep.* composed"):
             model.fuse()
 
     @pytest.mark.parametrize(
@@ -268,13 +268,13 @@ class TestNotFusable:
     )
     def test_names_the_part(self, settings: dict[str, Any], head: dict[str, Any], reason: str) -> None:
         model = trained("test_resnet", space(**settings), head=head)
-        with pytest.raises(tc.FuseError, match=f"{reason}; keep .*composed"):
+        with pytest.raises(tc.errors.FuseError, match=f"{reason}; keep .*composed"):
             model.fuse()
 
     def test_leaves_the_model_as_it_was(self) -> None:
         model = trained("volo_d1_224").train()
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        with pytest.raises(tc.FuseError):
+        with pytest.raises(tc.errors.FuseError):
             model.fuse()
         assert all(module.training for module in model.modules())
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

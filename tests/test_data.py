@@ -4,23 +4,23 @@ import pytest
 import torch
 
 import timm_compat as tc
-from timm_compat.data.augmentation import Augmentation, shift
-from timm_compat.data.batches import BatchStream
+from timm_compat.data.augmentation import shift
+from timm_compat.data.streams import BatchStream
 
 
-def small_set(count: int = 10) -> tc.ArrayDataset:
+def small_set(count: int = 10) -> tc.data.ArrayDataset:
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 1, 4, 4).contiguous()
-    return tc.ArrayDataset(images, torch.arange(count) % 3, ("x", "y", "z"))
+    return tc.data.ArrayDataset(images, torch.arange(count) % 3, ("x", "y", "z"))
 
 
 class TestArrayDataset:
     def test_digits_are_real_and_split_without_overlap(self) -> None:
-        train, test = tc.load_digits("train"), tc.load_digits("test")
+        train, test = tc.data.load_digits("train"), tc.data.load_digits("test")
         assert (len(train), len(test)) == (1348, 449)
         assert train.images.shape[1:] == (1, 8, 8)
         assert int(train.images.max()) == 255
         assert set(test.labels.tolist()) == set(range(10))
-        assert torch.equal(train.images, tc.load_digits("train").images)
+        assert torch.equal(train.images, tc.data.load_digits("train").images)
 
     def test_selects_classes_by_name_and_counts_labels_anew(self) -> None:
         chosen = small_set().of_classes(["z", "x"])
@@ -36,7 +36,7 @@ class TestArrayDataset:
     @pytest.mark.parametrize("shape", [(5, 8, 8), (5, 8, 8, 3), (5, 3, 8, 8)])
     def test_arrays_of_every_usual_layout(self, shape: tuple[int, ...]) -> None:
         images = torch.randint(256, shape, dtype=torch.uint8).numpy()
-        dataset = tc.ArrayDataset.from_arrays(images, [0, 1, 0, 1, 0], ["p", "q"])
+        dataset = tc.data.ArrayDataset.from_arrays(images, [0, 1, 0, 1, 0], ["p", "q"])
         assert dataset.images.shape == (5, 3 if 3 in shape else 1, 8, 8)
         assert dataset[1][1] == 1
 
@@ -51,14 +51,14 @@ class TestArrayDataset:
         ],
     )
     def test_refuses_what_does_not_fit(self, images, labels, message: str) -> None:
-        with pytest.raises(tc.DataError, match=message):
-            tc.ArrayDataset(images, labels, ("x", "y", "z"))
+        with pytest.raises(tc.errors.DataError, match=message):
+            tc.data.ArrayDataset(images, labels, ("x", "y", "z"))
 
     def test_refuses_unknown_classes_and_splits(self) -> None:
-        with pytest.raises(tc.DataError, match="got w"):
+        with pytest.raises(tc.errors.DataError, match="got w"):
             small_set().of_classes(["w"])
-        with pytest.raises(tc.ConfigError, match="train, test"):
-            tc.load_digits("valid")
+        with pytest.raises(tc.errors.ConfigError, match="train, test"):
+            tc.data.load_digits("valid")
 
 
 CONFIG = {"input_size": (1, 4, 4), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
@@ -67,8 +67,8 @@ KEPT = {"kept": CONFIG}
 
 
 def step_of(stream: BatchStream, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    images, labels = next(stream.batches(step, step + 1))
-    return images["kept"], labels
+    batch = next(stream.batches(step, step + 1))
+    return batch.images["kept"], batch.labels
 
 
 class TestBatchStream:
@@ -79,7 +79,7 @@ class TestBatchStream:
         assert seen[:10] != seen[10:]
 
     def test_is_a_function_of_the_step(self) -> None:
-        options = {"data_configs": KEPT, "augmentation": Augmentation(random_crop=1, random_flip=True)}
+        options = {"data_configs": KEPT, "augmentation": tc.TrainConfig(random_crop=1, hflip=0.5)}
         first, later = (BatchStream(small_set(), 4, seed=0, name="a", **options) for _ in range(2))
         for step in range(9):
             step_of(first, step)

@@ -74,9 +74,9 @@ class TestBadInput:
         [
             (["--backbones", "test_resnt,test_vit"], r"did you mean test_resnet"),
             (["--backbones", "test_resnet"], r"expected two names, got 1"),
-            (["--epochs", "0"], r"epochs: expected a whole number of at least 1"),
+            (["--epochs", "0"], r"epochs: expected an integer of at least 1"),
             (["--img-size", "-4"], r"img_size"),
-            (["--threads", "0"], r"threads: expected a whole number of at least 1, got 0"),
+            (["--threads", "0"], r"threads: expected an integer of at least 1, got 0"),
             (["--output", "taken"], r"expected a new or empty output folder"),
         ],
     )

@@ -16,17 +16,23 @@ from timm_compat.methods import registry
 GIVEN_BACK = {"FitResult", "Found", "JoinReport", "MatrixOverSeeds", "RecombinationMatrix", "RetrievalScores"} | {
     *("SearchResult", "Result", "Seen", "Asked"),
 }
-PUBLIC = [name for name in tc.__all__ if name != "__version__"]
+ERRORS = {name: found for name, found in vars(tc.errors).items() if inspect.isclass(found)}
+PACKAGES = {"data": tc.data, "evaluation": tc.evaluation}
+PUBLIC = {
+    **{name: getattr(tc, name) for name in tc.__all__ if name != "__version__"},
+    **{f"{home}.{name}": getattr(package, name) for home, package in PACKAGES.items() for name in package.__all__},
+    **{f"errors.{name}": found for name, found in ERRORS.items()},
+}
 SHOWN = [
     name
-    for name in PUBLIC
-    if name not in GIVEN_BACK and not (inspect.isclass(thing := getattr(tc, name)) and issubclass(thing, Exception))
+    for name, found in PUBLIC.items()
+    if callable(found) and found.__name__ not in GIVEN_BACK and found not in ERRORS.values()
 ]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_says_what_it_is(name: str) -> None:
-    assert len(inspect.getdoc(getattr(tc, name)) or "") > 20
+    assert len(inspect.getdoc(PUBLIC[name]) or "") > 20
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -40,7 +46,7 @@ def test_shows_an_example_that_runs(
         space = tc.CompatSpace(16, methods=["rotation"]).finalize()
         tc.TaskHead(space, [str(digit) for digit in range(10)]).push_to_hub("alice/digits-head")
     torch.manual_seed(0)
-    thing = inspect.unwrap(getattr(tc, name)) if not inspect.isclass(getattr(tc, name)) else getattr(tc, name)
+    thing = PUBLIC[name] if inspect.isclass(PUBLIC[name]) else inspect.unwrap(PUBLIC[name])
     (example,) = doctest.DocTestFinder(recurse=False).find(thing, name, globs={"tc": tc, "torch": torch, "timm": timm})
     assert example.examples, f"{name}: show how it is used"
     told: list[str] = []

@@ -122,7 +122,7 @@ def test_further_tasks_are_shared_by_both_domains(tmp_path, capsys) -> None:
 
 
 def test_unlabelled_files_of_another_size_without_a_test(tmp_path, capsys) -> None:
-    digits = tc.load_digits("test")
+    digits = tc.data.load_digits("test")
     for number in range(12):
         picture = Image.fromarray(digits.images[number, 0].numpy()).resize((20, 14)).convert("RGB")
         picture.save(tmp_path / f"{number}.png")
@@ -186,7 +186,7 @@ def test_ready_recipes_are_all_there() -> None:
 
 class TestParts:
     def test_tied_extractors_share_weights_and_keep_statistics_of_their_own(self) -> None:
-        digits = tc.load_digits("train").subset(torch.arange(100))
+        digits = tc.data.load_digits("train").subset(torch.arange(100))
         space = tc.CompatSpace(16, methods=["rotation"])
         source = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16)
         target = tied_copy(source)
@@ -203,7 +203,7 @@ class TestParts:
         assert not torch.allclose(*means)
 
     def test_statistics_are_those_of_the_target(self) -> None:
-        digits = tc.load_digits("train").subset(torch.arange(64))
+        digits = tc.data.load_digits("train").subset(torch.arange(64))
         extractor = tc.create_extractor("test_resnet", tc.CompatSpace(16), in_chans=1, img_size=16).eval()
         adapted = with_statistics_of(extractor, digits, 64, 0)
         assert not adapted.training
@@ -224,7 +224,7 @@ class TestParts:
         assert regret(candidates, "information") is None
 
     def test_a_sorted_set_is_watched_in_all_its_classes(self) -> None:
-        digits = tc.load_digits("train")
+        digits = tc.data.load_digits("train")
         in_order = digits.subset(digits.labels.argsort(stable=True))
         space = tc.CompatSpace(16)
         extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16)
@@ -234,7 +234,7 @@ class TestParts:
 
     @pytest.mark.parametrize("name", SHIFTS)
     def test_shifts_change_images_alike_for_one_seed(self, name: str) -> None:
-        digits = tc.load_digits("test").with_channels(3)
+        digits = tc.data.load_digits("test").with_channels(3)
         changed = shifted_dataset(digits, [name])
         assert changed.images.shape == digits.images.shape
         assert not torch.equal(changed.images, digits.images)
@@ -242,12 +242,12 @@ class TestParts:
         assert torch.equal(changed.labels, digits.labels)
 
     def test_inverting_twice_changes_nothing(self) -> None:
-        digits = tc.load_digits("test")
+        digits = tc.data.load_digits("test")
         assert torch.equal(shifted_dataset(digits, ["inverted", "inverted"]).images, digits.images)
 
     def test_renamed_classes_are_chosen_by_their_new_names(self) -> None:
-        plain = tc.load_dataset("digits", classes=["1", "0"])
-        renamed = tc.load_dataset("digits", rename={"0": "zero"}, classes=["1", "zero"])
+        plain = tc.data.load_dataset("digits", classes=["1", "0"])
+        renamed = tc.data.load_dataset("digits", rename={"0": "zero"}, classes=["1", "zero"])
         assert renamed.class_names == ("1", "zero")
         assert torch.equal(renamed.images, plain.images)
         assert torch.equal(renamed.labels, plain.labels)
@@ -260,7 +260,7 @@ class TestParts:
 
 def save_source(folder: Path, level: str = "pooled", classes: str = "0123456789") -> tuple[Path, Path]:
     """A quickly trained network of another build than the recipe's, in a space that shares heads of its own."""
-    images = tc.load_digits("train").subset(torch.arange(300)).of_classes(list(classes))
+    images = tc.data.load_digits("train").subset(torch.arange(300)).of_classes(list(classes))
     space = tc.CompatSpace(24, images.class_names, ["common_classes", "rotation"], level=level, normalization="layer")
     torch.manual_seed(0)
     extractor = tc.create_extractor("test_efficientnet", space, in_chans=1, img_size=16)

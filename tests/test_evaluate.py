@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
     """Two extractors with heads in one space, a head of fewer classes, and a pair of another space."""
     root = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
-    names = tc.load_digits().class_names
+    names = tc.data.load_digits().class_names
     space = tc.CompatSpace(16, names, ["common_classes"]).finalize()
     other = tc.CompatSpace(16, names, ["rotation"]).finalize()
     for seed, (name, own) in enumerate((("test_resnet", space), ("test_vit", space), ("test_efficientnet", other))):
@@ -70,7 +70,7 @@ class TestCommand:
         assert code == 0, err
         found = json.loads(out)
         parts = load_parts([str(path) for path in in_one_space(folder)])
-        expected = tc.recombination_matrix(parts.extractors, parts.heads, tc.load_digits("test"))
+        expected = tc.recombination_matrix(parts.extractors, parts.heads, tc.data.load_digits("test"))
         assert found["matrix"]["accuracy"] == expected.accuracy.tolist()
         assert found["matrix"]["rows"] == ["test_resnet", "test_vit"]
         assert found["matrix"]["native"] == [[True, False], [False, True]]
@@ -95,7 +95,7 @@ class TestCommand:
         assert "† extractor and head of different spaces" in out
 
     def test_a_folder_of_pictures(self, capsys, folder, tmp_path) -> None:
-        digits = tc.load_digits("test").subset(range(40))
+        digits = tc.data.load_digits("test").subset(range(40))
         for number, (image, label) in enumerate(zip(digits.images[:, 0].numpy(), digits.labels.tolist(), strict=True)):
             (tmp_path / "pictures" / str(label)).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(tmp_path / "pictures" / str(label) / f"{number}.png")
@@ -208,12 +208,12 @@ class TestReport:
         assert all(link.startswith("data:") for link in reader.links)
 
     def test_words_of_others_stay_words(self, folder) -> None:
-        digits = tc.load_digits("test").subset(range(60))
+        digits = tc.data.load_digits("test").subset(range(60))
         names = (HOSTILE, *digits.class_names[1:])
         space = tc.CompatSpace(8, names, ["common_classes"])
         extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32)
         parts = Parts({HOSTILE: extractor}, {HOSTILE: filled(tc.TaskHead(space, names), 0)}, {})
-        test = tc.ArrayDataset(digits.images, digits.labels, names)
+        test = tc.data.ArrayDataset(digits.images, digits.labels, names)
         found = evaluate(parts, test, EvaluateConfig(), command=HOSTILE, test_name=HOSTILE)
         page, text = report_html(found), report_markdown(found)
         assert "<script" not in page
@@ -224,7 +224,7 @@ class TestReport:
 
 class TestInMemory:
     def test_feature_maps_have_a_matrix_but_no_comparison_of_features(self) -> None:
-        test = tc.load_digits("test").subset(range(60))
+        test = tc.data.load_digits("test").subset(range(60))
         space = tc.CompatSpace(8, test.class_names, ["common_classes"], level="map")
         extractors = {name: tc.create_extractor("test_resnet", space, in_chans=1, img_size=32) for name in "ab"}
         heads = {name: filled(tc.TaskHead(space, test.class_names), 3) for name in "ab"}
@@ -233,11 +233,11 @@ class TestInMemory:
         assert found.matrix.accuracy.shape == (2, 2)
         assert (found.cka, found.retrieval, found.pictures) == (None, None, {})
         assert {part.source for part in found.components} == {"memory"}
-        with pytest.raises(tc.ConfigError, match='retrieval: expected extractors of level "pooled"'):
+        with pytest.raises(tc.errors.ConfigError, match='retrieval: expected extractors of level "pooled"'):
             evaluate(parts, test, EvaluateConfig(retrieval=True))
-        with pytest.raises(tc.ConfigError, match="images to fit them on"):
+        with pytest.raises(tc.errors.ConfigError, match="images to fit them on"):
             evaluate(parts, test, EvaluateConfig(baselines=("procrustes",)))
-        with pytest.raises(tc.ConfigError, match="apart from the test images"):
+        with pytest.raises(tc.errors.ConfigError, match="apart from the test images"):
             evaluate(parts, test, EvaluateConfig(baselines=("procrustes",)), train=test)
 
 

@@ -14,7 +14,7 @@ PROGRAM = """
 import json, torch
 import timm_compat as tc
 torch.set_num_threads(1)
-test = tc.load_digits("test")
+test = tc.data.load_digits("test")
 space = tc.CompatSpace(16, test.class_names, ["common_classes"])
 torch.manual_seed(0)
 extractors = {name: tc.create_extractor(name, space, in_chans=1, img_size=32) for name in ("test_resnet", "test_vit")}

@@ -161,7 +161,7 @@ class TestAdapter:
 
 class TestFrozen:
     def test_nothing_of_it_learns_and_a_head_does(self) -> None:
-        data = tc.load_digits("train").subset(range(64))
+        data = tc.data.load_digits("train").subset(range(64))
         space = tc.CompatSpace(D, data.class_names, ["common_classes"])
         extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32, trainable="frozen")
         before, head = extractor.digest(), tc.TaskHead(space, data.class_names)
@@ -174,9 +174,38 @@ class TestFrozen:
 
     def test_without_a_head_there_is_nothing_to_train(self) -> None:
         extractor = make("test_resnet", trainable="frozen")
-        data = tc.ArrayDataset.from_arrays(torch.zeros(8, 3, SIZE, SIZE, dtype=torch.uint8).numpy(), [0, 1] * 4, "ab")
-        with pytest.raises(tc.ConfigError, match=r"member 'a' has no head and a frozen extractor"):
+        data = tc.data.ArrayDataset.from_arrays(
+            torch.zeros(8, 3, SIZE, SIZE, dtype=torch.uint8).numpy(), [0, 1] * 4, "ab"
+        )
+        with pytest.raises(tc.errors.ConfigError, match=r"member 'a' has no head and a frozen extractor"):
             tc.fit(extractor.space, [tc.Member("a", extractor, None, data)], progress=None)
+
+
+class TestCopies:
+    @pytest.mark.parametrize("trainable", ["full", "adapter", "frozen"])
+    def test_a_copy_in_another_space_gives_the_same_features_and_learns_alone(self, trainable: str) -> None:
+        extractor = used("test_resnet", trainable="adapter").eval()
+        copied = extractor.copy_to(other := space(), trainable).eval()
+        assert copied.space is other
+        assert copied.trainable == trainable
+        assert same(copied, extractor)
+        learns = {name.partition(".")[0] for name, value in copied.named_parameters() if value.requires_grad}
+        assert learns == {"full": {"backbone", "interface"}, "adapter": {"interface"}, "frozen": set()}[trainable]
+        with torch.no_grad():
+            next(copied.parameters()).add_(1)
+        assert not same(copied, extractor)
+
+    def test_a_head_goes_along(self) -> None:
+        head = tc.TaskHead(space(), ["cat", "dog"], depth=2)
+        copied = head.copy_to(other := space())
+        assert copied.space is other
+        assert copied.class_names == head.class_names
+        assert same(copied, head)
+        assert (copied.device, used("test_resnet").device) == (torch.device("cpu"),) * 2
+
+    def test_a_space_of_another_form_is_refused(self) -> None:
+        with pytest.raises(tc.errors.SpaceMismatchError, match="expected a space with feature_dim"):
+            used("test_resnet").copy_to(space("map"))
 
 
 class TestMap:
@@ -214,13 +243,15 @@ class TestImageSizes:
         extractor = make(name, img_size=None)
         assert extractor.data_config["input_size"] == (3, 160, 160)
         if extractor.backbone.fixed_size:
-            with pytest.raises(tc.ImageError, match=f"{name} takes 160 x 160 pixels only, got 96 x 64; .*img_size="):
+            with pytest.raises(
+                tc.errors.ImageError, match=f"{name} takes 160 x 160 pixels only, got 96 x 64; .*img_size="
+            ):
                 extractor(images(size=(96, 64)))
         else:
             assert extractor(images(size=(96, 64))).shape == (4, D)
 
     def test_a_size_that_does_not_divide_into_patches(self) -> None:
-        with pytest.raises(tc.ImageError, match=r"test_vit cannot take 65 x 97 pixels .*divisible.*img_size="):
+        with pytest.raises(tc.errors.ImageError, match=r"test_vit cannot take 65 x 97 pixels .*divisible.*img_size="):
             make("test_vit")(images(size=(65, 97)))
 
     @pytest.mark.parametrize(
@@ -234,12 +265,12 @@ class TestImageSizes:
         ],
     )
     def test_a_size_that_the_architecture_cannot_be_built_for(self, name: str, size: Any, reason: str) -> None:
-        with pytest.raises(tc.BackboneError, match=rf"{name}: .*\({reason}.*\); "):
+        with pytest.raises(tc.errors.BackboneError, match=rf"{name}: .*\({reason}.*\); "):
             tc.create_extractor(name, space(), img_size=size)
 
     @pytest.mark.parametrize("size", [0, -1, 1.5, "64", (64,), (64, 0), (1, 2, 3), True, 10**9])
     def test_a_size_that_is_none(self, size: Any) -> None:
-        with pytest.raises(tc.ConfigError, match="img_size: expected a whole number"):
+        with pytest.raises(tc.errors.ConfigError, match="img_size: expected an integer"):
             make("test_vit", img_size=size)
 
 
@@ -251,12 +282,14 @@ class TestChannels:
         config = extractor.data_config
         assert config["input_size"] == (channels, SIZE, SIZE)
         assert len(config["mean"]) == len(config["std"]) == channels
-        with pytest.raises(tc.ImageError, match=rf"expected shape \(B, {channels}, H, W\), got \(4, 3, 64, 64\)"):
+        with pytest.raises(
+            tc.errors.ImageError, match=rf"expected shape \(B, {channels}, H, W\), got \(4, 3, 64, 64\)"
+        ):
             extractor(images())
 
     @pytest.mark.parametrize("channels", [0, -1, "3", 1.0, True, 10**6])
     def test_a_number_that_is_none(self, channels: Any) -> None:
-        with pytest.raises(tc.ConfigError, match="in_chans: expected a whole number from 1 to 1024"):
+        with pytest.raises(tc.errors.ConfigError, match="in_chans: expected an integer from 1 to 1024"):
             make("test_vit", in_chans=channels)
 
 
@@ -282,7 +315,7 @@ class TestTimmKeywords:
 
     def test_that_are_no_json_values_are_not_saved(self, tmp_path: Path) -> None:
         extractor = used("test_vit", act_layer=nn.ReLU)
-        with pytest.raises(tc.ConfigError, match=r"expected JSON values .*act_layer='relu'"):
+        with pytest.raises(tc.errors.ConfigError, match=r"expected JSON values .*act_layer='relu'"):
             extractor.save_pretrained(tmp_path / "extractor")
         assert not any(tmp_path.iterdir())
 
@@ -290,15 +323,15 @@ class TestTimmKeywords:
         "keyword", ["num_classes", "features_only", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"]
     )
     def test_that_are_set_here_are_refused(self, keyword: str) -> None:
-        with pytest.raises(tc.ConfigError, match=f"{keyword}: expected timm's model arguments"):
+        with pytest.raises(tc.errors.ConfigError, match=f"{keyword}: expected timm's model arguments"):
             make("test_resnet", **{keyword: 1})
 
     def test_that_the_architecture_does_not_take(self) -> None:
-        with pytest.raises(tc.BackboneError, match=r"test_resnet: .*no_such_thing.*drop the argument"):
+        with pytest.raises(tc.errors.BackboneError, match=r"test_resnet: .*no_such_thing.*drop the argument"):
             make("test_resnet", no_such_thing=1)
 
     def test_that_divide_by_zero(self) -> None:
-        with pytest.raises(tc.BackboneError, match="test_vit: timm could not build it"):
+        with pytest.raises(tc.errors.BackboneError, match="test_vit: timm could not build it"):
             make("test_vit", num_heads=0)
 
 
@@ -348,7 +381,7 @@ class TestFolder:
         assert f"timm-compat-space:{extractor.space.fingerprint}" in (folder / "README.md").read_text()
 
     def test_of_a_draft_is_not_written(self, tmp_path: Path) -> None:
-        with pytest.raises(tc.DraftSpaceError, match="finalize"):
+        with pytest.raises(tc.errors.DraftSpaceError, match="finalize"):
             make("test_resnet").save_pretrained(tmp_path / "extractor")
         assert not any(tmp_path.iterdir())
 
@@ -356,7 +389,7 @@ class TestFolder:
         extractor = used("test_resnet")
         folder = extractor.save_pretrained(tmp_path / "extractor")
         before = {file.name: file.read_bytes() for file in folder.iterdir()}
-        with pytest.raises(tc.OutputExistsError):
+        with pytest.raises(tc.errors.OutputExistsError):
             used("test_vit").save_pretrained(folder)
         assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
@@ -364,7 +397,7 @@ class TestFolder:
     def test_of_an_extractor_that_has_diverged_is_not_written(self, name: str, tmp_path: Path) -> None:
         extractor = used("test_resnet")
         extractor.backbone.model.state_dict()[name].view(-1)[0] = torch.inf
-        with pytest.raises(tc.ConfigError, match=rf"{name}: expected finite numbers, .*diverged"):
+        with pytest.raises(tc.errors.ConfigError, match=rf"{name}: expected finite numbers, .*diverged"):
             extractor.save_pretrained(tmp_path / "extractor")
         assert not any(tmp_path.iterdir())
 
@@ -378,7 +411,7 @@ class TestFolder:
 
     def test_of_an_unknown_trainable(self, tmp_path: Path) -> None:
         folder = used("test_resnet").save_pretrained(tmp_path / "extractor")
-        with pytest.raises(tc.ConfigError, match="trainable: expected one of full, adapter, frozen, got 'head'"):
+        with pytest.raises(tc.errors.ConfigError, match="trainable: expected one of full, adapter, frozen, got 'head'"):
             tc.CompatExtractor.from_pretrained(folder, trainable="head")
 
     def test_of_a_model_that_timm_could_not_rebuild_is_not_written(self, tmp_path: Path) -> None:
@@ -386,7 +419,7 @@ class TestFolder:
         model.layer4 = nn.Identity()
         model.layer4.extra = nn.Linear(2, 2)
         extractor = tc.create_extractor(model, space("map").finalize(), out_index=3)
-        with pytest.raises(tc.ConfigError, match=r"test_resnet: expected a model as timm builds it .*layer4"):
+        with pytest.raises(tc.errors.ConfigError, match=r"test_resnet: expected a model as timm builds it .*layer4"):
             extractor.save_pretrained(tmp_path / "extractor")
         assert not any(tmp_path.iterdir())
 
@@ -484,21 +517,23 @@ class TestAdoption:
 
     def test_for_a_size_that_timm_cannot_change(self) -> None:
         model = timm.create_model("levit_128s")
-        with pytest.raises(tc.BackboneError, match=r"levit_128s: timm cannot change .*by name with img_size="):
+        with pytest.raises(tc.errors.BackboneError, match=r"levit_128s: timm cannot change .*by name with img_size="):
             tc.create_extractor(model, space(), img_size=SIZE)
 
     @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(), timm.create_model("test_resnet").layer1])
     def test_of_something_else(self, model: nn.Module) -> None:
-        with pytest.raises(tc.BackboneError, match=r"expected a model built by timm\.create_model, got "):
+        with pytest.raises(tc.errors.BackboneError, match=r"expected a model built by timm\.create_model, got "):
             tc.create_extractor(model, space())
 
     def test_of_a_feature_list(self) -> None:
-        with pytest.raises(tc.BackboneError, match=r"expected a model built by timm\.create_model, got FeatureListNet"):
+        with pytest.raises(
+            tc.errors.BackboneError, match=r"expected a model built by timm\.create_model, got FeatureListNet"
+        ):
             tc.create_extractor(timm.create_model("test_resnet", features_only=True), space())
 
     @pytest.mark.parametrize("settings", [{"pretrained": True}, {"drop_rate": 0.1}])
     def test_takes_no_keywords(self, settings: dict[str, Any]) -> None:
-        with pytest.raises(tc.ConfigError, match="this one is built already: drop them"):
+        with pytest.raises(tc.errors.ConfigError, match="this one is built already: drop them"):
             tc.create_extractor(timm.create_model("test_resnet"), space(), **settings)
 
 
@@ -541,7 +576,7 @@ class TestInitialWeights:
         file = folder / "config.json"
         file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
         with pytest.raises(
-            tc.SpaceMismatchError, match=r"test_resnet: expected initial weights .*use the space's seed"
+            tc.errors.SpaceMismatchError, match=r"test_resnet: expected initial weights .*use the space's seed"
         ):
             tc.create_extractor("test_resnet", tc.CompatSpace.from_pretrained(folder), img_size=SIZE)
 
@@ -578,7 +613,7 @@ class TestPreprocess:
         ],
     )
     def test_refuses(self, raw: Any, message: str) -> None:
-        with pytest.raises(tc.ImageError, match=message):
+        with pytest.raises(tc.errors.ImageError, match=message):
             make("test_resnet").preprocess(raw)
 
 
@@ -588,51 +623,53 @@ class TestBadInput:
         [("resnet81", "resnet"), ("test_resnett", "test_resnet"), ("vit_tiny_patch16_225", "vit_tiny_patch16_224")],
     )
     def test_an_unknown_name_with_close_ones(self, name: str, close: str) -> None:
-        with pytest.raises(tc.BackboneError, match=f"got '{name}'; did you mean .*{close}"):
+        with pytest.raises(tc.errors.BackboneError, match=f"got '{name}'; did you mean .*{close}"):
             tc.create_extractor(name, space())
 
     @pytest.mark.parametrize("name", ["qqqqqqqq", "", "compat_extractor", "../resnet18", "torch.nn.Linear"])
     def test_an_unknown_name(self, name: str) -> None:
-        with pytest.raises(tc.BackboneError, match=r"expected a model name that timm .* knows") as caught:
+        with pytest.raises(tc.errors.BackboneError, match=r"expected a model name that timm .* knows") as caught:
             tc.create_extractor(name, space())
         assert "compat_" not in str(caught.value).replace(name, "")
 
     @pytest.mark.parametrize("name", ["nowhere:resnet18", "local-dir:/no/such/folder", "hf-hub:", "local-dir:"])
     def test_an_unknown_source(self, name: str) -> None:
-        with pytest.raises(tc.BackboneError, match=name):
+        with pytest.raises(tc.errors.BackboneError, match=name):
             tc.create_extractor(name, space())
 
     @pytest.mark.parametrize("name", [None, 18, ["resnet18"], timm.create_model])
     def test_no_name(self, name: Any) -> None:
-        with pytest.raises(tc.BackboneError, match="expected a model name or a model built by timm"):
+        with pytest.raises(tc.errors.BackboneError, match="expected a model name or a model built by timm"):
             tc.create_extractor(name, space())
 
     @pytest.mark.parametrize("wrong", [64, None, "space"])
     def test_no_space(self, wrong: Any) -> None:
-        with pytest.raises(tc.ConfigError, match=r"space: expected a CompatSpace, got .*make one"):
+        with pytest.raises(tc.errors.ConfigError, match=r"space: expected a CompatSpace, got .*make one"):
             tc.create_extractor("test_resnet", wrong)
 
     @pytest.mark.parametrize("name", ["test_resnet", "hf-hub:timm/test_resnet.r160_in1k"])
     def test_pretrained_weights_that_cannot_be_fetched(self, name: str) -> None:
-        with pytest.raises(tc.BackboneError, match="check the network, or build it with pretrained=False"):
+        with pytest.raises(tc.errors.BackboneError, match="check the network, or build it with pretrained=False"):
             tc.create_extractor(name, space(), pretrained=True)
 
     def test_pretrained_weights_that_do_not_exist(self) -> None:
-        with pytest.raises(tc.BackboneError, match="vit_tiny_r_s16_p8_224"):
+        with pytest.raises(tc.errors.BackboneError, match="vit_tiny_r_s16_p8_224"):
             tc.create_extractor("vit_tiny_r_s16_p8_224.no_such_tag", space(), pretrained=True)
 
     @pytest.mark.parametrize("trainable", ["none", "", None, True])
     def test_an_unknown_trainable(self, trainable: Any) -> None:
-        with pytest.raises(tc.ConfigError, match="trainable: expected one of full, adapter"):
+        with pytest.raises(tc.errors.ConfigError, match="trainable: expected one of full, adapter"):
             make("test_resnet", trainable=trainable)
 
     @pytest.mark.parametrize("out_index", [5, -6, 10**30, 1.0, "1", None, True])
     def test_an_unknown_stage(self, out_index: Any) -> None:
-        with pytest.raises(tc.BackboneError, match="test_resnet: out_index: expected -5 to 4, got"):
+        with pytest.raises(tc.errors.BackboneError, match="test_resnet: out_index: expected -5 to 4, got"):
             make("test_resnet", "map", out_index=out_index)
 
     def test_a_stage_of_pooled_features(self) -> None:
-        with pytest.raises(tc.ConfigError, match='out_index: expected none for a space of level "pooled", got 2'):
+        with pytest.raises(
+            tc.errors.ConfigError, match='out_index: expected none for a space of level "pooled", got 2'
+        ):
             make("test_resnet", out_index=2)
 
     @pytest.mark.parametrize("name", SOME)
@@ -652,7 +689,7 @@ class TestBadInput:
         ids=["rank", "channels", "layout", "uint8", "float64", "float16", "nothing", "array"],
     )
     def test_images(self, name: str, level: str, wrong: Any, message: str) -> None:
-        with pytest.raises(tc.ImageError, match=message):
+        with pytest.raises(tc.errors.ImageError, match=message):
             make(name, level)(wrong)
 
     def test_other_dtypes_pass_under_autocast(self) -> None:

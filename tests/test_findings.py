@@ -11,7 +11,7 @@ PAIR = ("test_resnet", "test_efficientnet")
 def train_pair(
     methods: tuple[str, ...], normalization: str, head_weight_decay: float, start: str
 ) -> tc.RecombinationMatrix:
-    train, test = tc.load_digits("train"), tc.load_digits("test")
+    train, test = tc.data.load_digits("train"), tc.data.load_digits("test")
     space = tc.CompatSpace(64, train.class_names, methods, normalization=normalization)
     torch.manual_seed(0)
     extractors = {name: tc.create_extractor(name, space, in_chans=1, img_size=32) for name in PAIR}

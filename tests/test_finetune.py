@@ -103,7 +103,7 @@ class TestRun:
         assert read_as(FinetuneRecipe, folder / "recipe.yaml").target.train.limit == 40
 
     def test_saved_parts_give_the_accuracy_that_was_measured(self, folder) -> None:
-        test = tc.load_dataset("digits", split="test", classes=TASK, limit=60)
+        test = tc.data.load_dataset("digits", split="test", classes=TASK, limit=60)
         trainings = folder / "trainings"
 
         def accuracy(extractor: Path, head: Path) -> float:
@@ -165,7 +165,7 @@ class TestRun:
         assert all(len(curve.accuracy) == 3 for curves in result.curves[CHEAP_HEAD].values() for curve in curves)
 
     def test_a_target_of_image_files(self, folder, recipe_file, tmp_path) -> None:
-        digits = tc.load_digits("train")
+        digits = tc.data.load_digits("train")
         for number in range(24):
             image, label = digits[number]
             place = tmp_path / "photos" / digits.class_names[label]
@@ -235,7 +235,7 @@ class TestBadInput:
         tc.create_extractor("test_resnet", space, in_chans=1, img_size=16).save_pretrained(folder / "extractor-large")
 
     def test_sources_that_share_nothing(self, recipe_file) -> None:
-        with pytest.raises(tc.ConfigError, match=r"source.space.methods: .* share"):
+        with pytest.raises(tc.errors.ConfigError, match=r"source.space.methods: .* share"):
             run_finetune(read_as(FinetuneRecipe, recipe_file, ["source.space.methods=[]"]), progress=False)
 
 
@@ -252,7 +252,7 @@ class TestStarts:
 
     @pytest.mark.parametrize("trainable", ["full", "adapter", "frozen"])
     def test_what_is_not_to_learn_stays_and_the_given_part_always(self, trainable) -> None:
-        data = tc.load_digits("train").subset(range(32))
+        data = tc.data.load_digits("train").subset(range(32))
         given = tc.create_extractor("test_resnet", tc.CompatSpace(8), in_chans=1, img_size=16, trainable="adapter")
         before = given.digest()
         extractor = copied(given, trainable)
@@ -273,7 +273,7 @@ class TestStarts:
 
 class TestCost:
     def member(self, trainable: str, count: int = 48) -> tc.Member:
-        data = tc.load_digits("train").subset(range(count))
+        data = tc.data.load_digits("train").subset(range(count))
         given = tc.create_extractor("test_resnet", tc.CompatSpace(8), in_chans=1, img_size=16)
         extractor = copied(given, trainable)
         return tc.Member("a", extractor, tc.TaskHead(extractor.space, data.class_names), data)
@@ -296,7 +296,7 @@ class TestCost:
         cost = measure_cost(member, tc.TrainConfig(batch_size=16))
         assert cost.setup_flops == 0
         assert 2.5 < cost.step_flops / 16 / self.forward_flops(member) < 3.1
-        halves = measure_cost(member, tc.TrainConfig(batch_size=16, gradient_accumulation=2))
+        halves = measure_cost(member, tc.TrainConfig(batch_size=16, grad_accum_steps=2))
         assert halves.step_flops == cost.step_flops
         assert halves.peak_bytes < cost.peak_bytes
 

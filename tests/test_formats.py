@@ -22,7 +22,7 @@ ROLES = ("extractor", "head", "space", "fused", "composed")
 
 
 def images(channels: int) -> torch.Tensor:
-    """The images that the recorded outputs belong to, from whole numbers only: (2, C, 32, 32)."""
+    """The images that the recorded outputs belong to, from integers only: (2, C, 32, 32)."""
     count = 2 * channels * 32 * 32
     return ((torch.arange(count) * 7919 % 1009).float() / 504.5 - 1).reshape(2, channels, 32, 32)
 
@@ -87,7 +87,7 @@ def test_a_space_of_a_format_that_cannot_be_read(tmp_path: Path, number: object)
     config = json.loads((folder / "config.json").read_text())
     config["timm_compat"]["space"]["format"] = number
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(tc.ComponentFileError, match=r"space: expected (a )?format"):
+    with pytest.raises(tc.errors.ComponentFileError, match=r"space: expected (a )?format"):
         tc.TaskHead.from_pretrained(folder)
 
 

@@ -109,7 +109,7 @@ def test_an_index_of_other_embeddings_is_refused(place: Path, tmp_path: Path) ->
     foreign = faiss.IndexFlatIP(16)
     foreign.add(np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32))
     faiss.write_index(foreign, str(index))
-    with pytest.raises(tc.ComponentFileError, match="does not belong to these embeddings"):
+    with pytest.raises(tc.errors.ComponentFileError, match="does not belong to these embeddings"):
         gallery.search(place / "photos" / "red", k=2, index="faiss")
 
 
@@ -157,7 +157,7 @@ def _ids(found: tc.gallery.GallerySearch) -> list[list[str]]:
 
 def test_a_joined_extractor_searches_the_same_space(place: Path) -> None:
     old = tc.CompatExtractor.from_pretrained(place / "old")
-    images = tc.load_dataset("images", place / "photos")
+    images = tc.data.load_dataset("images", place / "photos")
     torch.manual_seed(3)
     other = tc.create_extractor("test_resnet", tc.CompatSpace(16, methods=["rotation"]).finalize(), img_size=32)
     with pytest.warns(UserWarning, match="join"):
@@ -178,33 +178,33 @@ def test_bad_input_meets_our_errors(place: Path, tmp_path: Path) -> None:
     photos, gallery = place / "photos", place / "gallery"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
-    with pytest.raises(tc.ComponentFileError, match="expected a gallery"):
+    with pytest.raises(tc.errors.ComponentFileError, match="expected a gallery"):
         tc.gallery.load(tmp_path / "full")
-    with pytest.raises(tc.ComponentFileError, match="holds something else"):
+    with pytest.raises(tc.errors.ComponentFileError, match="holds something else"):
         tc.gallery.build(photos, tmp_path / "full", place / "old")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
-    with pytest.raises(tc.ConfigError, match="expected an extractor for a new gallery"):
+    with pytest.raises(tc.errors.ConfigError, match="expected an extractor for a new gallery"):
         tc.gallery.build(photos, tmp_path / "none")
-    with pytest.raises(tc.SpaceMismatchError, match="gallery upgrade --to"):
+    with pytest.raises(tc.errors.SpaceMismatchError, match="gallery upgrade --to"):
         tc.gallery.build(photos, gallery, place / "new")
-    with pytest.raises(tc.SpaceMismatchError, match=r"gallery upgrade.*join"):
+    with pytest.raises(tc.errors.SpaceMismatchError, match=r"gallery upgrade.*join"):
         tc.gallery.load(gallery).search(photos / "red", extractor=place / "new")
     (tmp_path / "other").mkdir()
     save_image(tmp_path / "other" / "else.png", COLOURS[0], 1)
-    with pytest.raises(tc.DataError, match="holds none of them"):
+    with pytest.raises(tc.errors.DataError, match="holds none of them"):
         tc.gallery.build(tmp_path / "other", gallery)
-    with pytest.raises(tc.DataError, match="expected image files"):
+    with pytest.raises(tc.errors.DataError, match="expected image files"):
         tc.gallery.build(tmp_path / "full", gallery)
-    with pytest.raises(tc.DataError, match="found none"):
+    with pytest.raises(tc.errors.DataError, match="found none"):
         tc.gallery.load(gallery).search(photos / "red" / "gone.png")
-    with pytest.raises(tc.ConfigError, match="k: expected"):
+    with pytest.raises(tc.errors.ConfigError, match="k: expected"):
         tc.gallery.load(gallery).search(photos / "red", k=0)
     assert len(tc.gallery.load(gallery)) == 60
 
 
 def test_an_image_that_cannot_be_decoded(place: Path) -> None:
     (place / "photos" / "red" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(tc.DataError, match=r"broken\.png"):
+    with pytest.raises(tc.errors.DataError, match=r"broken\.png"):
         tc.gallery.build(place / "photos", place / "gallery")
     assert len(tc.gallery.load(place / "gallery")) == 60
     gallery = tc.gallery.build(place / "photos", place / "gallery", skip_corrupt=True)
@@ -219,7 +219,7 @@ def test_ids_that_look_alike_are_refused(place: Path) -> None:
         save_image(place / "photos" / name, COLOURS[0], 3)
     if len(list((place / "photos").glob("*.png"))) < 2:
         pytest.skip("a file system that normalises names")
-    with pytest.raises(tc.DataError, match="ids that differ"):
+    with pytest.raises(tc.errors.DataError, match="ids that differ"):
         tc.gallery.build(place / "photos", place / "gallery")
 
 
@@ -236,9 +236,9 @@ def test_ids_that_repeat_are_refused(place: Path) -> None:
     entries = stored.entries(shard)
     twice = stored.write_shard(shard.kind, entries.at([0, 1]), np.array(stored.rows(shard)[:2]))
     stored.commit(Manifest(**{**vars(stored.manifest), "shards": (shard, twice)}))
-    with pytest.raises(tc.ComponentFileError, match="every id once"):
+    with pytest.raises(tc.errors.ComponentFileError, match="every id once"):
         tc.gallery.load(gallery).verify()
-    with pytest.raises(tc.ComponentFileError, match="every id once"):
+    with pytest.raises(tc.errors.ComponentFileError, match="every id once"):
         tc.gallery.build(place / "photos", gallery)
 
 
@@ -255,7 +255,7 @@ def test_ids_that_repeat_are_refused(place: Path) -> None:
 )
 def test_damaged_manifests_are_refused(place: Path, change: object, message: str) -> None:
     _with_facts(place / "gallery", change)
-    with pytest.raises(tc.ComponentFileError, match=message):
+    with pytest.raises(tc.errors.ComponentFileError, match=message):
         tc.gallery.load(place / "gallery")
 
 
@@ -265,24 +265,24 @@ def test_damaged_shards_are_noticed(place: Path) -> None:
     data = bytearray(rows.read_bytes())
     data[-5] ^= 0x10
     rows.write_bytes(data)
-    with pytest.raises(tc.ComponentFileError, match="SHA-256"):
+    with pytest.raises(tc.errors.ComponentFileError, match="SHA-256"):
         gallery.verify()
     rows.write_bytes(data[:-4])
-    with pytest.raises(tc.ComponentFileError, match="expected embeddings"):
+    with pytest.raises(tc.errors.ComponentFileError, match="expected embeddings"):
         tc.gallery.load(place / "gallery")
     (ids,) = (place / "gallery" / "shards").glob("*.json")
     rows.write_bytes(data)
     ids.write_text('{"ids": ["../../x"], "sha256": [""]}')
-    with pytest.raises(tc.ComponentFileError, match="expected the ids"):
+    with pytest.raises(tc.errors.ComponentFileError, match="expected the ids"):
         tc.gallery.load(place / "gallery").search(place / "photos" / "red", k=1)
 
 
 def test_another_extractor_at_the_place_of_the_gallerys_own_is_refused(place: Path) -> None:
     shutil.rmtree(place / "old")
-    with pytest.raises(tc.ComponentFileError, match="--extractor"):
+    with pytest.raises(tc.errors.ComponentFileError, match="--extractor"):
         tc.gallery.load(place / "gallery").search(place / "photos" / "red", k=1)
     shutil.copytree(place / "new", place / "old")
-    with pytest.raises(tc.ComponentFileError, match="got another"):
+    with pytest.raises(tc.errors.ComponentFileError, match="got another"):
         tc.gallery.load(place / "gallery").search(place / "photos" / "red", k=1)
 
 
@@ -296,7 +296,7 @@ def test_an_extractor_on_the_hub_is_found_by_its_commit(place: Path, hub, monkey
 
 
 def test_two_writers_do_not_meet(place: Path) -> None:
-    with stored_module.alone(place / "gallery"), pytest.raises(tc.ConfigError, match="another process"):
+    with stored_module.alone(place / "gallery"), pytest.raises(tc.errors.ConfigError, match="another process"):
         tc.gallery.build(place / "photos", place / "gallery")
 
 

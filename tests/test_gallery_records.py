@@ -79,12 +79,12 @@ def test_foreign_collections_are_refused(place: Path, client: Any) -> None:
     from qdrant_client import models
 
     gallery = tc.gallery.load(place / "gallery")
-    with pytest.raises(tc.ConfigError, match="expected one that exists"):
+    with pytest.raises(tc.errors.ConfigError, match="expected one that exists"):
         list(tc.gallery.from_qdrant(client, "photos"))
     client.create_collection("other", models.VectorParams(size=3, distance=models.Distance.COSINE))
     client.upsert("other", [models.PointStruct(id=1, vector=[1.0, 2.0, 3.0], payload={"mine": True})])
-    with pytest.raises(tc.ConfigError, match="name a new collection"):
+    with pytest.raises(tc.errors.ConfigError, match="name a new collection"):
         tc.gallery.to_qdrant(gallery, client, "other")
-    with pytest.raises(tc.DataError, match="expected entries of a gallery"):
+    with pytest.raises(tc.errors.DataError, match="expected entries of a gallery"):
         list(tc.gallery.from_qdrant(client, "other"))
     assert client.count("other").count == 1

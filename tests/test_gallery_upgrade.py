@@ -77,7 +77,7 @@ def test_a_plan_measures_what_retrieval_measures(shared: Path, fresh: dict[str, 
     labels = torch.tensor([CLASSES.index(own.partition("/")[0]) for own in scored])
     for way, rows in (("keep", stored_rows(tc.gallery.load(shared / "gallery"))), ("reembed", fresh)):
         features = torch.from_numpy(np.stack([rows[own] for own in scored]))
-        wanted = tc.retrieve(features, labels, features, labels, same_images=True, ranks=(1, 10))
+        wanted = tc.evaluation.retrieve(features, labels, features, labels, same_images=True, ranks=(1, 10))
         found = plan.way(way)
         assert found.recall_at_1 == pytest.approx(wanted.cmc[1])
         assert found.recall_at_10 == pytest.approx(wanted.cmc[10])
@@ -216,9 +216,9 @@ def test_scores_of_a_mixture_follow_the_formula(half: Path) -> None:
 
 
 def test_a_half_upgraded_gallery_goes_on(half: Path, fresh: dict[str, np.ndarray]) -> None:
-    with pytest.raises(tc.ConfigError, match="apply reembed"):
+    with pytest.raises(tc.errors.ConfigError, match="apply reembed"):
         tc.gallery.upgrade(half / "cut", half / "new", "map")
-    with pytest.raises(tc.ConfigError, match="apply reembed"):
+    with pytest.raises(tc.errors.ConfigError, match="apply reembed"):
         tc.gallery.plan(half / "cut", half / "new")
     gallery = tc.gallery.upgrade(half / "cut", half / "new", "reembed")
     assert gallery.manifest.upgrade is None
@@ -252,23 +252,23 @@ def test_entries_whose_images_are_gone_stay(place: Path) -> None:
 
 def test_without_images_nothing_can_be_measured(place: Path) -> None:
     shutil.rmtree(place / "photos")
-    with pytest.raises(tc.DataError, match="no way can be measured"):
+    with pytest.raises(tc.errors.DataError, match="no way can be measured"):
         tc.gallery.plan(place / "gallery", place / "new", sample=COUNT)
-    with pytest.raises(tc.DataError, match="no way can be measured"):
+    with pytest.raises(tc.errors.DataError, match="no way can be measured"):
         tc.gallery.upgrade(place / "gallery", place / "new", "map", sample=COUNT)
     assert len(tc.gallery.load(place / "gallery")) == COUNT
 
 
 def test_bad_settings(place: Path) -> None:
-    with pytest.raises(tc.ConfigError, match="way: expected"):
+    with pytest.raises(tc.errors.ConfigError, match="way: expected"):
         tc.gallery.upgrade(place / "gallery", place / "new", "keep")
-    with pytest.raises(tc.ConfigError, match="the one that embedded"):
+    with pytest.raises(tc.errors.ConfigError, match="the one that embedded"):
         tc.gallery.plan(place / "gallery", place / "old")
-    with pytest.raises(tc.ConfigError, match="sample: expected"):
+    with pytest.raises(tc.errors.ConfigError, match="sample: expected"):
         tc.gallery.plan(place / "gallery", place / "new", sample=10)
-    with pytest.raises(tc.DataError, match="expected a class for every id"):
+    with pytest.raises(tc.errors.DataError, match="expected a class for every id"):
         tc.gallery.plan(place / "gallery", place / "new", sample=COUNT, labels={"red/0.png": "red"})
-    with pytest.raises(tc.ComponentFileError, match="expected a gallery"):
+    with pytest.raises(tc.errors.ComponentFileError, match="expected a gallery"):
         tc.gallery.upgrade(place / "photos", place / "new", "map")
     assert not (place / "photos" / ".lock").exists()
 

@@ -116,27 +116,27 @@ class TestTaskHeadSettings:
         assert config["timm_compat"]["role"] == "head"
 
     def test_of_a_draft_is_not_written(self, tmp_path: Path) -> None:
-        with pytest.raises(tc.DraftSpaceError, match="finalize"):
+        with pytest.raises(tc.errors.DraftSpaceError, match="finalize"):
             tc.TaskHead(space(), NAMES).save_pretrained(tmp_path / "head")
         assert not any(tmp_path.iterdir())
 
     def test_an_existing_folder_is_kept(self, tmp_path: Path) -> None:
         (tmp_path / "mine").touch()
-        with pytest.raises(tc.OutputExistsError):
+        with pytest.raises(tc.errors.OutputExistsError):
             tc.TaskHead(space().finalize(), NAMES).save_pretrained(tmp_path)
         assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            *[({"depth": value}, "depth: expected a whole number") for value in (0, -1, 17, 1.0, True, "2")],
-            *[({"hidden_dim": value}, "hidden_dim: expected a whole number") for value in (0, -3, 2.5, "8", 10**9)],
+            *[({"depth": value}, "depth: expected an integer") for value in (0, -1, 17, 1.0, True, "2")],
+            *[({"hidden_dim": value}, "hidden_dim: expected an integer") for value in (0, -3, 2.5, "8", 10**9)],
             *[({"drop_rate": value}, "drop_rate: expected a number") for value in (1, -0.1, 1.5, "0", None, True)],
             ({"drop_rate": float("nan")}, "drop_rate: expected a number from 0"),
         ],
     )
     def test_out_of_range(self, settings: dict[str, Any], message: str) -> None:
-        with pytest.raises(tc.ConfigError, match=message):
+        with pytest.raises(tc.errors.ConfigError, match=message):
             tc.TaskHead(space(), NAMES, **settings)
 
     @pytest.mark.parametrize(
@@ -153,16 +153,16 @@ class TestTaskHeadSettings:
         ],
     )
     def test_class_names(self, names: Any, message: str) -> None:
-        with pytest.raises(tc.ConfigError, match=f"class_names: {message}"):
+        with pytest.raises(tc.errors.ConfigError, match=f"class_names: {message}"):
             tc.TaskHead(space(), names)
 
     def test_a_residual_block_keeps_the_dimension(self) -> None:
-        with pytest.raises(tc.ConfigError, match=f"hidden_dim: residual blocks keep D = {D}, got 16"):
+        with pytest.raises(tc.errors.ConfigError, match=f"hidden_dim: residual blocks keep D = {D}, got 16"):
             tc.TaskHead(space("map"), NAMES, depth=2, hidden_dim=16)
 
     @pytest.mark.parametrize("wrong", [None, D, "space"])
     def test_no_space(self, wrong: Any) -> None:
-        with pytest.raises(tc.ConfigError, match="space: expected a CompatSpace"):
+        with pytest.raises(tc.errors.ConfigError, match="space: expected a CompatSpace"):
             tc.TaskHead(wrong, NAMES)
 
 
@@ -208,22 +208,24 @@ class TestAuxiliaryHeads:
 
     def test_is_refused_where_the_space_does_not_share_it(self, name: str, outputs: int, level: str) -> None:
         others = tuple(method for method in METHODS if method != name)
-        with pytest.raises(tc.ConfigError, match=f"{name}: expected it among the space's methods, got {others[0]}"):
+        with pytest.raises(
+            tc.errors.ConfigError, match=f"{name}: expected it among the space's methods, got {others[0]}"
+        ):
             tc.AuxiliaryHead(space(level, methods=others), name)
-        with pytest.raises(tc.ConfigError, match=f"{name}: expected it among the space's methods, got none"):
+        with pytest.raises(tc.errors.ConfigError, match=f"{name}: expected it among the space's methods, got none"):
             tc.AuxiliaryHead(space(level, methods=()), name)
 
     def test_needs_the_spaces_tensors(self, name: str, outputs: int, level: str, tmp_path: Path) -> None:
         final = space(level).finalize()
         definition = tc.TaskHead.from_pretrained(tc.TaskHead(final, NAMES).save_pretrained(tmp_path / "head")).space
-        with pytest.raises(tc.DraftSpaceError, match="load the space itself"):
+        with pytest.raises(tc.errors.DraftSpaceError, match="load the space itself"):
             tc.AuxiliaryHead(definition, name)
         loaded = tc.CompatSpace.from_pretrained(final.save_pretrained(tmp_path / "space"))
         read, made = (tc.AuxiliaryHead(one, name)(features(level)) for one in (loaded, final))
         assert torch.equal(read, made)
 
     def test_of_a_method_that_shares_none(self, name: str, outputs: int, level: str) -> None:
-        with pytest.raises(tc.ConfigError, match="initial_weights: expected"):
+        with pytest.raises(tc.errors.ConfigError, match="initial_weights: expected"):
             tc.AuxiliaryHead(space(level, methods=(name, "initial_weights")), "initial_weights")
 
 
@@ -264,7 +266,7 @@ class TestSimplex:
         names = [str(number) for number in range(D + 2)]
         full = tc.CompatSpace(D, names[: D + 1], ["simplex"])
         assert tc.AuxiliaryHead(full, "simplex")(features()).shape == (5, D + 1)
-        with pytest.raises(tc.ConfigError, match=f"at most {D + 1} equiangular classes, got {D + 2}"):
+        with pytest.raises(tc.errors.ConfigError, match=f"at most {D + 1} equiangular classes, got {D + 2}"):
             tc.CompatSpace(D, names, ["simplex"])
 
     def test_does_not_depend_on_the_seed_or_the_vocabulary(self) -> None:

@@ -49,7 +49,7 @@ class TestJson:
         with pytest.raises(ValueError, match=message):
             parse_json(text.encode())
         (head / "config.json").write_bytes(text.encode())
-        with pytest.raises(tc.ComponentFileError, match=f"expected JSON, got something else .*{message}"):
+        with pytest.raises(tc.errors.ComponentFileError, match=f"expected JSON, got something else .*{message}"):
             tc.TaskHead.from_pretrained(head)
 
     def test_what_is_some(self) -> None:
@@ -59,7 +59,7 @@ class TestJson:
     def test_it_is_not_written_either(self, tmp_path: Path, value: object) -> None:
         head = tc.TaskHead.from_pretrained(FOLDER / "head")
         head.facts = tc.Facts(training={"loss": value})
-        with pytest.raises(tc.ConfigError, match="expected JSON values as facts"):
+        with pytest.raises(tc.errors.ConfigError, match="expected JSON values as facts"):
             head.save_pretrained(tmp_path / "new")
         assert list(tmp_path.iterdir()) == []
 
@@ -92,7 +92,7 @@ class TestRawErrors:
     )
     def test_facts_of_the_wrong_kind(self, head: Path, facts: dict[str, Any]) -> None:
         change(head, **facts)
-        with pytest.raises(tc.CompatError):
+        with pytest.raises(tc.errors.CompatError):
             tc.TaskHead.from_pretrained(head)
 
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -100,18 +100,18 @@ class TestRawErrors:
         for target in ("/proc/self/mem", "/dev/zero", str(tmp_path), str(head / name), str(tmp_path / "missing")):
             (head / name).unlink()
             (head / name).symlink_to(target)
-            with pytest.raises(tc.ComponentFileError):
+            with pytest.raises(tc.errors.ComponentFileError):
                 tc.TaskHead.from_pretrained(head)
 
     def test_a_pipe_is_not_waited_for(self, head: Path) -> None:
         (head / "config.json").unlink()
         os.mkfifo(head / "config.json")
-        with pytest.raises(tc.ComponentFileError, match=r"expected config\.json"):
+        with pytest.raises(tc.errors.ComponentFileError, match=r"expected config\.json"):
             tc.TaskHead.from_pretrained(head)
 
     @pytest.mark.parametrize("location", ["x" * 5000, "a/" * 3000, "nul\0byte", "\ud800", ""])
     def test_places_that_are_none(self, location: str) -> None:
-        with pytest.raises(tc.CompatError):
+        with pytest.raises(tc.errors.CompatError):
             tc.load(location)
 
 
@@ -144,7 +144,7 @@ class TestTerminals:
         assert "\\x1b" in printed
 
     def test_every_error_is_legible_and_stays_what_it_is(self) -> None:
-        error = tc.HubNotFoundError(f"two\nlines {ESCAPE}\ud800")
+        error = tc.errors.HubNotFoundError(f"two\nlines {ESCAPE}\ud800")
         assert str(error) == "two\nlines \\x1b[31m\\x9b2J\\u202e\\ud800"
         assert isinstance(error, FileNotFoundError)
-        assert str(tc.ConfigError("ünï 中")) == "ünï 中"
+        assert str(tc.errors.ConfigError("ünï 中")) == "ünï 中"

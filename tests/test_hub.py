@@ -113,7 +113,7 @@ class TestRoundTrip:
         repo = hub.store.repos["lab/head"]
         repo.branches["main"] = repo.add({p: hub.store.put(d) for p, d in moved.items()}, None, "moved").oid
         assert same_weights(tc.TaskHead.from_pretrained("lab/head", subfolder="heads/first"), parts.head)
-        with pytest.raises(tc.ConfigError, match="subfolder"):
+        with pytest.raises(tc.errors.ConfigError, match="subfolder"):
             tc.TaskHead.from_pretrained("lab/head", subfolder="../head")
 
 
@@ -126,9 +126,9 @@ class TestRevisions:
         assert tc.TaskHead.from_pretrained("lab/head", revision="two-classes").class_names == ("x", "y")
         assert tc.TaskHead.from_pretrained("lab/head", revision=second).source.commit == second
         assert tc.TaskHead.from_pretrained("lab/head", revision=first).class_names == CLASSES
-        with pytest.raises(tc.HubNotFoundError, match="lab/head at nowhere: no such revision"):
+        with pytest.raises(tc.errors.HubNotFoundError, match="lab/head at nowhere: no such revision"):
             tc.TaskHead.from_pretrained("lab/head", revision="nowhere")
-        with pytest.raises(tc.ConfigError, match="revision"):
+        with pytest.raises(tc.errors.ConfigError, match="revision"):
             tc.TaskHead.from_pretrained("lab/head", revision="../../etc")
 
     def test_everything_comes_from_one_commit(self, hub: LoopbackHub, parts: Parts, tmp_path: Path) -> None:
@@ -165,11 +165,11 @@ class TestPush:
         parts.head.push_to_hub("lab/secret", private=True)
         assert hub.store.repos["lab/secret"].private
         hub.user("hf_bobsecret", "bob")
-        with pytest.raises(tc.HubNotFoundError, match="lab/secret"):
+        with pytest.raises(tc.errors.HubNotFoundError, match="lab/secret"):
             tc.TaskHead.from_pretrained("lab/secret", token="hf_bobsecret")
-        with pytest.raises(tc.HubAccessError, match="401"):
+        with pytest.raises(tc.errors.HubAccessError, match="401"):
             tc.TaskHead.from_pretrained("lab/secret", token=False)
-        with pytest.raises(tc.ConfigError, match="exists and is private"):
+        with pytest.raises(tc.errors.ConfigError, match="exists and is private"):
             parts.head.push_to_hub("lab/secret", private=False)
         monkeypatch.delenv("HF_TOKEN")
         assert same_weights(tc.TaskHead.from_pretrained("lab/secret", token=TOKEN), parts.head)
@@ -177,7 +177,7 @@ class TestPush:
     def test_pull_requests_are_refused_cleanly(self, hub: LoopbackHub, parts: Parts) -> None:
         parts.head.push_to_hub("lab/head")
         before = hub.files("lab/head")
-        with pytest.raises(tc.HubAccessError, match="Pull requests are disabled"):
+        with pytest.raises(tc.errors.HubAccessError, match="Pull requests are disabled"):
             tc.TaskHead(parts.space, ["x"]).push_to_hub("lab/head", create_pr=True)
         assert hub.files("lab/head") == before
 
@@ -197,17 +197,17 @@ class TestPush:
 
     def test_a_repository_holds_one_component(self, hub: LoopbackHub, parts: Parts) -> None:
         parts.head.push_to_hub("lab/part")
-        with pytest.raises(tc.ConfigError, match="lab/part: holds a component of role 'head' already"):
+        with pytest.raises(tc.errors.ConfigError, match="lab/part: holds a component of role 'head' already"):
             parts.extractor.push_to_hub("lab/part")
         hub.edit("lab/part", config__json=b'{"architecture": "resnet18"}')
-        with pytest.raises(tc.ConfigError, match=r"something else \(config\.json\)"):
+        with pytest.raises(tc.errors.ConfigError, match=r"something else \(config\.json\)"):
             parts.head.push_to_hub("lab/part")
 
     def test_drafts_and_bad_ids_never_reach_the_hub(self, hub: LoopbackHub, parts: Parts) -> None:
-        with pytest.raises(tc.DraftSpaceError):
+        with pytest.raises(tc.errors.DraftSpaceError):
             tc.TaskHead(tc.CompatSpace(8, methods=["rotation"]), ["x"]).push_to_hub("lab/head")
         for repo_id in ("head", "a/b/c", "../x/y", "lab/..", "lab/a--b", "lab/x y"):
-            with pytest.raises(tc.ConfigError, match="repo_id"):
+            with pytest.raises(tc.errors.ConfigError, match="repo_id"):
                 parts.head.push_to_hub(repo_id)
         assert hub.seen == []
 
@@ -242,7 +242,7 @@ class TestPush:
     def test_two_pushes_at_once(self, hub: LoopbackHub, parts: Parts) -> None:
         parts.head.push_to_hub("lab/head")
         hub.fail("POST .*/commit/", "status", 412, times=1)
-        with pytest.raises(tc.HubError, match="somebody else pushed meanwhile"):
+        with pytest.raises(tc.errors.HubError, match="somebody else pushed meanwhile"):
             tc.TaskHead(parts.space, ["x"]).push_to_hub("lab/head")
 
 
@@ -283,13 +283,15 @@ print(fused.pretrained_cfg["label_names"])
         plain = tc.load("lab/fused", revision=pushed.commit)
         assert not isinstance(plain, tc.CompatModel)
         torch.testing.assert_close(plain(images()), model(images()), atol=1e-4, rtol=0)
-        with pytest.raises(tc.ComponentFileError, match=r"timm.create_model\('hf-hub:lab/fused', pretrained=True\)"):
+        with pytest.raises(
+            tc.errors.ComponentFileError, match=r"timm.create_model\('hf-hub:lab/fused', pretrained=True\)"
+        ):
             tc.CompatModel.from_pretrained("lab/fused")
 
     def test_composed_model_through_timm_after_the_import(self, hub: LoopbackHub, tmp_path: Path) -> None:
         unfusable = make_parts(normalization="layer")
         model = tc.compose(unfusable.extractor, unfusable.head)
-        with pytest.raises(tc.FuseError):
+        with pytest.raises(tc.errors.FuseError):
             model.push_to_hub("lab/model", fused=True)
         assert "lab/model" not in hub.store.repos
         commit = model.push_to_hub("lab/model").commit
@@ -298,9 +300,9 @@ print(fused.pretrained_cfg["label_names"])
             assert isinstance(loaded, tc.CompatModel)
             assert torch.equal(loaded(images()), model(images()))
         assert timm.create_model("hf-hub:lab/model", num_classes=3).class_names == CLASSES
-        with pytest.raises(tc.ConfigError, match="num_classes: the published model has 3, got 7"):
+        with pytest.raises(tc.errors.ConfigError, match="num_classes: the published model has 3, got 7"):
             timm.create_model("hf-hub:lab/model", num_classes=7)
-        with pytest.raises(tc.ConfigError, match="backbone"):
+        with pytest.raises(tc.errors.ConfigError, match="backbone"):
             timm.create_model("hf-hub:lab/model", backbone="resnet18")
         folder = model.save_pretrained(tmp_path / "model")
         assert torch.equal(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images()), model(images()))
@@ -319,13 +321,13 @@ class TestPull:
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == hub.files("lab/extractor")
         assert not any(path.is_symlink() for path in folder.iterdir())
         assert same_weights(tc.CompatExtractor.from_pretrained(folder), parts.extractor)
-        with pytest.raises(tc.OutputExistsError):
+        with pytest.raises(tc.errors.OutputExistsError):
             tc.pull("lab/extractor", tmp_path / "extractor")
 
     def test_a_damaged_component_leaves_no_folder(self, hub: LoopbackHub, parts: Parts, tmp_path: Path) -> None:
         parts.head.push_to_hub("lab/head")
         hub.fail("GET .*resolve.*safetensors", "flip", times=1)
-        with pytest.raises(tc.ComponentFileError, match="SHA-256"):
+        with pytest.raises(tc.errors.ComponentFileError, match="SHA-256"):
             tc.pull("lab/head", tmp_path / "head")
         assert list(tmp_path.glob("*head*")) == []
         tc.pull("lab/head", tmp_path / "head")  # the damaged copy has left the cache

@@ -101,11 +101,17 @@ class Case:
 
 CASES = [
     # The network and the server
-    Case("503", lambda hub: hub.fail("", "status", 503), tc.HubConnectionError, "503.*try again later", passing=True),
+    Case(
+        "503",
+        lambda hub: hub.fail("", "status", 503),
+        tc.errors.HubConnectionError,
+        "503.*try again later",
+        passing=True,
+    ),
     Case(
         "503 for the file",
         lambda hub: hub.fail("resolve", "status", 503),
-        tc.HubError,
+        tc.errors.HubError,
         "within 3 s|503",  # the newer clients try again and again
         passing=True,
         seconds="3",
@@ -113,7 +119,7 @@ CASES = [
     Case(
         "hang",
         lambda hub: hub.fail("GET", "hang", 3),
-        tc.HubTimeoutError,
+        tc.errors.HubTimeoutError,
         "within 1 s.*TIMEOUT|does not answer",
         passing=True,
         seconds="1",
@@ -121,104 +127,150 @@ CASES = [
     Case(
         "hang in a file",
         lambda hub: hub.fail(WEIGHTS, "hang", 3),
-        tc.HubTimeoutError,
+        tc.errors.HubTimeoutError,
         "within 1 s",
         passing=True,
         seconds="1",
     ),
-    Case("junk for an answer", lambda hub: hub.fail("GET /api", "junk"), tc.HubError, "lab/head at main", passing=True),
-    Case("401", lambda hub: hub.store.users.clear(), tc.HubAccessError, "401.*hf auth login.*HF_TOKEN"),
-    Case("403", lambda hub: hub.fail("GET", "status", 403), tc.HubAccessError, "403.*ask the owner", passing=True),
-    Case("gated", lambda hub: gate(hub), tc.HubAccessError, "ask the owner for access"),
-    Case("404", lambda hub: hub.store.repos.pop("lab/head"), tc.HubNotFoundError, "no such repository.*spelling"),
-    Case("429", lambda hub: hub.fail("GET", "status", 429), tc.HubConnectionError, "429", passing=True),
     Case(
-        "wrong commit", lambda hub: hub.fail("resolve", "commit", "b" * 40), tc.HubError, "at this commit, got it from"
+        "junk for an answer",
+        lambda hub: hub.fail("GET /api", "junk"),
+        tc.errors.HubError,
+        "lab/head at main",
+        passing=True,
+    ),
+    Case("401", lambda hub: hub.store.users.clear(), tc.errors.HubAccessError, "401.*hf auth login.*HF_TOKEN"),
+    Case(
+        "403", lambda hub: hub.fail("GET", "status", 403), tc.errors.HubAccessError, "403.*ask the owner", passing=True
+    ),
+    Case("gated", lambda hub: gate(hub), tc.errors.HubAccessError, "ask the owner for access"),
+    Case(
+        "404", lambda hub: hub.store.repos.pop("lab/head"), tc.errors.HubNotFoundError, "no such repository.*spelling"
+    ),
+    Case("429", lambda hub: hub.fail("GET", "status", 429), tc.errors.HubConnectionError, "429", passing=True),
+    Case(
+        "wrong commit",
+        lambda hub: hub.fail("resolve", "commit", "b" * 40),
+        tc.errors.HubError,
+        "at this commit, got it from",
     ),
     # The bytes
-    Case("bit flip", lambda hub: hub.fail(WEIGHTS, "flip"), tc.ComponentFileError, "expected SHA-256", passing=True),
-    Case("truncated for good", lambda hub: truncate(hub), tc.ComponentFileError, "expected SHA-256"),
-    Case("renamed pickle", lambda hub: put_pickle(hub), tc.ComponentFileError, "expected a safetensors file"),
+    Case(
+        "bit flip",
+        lambda hub: hub.fail(WEIGHTS, "flip"),
+        tc.errors.ComponentFileError,
+        "expected SHA-256",
+        passing=True,
+    ),
+    Case("truncated for good", lambda hub: truncate(hub), tc.errors.ComponentFileError, "expected SHA-256"),
+    Case("renamed pickle", lambda hub: put_pickle(hub), tc.errors.ComponentFileError, "expected a safetensors file"),
     Case(
         "NaN",
         lambda hub: reweigh(hub, "lab/head", lambda t: t["classifier.weight"].fill_(torch.nan)),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         "classifier.weight: expected finite",
     ),
-    Case("fp16", lambda hub: reweigh(hub, "lab/head", half), tc.ComponentFileError, r"float16; .*convert=True"),
+    Case("fp16", lambda hub: reweigh(hub, "lab/head", half), tc.errors.ComponentFileError, r"float16; .*convert=True"),
     Case(
         "integers",
         lambda hub: reweigh(hub, "lab/head", lambda t: t.update({k: v.int() for k, v in t.items()})),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         "expected torch.float32, got torch.int32",
     ),
     Case(
         "missing tensor",
         lambda hub: reweigh(hub, "lab/head", lambda t: t.pop("classifier.bias")),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         "missing: classifier.bias",
     ),
     Case(
         "extra tensor",
         lambda hub: reweigh(hub, "lab/head", lambda t: t.update(extra=torch.zeros(1))),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         "not expected: extra",
     ),
     Case(
         "another shape",
         lambda hub: reweigh(hub, "lab/head", lambda t: t.update({"classifier.bias": torch.zeros(4)})),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         r"expected shape \(3,\), got \(4,\)",
     ),
     Case(
         "far too large",
         lambda hub: hub.edit("lab/head", model__safetensors=bytes(10**6)),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         "expected at most .* bytes, got 1000000",
     ),
-    Case("no weights", lambda hub: hub.edit("lab/head", model__safetensors=None), tc.ComponentFileError, "found none"),
+    Case(
+        "no weights",
+        lambda hub: hub.edit("lab/head", model__safetensors=None),
+        tc.errors.ComponentFileError,
+        "found none",
+    ),
     # The config
     Case(
         "bit flip in the config",
         lambda hub: hub.fail("GET .*resolve.*config", "flip"),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         "git's SHA-1 .* damaged on the way",
         passing=True,
     ),
-    Case("no config", lambda hub: hub.edit("lab/head", config__json=None), tc.ComponentFileError, "config.json, found"),
-    Case("config is no JSON", lambda hub: hub.edit("lab/head", config__json=b"\x80"), tc.ComponentFileError, "JSON"),
+    Case(
+        "no config",
+        lambda hub: hub.edit("lab/head", config__json=None),
+        tc.errors.ComponentFileError,
+        "config.json, found",
+    ),
+    Case(
+        "config is no JSON",
+        lambda hub: hub.edit("lab/head", config__json=b"\x80"),
+        tc.errors.ComponentFileError,
+        "JSON",
+    ),
     Case(
         "huge config",
         lambda hub: hub.edit("lab/head", config__json=bytes(17 * 2**20)),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         "expected at most 16777216 bytes",
     ),
     Case(
         "plain timm model",
         lambda hub: hub.edit("lab/head", config__json=b'{"architecture": "resnet18"}'),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         "not a component of timm-compat",
     ),
-    Case("newer format", lambda hub: ours(hub, format=3), tc.ComponentFileError, "newer timm-compat; upgrade"),
-    Case("unknown role", lambda hub: ours(hub, role="builtins.exec"), tc.ComponentFileError, "expected a role among"),
-    Case("another role", lambda hub: None, tc.ComponentFileError, "role 'head', got 'extractor'", "lab/extractor"),
+    Case("newer format", lambda hub: ours(hub, format=3), tc.errors.ComponentFileError, "newer timm-compat; upgrade"),
+    Case(
+        "unknown role",
+        lambda hub: ours(hub, role="builtins.exec"),
+        tc.errors.ComponentFileError,
+        "expected a role among",
+    ),
+    Case(
+        "another role", lambda hub: None, tc.errors.ComponentFileError, "role 'head', got 'extractor'", "lab/extractor"
+    ),
     Case(
         "giant head",
         lambda hub: ours(hub, head={"depth": 10**9, "hidden_dim": None, "drop_rate": 0.0}),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         "depth: expected",
     ),
     Case(
         "giant classes",
         lambda hub: ours(hub, class_names=[str(n) for n in range(200_000)]),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         r"SHA-256|shape \(200000",
     ),
-    Case("facts that are none", lambda hub: ours(hub, metrics=[{"accuracy": 7}]), tc.ComponentFileError, "facts about"),
+    Case(
+        "facts that are none",
+        lambda hub: ours(hub, metrics=[{"accuracy": 7}]),
+        tc.errors.ComponentFileError,
+        "facts about",
+    ),
     Case(
         "changed space",
         lambda hub: edit_config(hub, "lab/head", lambda c: c["timm_compat"]["space"].update(level="map")),
-        tc.ComponentFileError,
+        tc.errors.ComponentFileError,
         "fingerprint",
     ),
 ]
@@ -236,7 +288,7 @@ EXTRACTOR_CASES = [
     ("giant width", set_argument("channel_multiplier", 10**12), "channel_multiplier: expected at most"),
     ("giant depth", set_argument("depths", [10**9, 2]), "depths: expected at most 1000"),
     ("infinite number", set_argument("drop_rate", float("inf")), "expected JSON.*finite number"),
-    ("object", set_argument("norm_layer", {"py/object": "os.system"}), "expected numbers, texts"),
+    ("object", set_argument("norm_layer", {"py/object": "os.system"}), "expected numbers, strings"),
 ]
 
 
@@ -273,7 +325,7 @@ def test_the_fault_table(
     start = time.perf_counter()
     with pytest.raises(case.error, match=f"(?s){case.message}") as caught:
         tc.TaskHead.from_pretrained(case.repo_id)
-    assert isinstance(caught.value, tc.CompatError)
+    assert isinstance(caught.value, tc.errors.CompatError)
     assert time.perf_counter() - start < 15
     with pytest.raises(case.error):
         tc.pull(case.repo_id, tmp_path / "pulled") if case.repo_id == "lab/head" else tc.TaskHead.from_pretrained(
@@ -293,7 +345,7 @@ def test_the_fault_table(
 def test_a_config_that_means_harm(published: LoopbackHub, name: str, spoil: Any, message: str) -> None:
     edit_config(published, "lab/extractor", spoil)
     start = time.perf_counter()
-    with pytest.raises(tc.ComponentFileError, match=message):
+    with pytest.raises(tc.errors.ComponentFileError, match=message):
         tc.CompatExtractor.from_pretrained("lab/extractor")
     assert time.perf_counter() - start < 10
     assert not [seen for seen in published.seen if "safetensors" in seen.path]
@@ -308,14 +360,14 @@ def test_no_network(published: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> 
     loaded = tc.TaskHead.from_pretrained("lab/head")
     monkeypatch.setattr(constants, "ENDPOINT", dead)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", dead + "/{repo_id}/resolve/{revision}/{filename}")
-    with pytest.raises(tc.HubConnectionError, match=re.escape(dead)):
+    with pytest.raises(tc.errors.HubConnectionError, match=re.escape(dead)):
         tc.TaskHead.from_pretrained("lab/head")  # the cache is not handed out as if it were the newest
     offline = tc.TaskHead.from_pretrained("lab/head", local_files_only=True)
     assert offline.source == loaded.source
     monkeypatch.setenv("TIMM_COMPAT_HUB_TIMEOUT", "2")  # here the client tries again and again
-    with pytest.raises(tc.HubError, match="check the network"):
+    with pytest.raises(tc.errors.HubError, match="check the network"):
         tc.search()
-    with pytest.raises(tc.HubConnectionError):
+    with pytest.raises(tc.errors.HubConnectionError):
         loaded.push_to_hub("lab/head")
 
 
@@ -326,7 +378,7 @@ def test_offline_mode_of_the_client(published: LoopbackHub, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     published.seen.clear()
     assert tc.TaskHead.from_pretrained("lab/head").class_names == CLASSES
-    with pytest.raises(tc.HubConnectionError, match="HF_HUB_OFFLINE"):
+    with pytest.raises(tc.errors.HubConnectionError, match="HF_HUB_OFFLINE"):
         tc.search()
     assert published.seen == []
 
@@ -334,11 +386,11 @@ def test_offline_mode_of_the_client(published: LoopbackHub, monkeypatch: pytest.
 def test_a_cache_that_holds_another_commit(published: LoopbackHub, parts: Parts) -> None:
     held = tc.TaskHead.from_pretrained("lab/head").source.commit
     newer = tc.TaskHead(parts.space, ["x", "y"]).push_to_hub("lab/head").commit
-    with pytest.raises(tc.HubNotFoundError, match=f"holds no revision '{newer}'.*{held}"):
+    with pytest.raises(tc.errors.HubNotFoundError, match=f"holds no revision '{newer}'.*{held}"):
         tc.TaskHead.from_pretrained("lab/head", revision=newer, local_files_only=True)
     assert tc.TaskHead.from_pretrained("lab/head", local_files_only=True).source.commit == held
     assert tc.TaskHead.from_pretrained("lab/head").source.commit == newer
-    with pytest.raises(tc.HubNotFoundError, match="held: none"):
+    with pytest.raises(tc.errors.HubNotFoundError, match="held: none"):
         tc.TaskHead.from_pretrained("lab/other", local_files_only=True)
 
 
@@ -350,7 +402,7 @@ def test_a_stream_that_breaks_once_is_taken_up_again(published: LoopbackHub) -> 
 def test_a_stream_that_always_breaks(published: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TIMM_COMPAT_HUB_TIMEOUT", "2")
     published.fail(WEIGHTS, "truncate")
-    with pytest.raises((tc.HubError, tc.ComponentFileError)):
+    with pytest.raises((tc.errors.HubError, tc.errors.ComponentFileError)):
         tc.pull("lab/extractor", tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()
     assert list((tmp_path / "fresh-cache").rglob("snapshots/*/*.safetensors")) == []
@@ -376,7 +428,7 @@ def test_a_redirect_to_another_origin_carries_no_token(published: LoopbackHub) -
 def test_a_server_that_repeats_the_token(published: LoopbackHub, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     published.fail("GET /api", "echo")
-    with pytest.raises(tc.HubConnectionError, match=r"do not repeat \*\*\*") as caught:
+    with pytest.raises(tc.errors.HubConnectionError, match=r"do not repeat \*\*\*") as caught:
         tc.TaskHead.from_pretrained("lab/head")
     # What the HTTP library writes down when it is told to debug is its own.
     logged = "".join(record.getMessage() for record in caplog.records if not record.name.startswith("httpcore"))
@@ -387,7 +439,7 @@ def test_a_head_of_another_space(published: LoopbackHub) -> None:
     other = make_parts(seed=5)
     other.head.push_to_hub("lab/other-head")
     extractor = tc.CompatExtractor.from_pretrained("lab/extractor")
-    with pytest.raises(tc.SpaceMismatchError, match="would score at chance"):
+    with pytest.raises(tc.errors.SpaceMismatchError, match="would score at chance"):
         tc.compose(extractor, tc.TaskHead.from_pretrained("lab/other-head"))
 
 
@@ -401,7 +453,7 @@ def test_unknown_facts_warn_once(published: LoopbackHub) -> None:
 @pytest.mark.parametrize("seconds", ["0", "-1", "soon", "nan", "inf"])
 def test_a_time_limit_that_is_none(published: LoopbackHub, monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
     monkeypatch.setenv("TIMM_COMPAT_HUB_TIMEOUT", seconds)
-    with pytest.raises(tc.ConfigError, match="TIMM_COMPAT_HUB_TIMEOUT: expected a positive number"):
+    with pytest.raises(tc.errors.ConfigError, match="TIMM_COMPAT_HUB_TIMEOUT: expected a positive number"):
         tc.TaskHead.from_pretrained("lab/head")
 
 
@@ -409,11 +461,11 @@ class TestPushing:
     @pytest.mark.parametrize(
         ("pattern", "kind", "value", "error"),
         [
-            ("POST .*/commit/", "status", 503, tc.HubConnectionError),
-            ("POST .*/commit/", "hang", 3, tc.HubTimeoutError),
-            ("POST .*preupload", "status", 403, tc.HubAccessError),
-            ("PUT", "status", 400, tc.HubError),
-            ("POST .*/commit/", "echo", None, tc.HubConnectionError),
+            ("POST .*/commit/", "status", 503, tc.errors.HubConnectionError),
+            ("POST .*/commit/", "hang", 3, tc.errors.HubTimeoutError),
+            ("POST .*preupload", "status", 403, tc.errors.HubAccessError),
+            ("PUT", "status", 400, tc.errors.HubError),
+            ("POST .*/commit/", "echo", None, tc.errors.HubConnectionError),
         ],
     )
     def test_the_repository_stays_as_it_was(
@@ -438,7 +490,7 @@ class TestPushing:
 
     def test_a_token_that_may_only_read(self, published: LoopbackHub, parts: Parts) -> None:
         reader = published.user("hf_readersecret", "alice", "lab", may_write=False)
-        with pytest.raises(tc.HubAccessError, match=r"lacks the right.*may write") as caught:
+        with pytest.raises(tc.errors.HubAccessError, match=r"lacks the right.*may write") as caught:
             parts.head.push_to_hub("lab/new", token=reader)
         assert "readersecret" not in "".join(traceback.format_exception(caught.value))
         assert "lab/new" not in published.store.repos
@@ -484,7 +536,7 @@ def test_an_upload_over_xet_where_there_is_none(published: LoopbackHub) -> None:
         "torch.nn.init.ones_(head.classifier.weight)\n"
         "try:\n"
         "    head.push_to_hub('lab/head')\n"
-        "except tc.HubError as error:\n"
+        "except tc.errors.HubError as error:\n"
         "    print(error)\n"
     )
     before = published.files("lab/head")

@@ -47,13 +47,13 @@ class TestRetries:
     @pytest.mark.parametrize("status", [400, 403, 404])
     def test_what_stays_is_not(self, published: LoopbackHub, status: int) -> None:
         published.fail("GET /api/models/lab/head", "status", status)
-        with pytest.raises(tc.HubError):
+        with pytest.raises(tc.errors.HubError):
             tc.TaskHead.from_pretrained("lab/head")
         assert asked(published, "GET /api/models/lab/head") == 1
 
     def test_a_commit_is_sent_once(self, published: LoopbackHub, parts: Parts) -> None:
         published.fail("POST .*/commit/", "status", 503)
-        with pytest.raises(tc.HubConnectionError, match="503"):
+        with pytest.raises(tc.errors.HubConnectionError, match="503"):
             tc.TaskHead(parts.space, ["x"]).push_to_hub("lab/head")
         assert asked(published, "POST .*/commit/") == 1
 
@@ -72,7 +72,7 @@ class TestRetries:
     def test_a_wait_beyond_the_time_limit_is_not_begun(self, published: LoopbackHub) -> None:
         published.fail("GET /api/models/lab/head", "status", 429, headers={"Retry-After": "3600"})
         start = time.monotonic()
-        with pytest.raises(tc.HubConnectionError, match="429"):
+        with pytest.raises(tc.errors.HubConnectionError, match="429"):
             tc.TaskHead.from_pretrained("lab/head")
         assert time.monotonic() - start < 5
         assert asked(published, "GET /api/models/lab/head") == 1
@@ -80,7 +80,7 @@ class TestRetries:
     def test_a_time_out_names_the_repository(self, published: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TIMM_COMPAT_HUB_TIMEOUT", "0.5")
         published.fail("GET /api/models/lab/head", "hang", 1)
-        with pytest.raises(tc.HubTimeoutError, match="lab/head"):
+        with pytest.raises(tc.errors.HubTimeoutError, match="lab/head"):
             tc.TaskHead.from_pretrained("lab/head")
 
 
@@ -88,14 +88,16 @@ class TestAccess:
     def test_a_gated_repository_without_a_token(self, published: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("HF_TOKEN")
         published.fail("GET /api/models/lab/head", "status", 401, code="GatedRepo")
-        with pytest.raises(tc.HubAccessError, match=r"lab/head.*gated \(401\): accept its conditions .*hf auth login"):
+        with pytest.raises(
+            tc.errors.HubAccessError, match=r"lab/head.*gated \(401\): accept its conditions .*hf auth login"
+        ):
             tc.TaskHead.from_pretrained("lab/head")
 
     def test_a_password_in_the_endpoint_is_not_told(
         self, published: LoopbackHub, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", "http://alice:opensesame@127.0.0.1:9")
-        with pytest.raises(tc.HubConnectionError, match=r"http://127\.0\.0\.1:9") as caught:
+        with pytest.raises(tc.errors.HubConnectionError, match=r"http://127\.0\.0\.1:9") as caught:
             tc.TaskHead.from_pretrained("lab/head")
         chain = [caught.value, caught.value.__cause__]
         assert "opensesame" not in f"{chain!r} {caught.value}"
@@ -145,12 +147,12 @@ class TestCaches:
 
     def test_a_cache_below_a_file(self, published: LoopbackHub, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(tc.HubError, match=r"lab/head.*cache.*HF_HOME, or cache_dir="):
+        with pytest.raises(tc.errors.HubError, match=r"lab/head.*cache.*HF_HOME, or cache_dir="):
             tc.TaskHead.from_pretrained("lab/head", cache_dir=tmp_path / "file" / "hub")
 
     def test_a_cache_in_a_loop_of_links(self, published: LoopbackHub, tmp_path: Path) -> None:
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
-        with pytest.raises(tc.HubError, match="cache"):
+        with pytest.raises(tc.errors.HubError, match="cache"):
             tc.TaskHead.from_pretrained("lab/head", cache_dir=tmp_path / "loop" / "hub")
 
 
@@ -162,6 +164,6 @@ class TestMirrors:
     def test_sizes_are_capped_there_too(self, published: LoopbackHub) -> None:
         published.edit("lab/head", model__safetensors=bytes(10**6))
         published.fail("GET /api/models/lab/head", "sizeless")
-        with pytest.raises(tc.ComponentFileError, match=r"expected at most .* bytes, got 1000000"):
+        with pytest.raises(tc.errors.ComponentFileError, match=r"expected at most .* bytes, got 1000000"):
             tc.TaskHead.from_pretrained("lab/head")
         assert not asked(published, "GET .*resolve.*safetensors")

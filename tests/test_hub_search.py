@@ -98,16 +98,16 @@ class TestSearch:
         [
             ({"role": "backbone"}, "role: expected one of extractor, head, space, model"),
             ({"space": "xyz"}, "space: expected a CompatSpace or its fingerprint"),
-            ({"dim": 0}, "dim: expected a positive whole number"),
-            ({"limit": -1}, "limit: expected a positive whole number"),
-            ({"limit": 0}, "limit: expected a positive whole number"),
-            ({"limit": True}, "limit: expected a positive whole number"),
+            ({"dim": 0}, "dim: expected a positive integer"),
+            ({"limit": -1}, "limit: expected a positive integer"),
+            ({"limit": 0}, "limit: expected a positive integer"),
+            ({"limit": True}, "limit: expected a positive integer"),
         ],
     )
     def test_bad_questions(self, settings: dict[str, Any], message: str) -> None:
-        with pytest.raises(tc.ConfigError, match=message):
+        with pytest.raises(tc.errors.ConfigError, match=message):
             tc.search(**settings)
-        with pytest.raises(tc.DraftSpaceError):
+        with pytest.raises(tc.errors.DraftSpaceError):
             tc.search(space=tc.CompatSpace(8, methods=["rotation"]))
 
 

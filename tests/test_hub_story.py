@@ -16,7 +16,7 @@ import timm_compat as tc
 from timm_compat.cli import main
 
 SETTINGS = {"in_chans": 1, "img_size": 16}
-TRAINING = {"batch_size": 64, "epochs": 10, "random_crop": 1, "learning_rate": 6e-3}
+TRAINING = {"batch_size": 64, "epochs": 10, "random_crop": 1, "lr": 6e-3}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def command(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
 def test_the_story(
     hub: LoopbackHub, people: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
-    train, test = tc.load_digits("train"), tc.load_digits("test")
+    train, test = tc.data.load_digits("train"), tc.data.load_digits("test")
     first, second = train.halves(torch.Generator().manual_seed(0))
 
     # Alice trains a member in a space of her own and publishes space, extractor and head.

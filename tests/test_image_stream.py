@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.data.augmentation import Augmentation
 from timm_compat.data.image_dataset import ImageDataset
-from timm_compat.data.image_stream import ImageStream
 from timm_compat.data.raw_batches import raw_batches
 from timm_compat.data.sources import load_dataset
+from timm_compat.data.streams import ImageStream
 from timm_compat.data.transforms import evaluation_transform, training_transform
 
 CONFIG = {
@@ -26,7 +25,7 @@ CONFIG = {
     "crop_pct": 1.0,
     "crop_mode": "center",
 }
-AUGMENTED = Augmentation(random_crop=2, random_flip=True, scale=(0.08, 1), color_jitter=0.4)
+AUGMENTED = tc.TrainConfig(random_crop=2, hflip=0.5, scale=(0.08, 1), color_jitter=0.4)
 GREY = {**CONFIG, "input_size": (1, 16, 16), "mean": (0.5,), "std": (0.5,)}
 
 # Python 3.12 and later warn of a fork of a process with threads, which a DataLoader's workers are.
@@ -64,7 +63,10 @@ class PlainStream(ImageStream):
     """A stream for one network."""
 
     def batches(self, first: int, last: int):
-        return ((images["n"], labels) for images, labels in super().batches(first, last))
+        return ((batch.images["n"], batch.labels) for batch in super().batches(first, last))
+
+    def step_labels(self, step: int) -> torch.Tensor:
+        return next(ImageStream.batches(self, step, step + 1)).step_labels
 
 
 def stream(dataset: ImageDataset, batch_size: int = 4, seed: int = 0, name: str = "m", **options) -> ImageStream:
@@ -87,18 +89,18 @@ class TestImageDataset:
         assert (chosen.labels.tolist(), chosen.class_names) == ([0, 0], ("b",))
         halves = dataset.halves(torch.Generator().manual_seed(0))
         assert sorted(torch.cat([half.indices for half in halves]).tolist()) == list(range(12))
-        with pytest.raises(tc.DataError, match="got c"):
+        with pytest.raises(tc.errors.DataError, match="got c"):
             dataset.of_classes(["c"])
-        with pytest.raises(tc.DataError, match="'a' several times"):
+        with pytest.raises(tc.errors.DataError, match="'a' several times"):
             dataset.of_classes(["a", "a"])
         assert len(list(dataset)) == 12
 
     def test_grey_and_colour(self, folder: Path) -> None:
         dataset = load(folder)
         assert dataset.with_channels(1).open(0).mode == "L"
-        with pytest.raises(tc.ConfigError, match=r"1 \(grey\) or 3"):
+        with pytest.raises(tc.errors.ConfigError, match=r"1 \(grey\) or 3"):
             dataset.with_channels(4)
-        with pytest.raises(tc.ConfigError, match="mode"):
+        with pytest.raises(tc.errors.ConfigError, match="mode"):
             ImageDataset(dataset.source, dataset.indices, dataset.labels, dataset.class_names, "CMYK")
 
     def test_formats_and_palettes(self, tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ class TestImageDataset:
         Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "a" / "1.tiff")
         dataset = load(tmp_path, in_chans=1)
         assert np.asarray(dataset.open(0)).ravel().tolist() == list(range(0, 256, 16))
-        with pytest.raises(tc.DataError, match=r"1\.tiff: .* mode F, whose range is not known"):
+        with pytest.raises(tc.errors.DataError, match=r"1\.tiff: .* mode F, whose range is not known"):
             dataset.open(1)
 
     @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ class TestImageDataset:
         ],
     )
     def test_refuses_what_does_not_fit(self, folder: Path, indices, labels, message: str) -> None:
-        with pytest.raises(tc.DataError, match=message):
+        with pytest.raises(tc.errors.DataError, match=message):
             ImageDataset(load(folder).source, indices, labels, ("a", "b"))
 
     def test_digest_follows_the_images_and_their_order(self, folder: Path) -> None:
@@ -158,14 +160,14 @@ class TestCorruptImages:
         else:
             path.write_bytes(damage)
         dataset = load(folder)
-        with pytest.raises(tc.DataError, match=r"b.1\.png: expected an image .* or set skip_corrupt"):
+        with pytest.raises(tc.errors.DataError, match=r"b.1\.png: expected an image .* or set skip_corrupt"):
             dataset.read(7)
         assert dataset.read(6)[1] == 1
 
     def test_that_vanished_are_named(self, folder: Path) -> None:
         dataset = load(folder)
         (folder / "a" / "0.png").unlink()
-        with pytest.raises(tc.DataError, match=r"a.0\.png"):
+        with pytest.raises(tc.errors.DataError, match=r"a.0\.png"):
             dataset.open(0)
 
     def test_are_skipped_within_their_class_when_asked(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -183,14 +185,14 @@ class TestCorruptImages:
         for path in (folder / "a").iterdir():
             break_file(path)
         dataset = load(folder, skip_corrupt=True)
-        with pytest.raises(tc.DataError, match=r"class 'a': .* none among 6"):
+        with pytest.raises(tc.errors.DataError, match=r"class 'a': .* none among 6"):
             dataset.read(2)
 
     @forks
     @pytest.mark.parametrize("workers", [0, 2])
     def test_reach_the_caller_of_a_stream(self, folder: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
         break_file(folder / "b" / "1.png")
-        with pytest.raises(tc.DataError, match=r"^\S*1\.png: expected an image .* set skip_corrupt$"):
+        with pytest.raises(tc.errors.DataError, match=r"^\S*1\.png: expected an image .* set skip_corrupt$"):
             list(stream(load(folder), 12, workers=workers).batches(0, 1))
         with caplog.at_level(logging.WARNING):
             steps = list(stream(load(folder, skip_corrupt=True), 12, workers=workers).batches(0, 2))
@@ -225,7 +227,7 @@ class TestImageStream:
         for rank, (images, own) in enumerate(parts):
             assert torch.equal(images, whole[rank::2])
             assert torch.equal(own, labels[rank::2])
-        assert torch.equal(stream(load(folder), 6, process=(1, 2)).labels(2), labels)
+        assert torch.equal(stream(load(folder), 6, process=(1, 2)).step_labels(2), labels)
 
     def test_augments_an_image_anew_in_every_pass(self, folder: Path) -> None:
         dataset = load(folder).subset([3])
@@ -234,7 +236,7 @@ class TestImageStream:
 
     def test_names_and_seeds_keep_streams_apart(self, folder: Path) -> None:
         made = [stream(load(folder), 12, seed, name) for seed, name in [(0, "a"), (0, "b"), (1, "a")]]
-        labels = [one.labels(0).tolist() for one in made]
+        labels = [one.step_labels(0).tolist() for one in made]
         assert labels[0] != labels[1] != labels[2] != labels[0]
 
     @forks
@@ -255,19 +257,19 @@ class TestImageStream:
         assert list(stream(load(folder)).batches(3, 3)) == []
 
     def test_refuses_what_it_cannot_serve(self, folder: Path) -> None:
-        with pytest.raises(tc.DataError, match="empty"):
+        with pytest.raises(tc.errors.DataError, match="empty"):
             stream(load(folder).subset([]))
-        with pytest.raises(tc.ConfigError, match="at least one image a process"):
+        with pytest.raises(tc.errors.ConfigError, match="at least one image a process"):
             stream(load(folder), 1, process=(0, 2))
-        with pytest.raises(tc.ConfigError, match="workers"):
+        with pytest.raises(tc.errors.ConfigError, match="workers"):
             stream(load(folder), workers=-1)
-        with pytest.raises(tc.DataError, match=r"uint8, got .*float32"):
+        with pytest.raises(tc.errors.DataError, match=r"uint8, got .*float32"):
             next(stream(load(folder), transform=lambda image: torch.zeros(3, 4, 4)).batches(0, 1))
-        with pytest.raises(tc.DataError, match="got PngImageFile"):
+        with pytest.raises(tc.errors.DataError, match="got PngImageFile"):
             next(stream(load(folder), transform=lambda image: image).batches(0, 1))
         sizes = iter(range(1, 9))
         uneven = stream(load(folder), transform=lambda image: torch.zeros(3, 4, next(sizes), dtype=torch.uint8))
-        with pytest.raises(tc.DataError, match="one size"):
+        with pytest.raises(tc.errors.DataError, match="one size"):
             next(uneven.batches(0, 1))
 
 
@@ -278,7 +280,7 @@ class TestTransforms:
             for transform in (
                 training_transform(config),
                 training_transform(config, AUGMENTED),
-                training_transform(config, Augmentation(random_flip=True)),
+                training_transform(config, tc.TrainConfig(hflip=0.5)),
                 evaluation_transform(config),
             ):
                 pixels = transform(image)
@@ -290,7 +292,7 @@ class TestTransforms:
         image = load(folder).open(0)
         plain = evaluation_transform(CONFIG)(image)
         assert torch.equal(training_transform(CONFIG)(image), plain)
-        flipped = training_transform(CONFIG, Augmentation(random_flip=True))
+        flipped = training_transform(CONFIG, tc.TrainConfig(hflip=0.5))
         seen = [flipped(image).int() for _ in range(20)]
         for expected in (plain, evaluation_transform(CONFIG)(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
             assert any((one - expected.int()).abs().max() <= 1 for one in seen)
@@ -306,7 +308,7 @@ class TestTransforms:
 
     def test_refuse_other_channels(self) -> None:
         for make in (training_transform, evaluation_transform):
-            with pytest.raises(tc.DataError, match="got 4"):
+            with pytest.raises(tc.errors.DataError, match="got 4"):
                 make({**CONFIG, "input_size": (4, 16, 16)})
 
 
@@ -324,11 +326,11 @@ class TestThroughANetwork:
         )
 
     def test_batches_need_a_size(self, folder: Path) -> None:
-        with pytest.raises(tc.DataError, match="data_config"):
+        with pytest.raises(tc.errors.DataError, match="data_config"):
             list(raw_batches(load(folder), 4, []))
         framed = [evaluation_transform(CONFIG)]
         assert [len(batch.views[0]) for batch in raw_batches(load(folder), 5, framed)] == [5, 5, 2]
-        with pytest.raises(tc.DataError, match="at least one"):
+        with pytest.raises(tc.errors.DataError, match="at least one"):
             list(raw_batches(load(folder).subset([]), 5, framed))
 
     def test_matrix(self, folder: Path, extractor: tc.CompatExtractor) -> None:

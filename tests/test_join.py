@@ -10,7 +10,7 @@ from sklearn.metrics import r2_score
 import timm_compat as tc
 from timm_compat.data.image_files import load_images
 from timm_compat.evaluation.intervals import wilson_interval
-from timm_compat.methods.linear_cka import linear_cka
+from timm_compat.evaluation.scores import linear_cka
 
 # Backbones with random weights explain little.
 POOR_FIT = pytest.mark.filterwarnings("ignore:join")
@@ -27,7 +27,7 @@ def reference(space: tc.CompatSpace) -> tc.CompatExtractor:
     extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16)
     extractor.train()
     for _ in range(80):  # running statistics that are those of digits
-        extractor(extractor.preprocess(tc.load_digits("train").subset(range(128)).images))
+        extractor(extractor.preprocess(tc.data.load_digits("train").subset(range(128)).images))
     return extractor.eval()
 
 
@@ -41,13 +41,13 @@ def head(space: tc.CompatSpace) -> tc.TaskHead:
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return tc.load_digits("train").subset(range(300)).images
+    return tc.data.load_digits("train").subset(range(300)).images
 
 
 class TestJoin:
     def test_own_backbone_gives_the_reference_features(self, space, reference, images) -> None:
         joined = tc.join(space, reference.backbone.model, images, reference=reference, img_size=16)
-        test = tc.load_digits("test")
+        test = tc.data.load_digits("test")
         torch.testing.assert_close(
             tc.extract_features(joined, test), tc.extract_features(reference, test), rtol=0, atol=0.05
         )
@@ -65,7 +65,7 @@ class TestJoin:
 
     @POOR_FIT
     def test_forms_of_images_give_one_result(self, space, reference, images) -> None:
-        dataset = tc.load_digits("train").subset(range(300))
+        dataset = tc.data.load_digits("train").subset(range(300))
         backbone = tc.create_extractor("test_efficientnet", space, in_chans=1, img_size=16).backbone.model
         joined = [
             tc.join(space, backbone, form, reference=reference, img_size=16, batch_size=size)
@@ -178,24 +178,24 @@ class TestJoin:
 
     def test_bad_input(self, space, reference, images) -> None:
         other = tc.CompatSpace(16, ["x"], ["rotation"]).finalize()
-        with pytest.raises(tc.SpaceMismatchError, match="reference extractor"):
+        with pytest.raises(tc.errors.SpaceMismatchError, match="reference extractor"):
             tc.join(other, "test_resnet", images, reference=reference)
-        with pytest.raises(tc.SpaceMismatchError, match="the head over p, q"):
+        with pytest.raises(tc.errors.SpaceMismatchError, match="the head over p, q"):
             tc.join(space, "test_resnet", images, reference=reference, heads=[tc.TaskHead(other, ["p", "q"])])
-        with pytest.raises(tc.DataError, match="at least 10 images"):
+        with pytest.raises(tc.errors.DataError, match="at least 10 images"):
             tc.join(space, "test_resnet", images[:5], reference=reference, in_chans=1, img_size=16)
-        with pytest.raises(tc.DataError, match="at least one"):
+        with pytest.raises(tc.errors.DataError, match="at least one"):
             tc.join(space, "test_resnet", images[:0], reference=reference, in_chans=1, img_size=16)
-        with pytest.raises(tc.ImageError, match="expected shape"):
+        with pytest.raises(tc.errors.ImageError, match="expected shape"):
             tc.join(space, "test_resnet", images, reference=reference, img_size=16)
-        with pytest.raises(tc.BackboneError, match="did you mean"):
+        with pytest.raises(tc.errors.BackboneError, match="did you mean"):
             tc.join(space, "test_resnt", images, reference=reference)
         maps = tc.CompatSpace(16, ["x"], ["rotation"], level="map").finalize()
-        with pytest.raises(tc.ConfigError, match="pooled"):
+        with pytest.raises(tc.errors.ConfigError, match="pooled"):
             tc.join(maps, "test_resnet", images, reference=tc.create_extractor("test_resnet", maps))
-        with pytest.raises(tc.ConfigError, match="images need a reference"):
+        with pytest.raises(tc.errors.ConfigError, match="images need a reference"):
             tc.join(space, "test_resnet", images, in_chans=1, img_size=16)
-        with pytest.raises(tc.ConfigError, match="no trained classifier"):
+        with pytest.raises(tc.errors.ConfigError, match="no trained classifier"):
             tc.join(space, "test_resnet", in_chans=1, img_size=16)
-        with pytest.raises(tc.ConfigError, match="expected a trained model"):
+        with pytest.raises(tc.errors.ConfigError, match="expected a trained model"):
             tc.join(space, "test_resnet", class_names=["0", "1"], in_chans=1, img_size=16)

@@ -13,7 +13,7 @@ DIGITS = tuple(str(digit) for digit in range(10))
 PARITY = ("even", "odd")
 
 
-def trained(name: str, data: tc.ArrayDataset) -> torch.nn.Module:
+def trained(name: str, data: tc.data.ArrayDataset) -> torch.nn.Module:
     """A plain timm classifier of digits, trained in plain PyTorch."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10, in_chans=1)
@@ -34,7 +34,7 @@ def trained(name: str, data: tc.ArrayDataset) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[torch.nn.Module, torch.nn.Module]:
-    train = tc.load_digits("train")
+    train = tc.data.load_digits("train")
     return trained("test_resnet", train), trained("test_efficientnet", train)
 
 
@@ -46,7 +46,7 @@ def parts(pair) -> tuple[tc.CompatExtractor, tc.TaskHead]:
 @pytest.fixture(scope="module")
 def parity_head(parts) -> tc.TaskHead:
     """Another task in the same space: its logits are fitted to whether a digit is odd."""
-    extractor, train = parts[0], tc.load_digits("train")
+    extractor, train = parts[0], tc.data.load_digits("train")
     features = tc.extract_features(extractor, train)
     head = tc.TaskHead(extractor.space, PARITY)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=50, line_search_fn="strong_wolfe")
@@ -63,13 +63,13 @@ def parity_head(parts) -> tc.TaskHead:
 
 
 def accuracy(extractor: tc.CompatExtractor, head: tc.TaskHead, labels: torch.Tensor) -> float:
-    features = tc.extract_features(extractor, tc.load_digits("test"))
+    features = tc.extract_features(extractor, tc.data.load_digits("test"))
     return (head(features).argmax(1) == labels).float().mean().item()
 
 
 def test_one_join_without_any_image_serves_every_head(pair, parts, parity_head) -> None:
     reference, head = parts
-    labels = tc.load_digits("test").labels
+    labels = tc.data.load_digits("test").labels
     joined = tc.join(reference.space, pair[1], img_size=32)
     own = accuracy(*tc.split(pair[1], img_size=32), labels)
     assert joined.fit_report.num_common_classes == 10
@@ -80,10 +80,10 @@ def test_one_join_without_any_image_serves_every_head(pair, parts, parity_head) 
 
 def test_images_of_any_kind_and_classes_together_do_as_well(pair, parts, parity_head) -> None:
     reference, head = parts
-    test = tc.load_digits("test")
+    test = tc.data.load_digits("test")
     without = tc.join(reference.space, pair[1], img_size=32)
     joined = tc.join(
-        reference.space, pair[1], tc.load_digits("train").images[:60],
+        reference.space, pair[1], tc.data.load_digits("train").images[:60],
         reference=reference, heads=[head, parity_head], img_size=32,
     )  # fmt: skip
     report = joined.fit_report
@@ -103,7 +103,7 @@ def test_classes_are_matched_by_name_not_by_place(pair, parts) -> None:
     names = [DIGITS[number] for number in order]
     joined = tc.join(reference.space, turned.eval(), class_names=names, img_size=32)
     plain = tc.join(reference.space, pair[1], img_size=32)
-    test = tc.load_digits("test")
+    test = tc.data.load_digits("test")
     torch.testing.assert_close(
         tc.extract_features(joined, test), tc.extract_features(plain, test), rtol=1e-3, atol=1e-3
     )
@@ -119,17 +119,17 @@ def test_a_space_is_all_that_travels(pair, parts, tmp_path) -> None:
     loaded = tc.CompatExtractor.from_pretrained(tmp_path / "joined")
     model = tc.compose(loaded, tc.TaskHead.from_pretrained(tmp_path / "head"))
     plain = tc.compose(joined, head).fuse()
-    images = loaded.preprocess(tc.load_digits("test").images[:8])
+    images = loaded.preprocess(tc.data.load_digits("test").images[:8])
     torch.testing.assert_close(model(images), plain(images), rtol=1e-3, atol=1e-3)
 
 
 def test_nothing_to_rest_on(pair, parts) -> None:
     space = parts[0].space
-    with pytest.raises(tc.ConfigError, match=r"knows a, b, c, \.\.\., the space 0, 1, 2"):
+    with pytest.raises(tc.errors.ConfigError, match=r"knows a, b, c, \.\.\., the space 0, 1, 2"):
         tc.join(space, pair[1], class_names=[*"abcdefghij"], img_size=32)
     definition = tc.CompatSpace.from_config(space.to_config())
-    with pytest.raises(tc.ConfigError, match="load the space itself"):
+    with pytest.raises(tc.errors.ConfigError, match="load the space itself"):
         tc.join(definition, pair[1], img_size=32)
     nameless = timm.create_model("test_resnet", num_classes=10, in_chans=1)
-    with pytest.raises(tc.ConfigError, match="nobody knows the names"):
+    with pytest.raises(tc.errors.ConfigError, match="nobody knows the names"):
         tc.join(space, nameless, img_size=32)

@@ -12,7 +12,7 @@ import json, torch
 import timm_compat as tc
 from timm_compat.models.backbone_build import build_model
 torch.set_num_threads(1)
-digits = tc.load_digits("train").subset(range(COUNT))
+digits = tc.data.load_digits("train").subset(range(COUNT))
 def classifier(name, seed):
     torch.manual_seed(seed)
     model = build_model(name, 10, img_size=(32, 32), in_chans=1).eval()

@@ -40,7 +40,7 @@ class TestSplits:
             assert (len(dataset), dataset.class_names) == (count, ("ant", "bee"))
             if below != "Images":
                 assert len(load_dataset("images", tmp_path / below, name)) == count
-        with pytest.raises(tc.DataError, match=f"expected a folder val, got .*{train}"):
+        with pytest.raises(tc.errors.DataError, match=f"expected a folder val, got .*{train}"):
             load_dataset("folder", tmp_path, "val")
         assert is_divided(tmp_path)
 
@@ -49,7 +49,9 @@ class TestSplits:
         write_classes(tmp_path)
         assert len(load_dataset(name, tmp_path)) == len(load_dataset(name, tmp_path, "all")) == 2
         for split in ("test", "val", "nosuchsplit"):
-            with pytest.raises(tc.DataError, match=f"expected a folder {split}, got ant, bee.* leave the split out"):
+            with pytest.raises(
+                tc.errors.DataError, match=f"expected a folder {split}, got ant, bee.* leave the split out"
+            ):
                 load_dataset(name, tmp_path, split)
         assert not is_divided(tmp_path)
 
@@ -68,7 +70,7 @@ class TestSplits:
         write_classes(tmp_path / "val")
         write_classes(tmp_path / "validation")
         assert len(load_dataset("folder", tmp_path, "val")) == 2
-        with pytest.raises(tc.DataError, match="expected a folder dev, got val, validation"):
+        with pytest.raises(tc.errors.DataError, match="expected a folder dev, got val, validation"):
             load_dataset("folder", tmp_path, "dev")
 
 
@@ -122,7 +124,7 @@ class TestWhatIsLeftOut:
         write_classes(tmp_path)
         (tmp_path / "dog").mkdir()
         write(tmp_path / "dog" / "._0.png")
-        with pytest.raises(tc.DataError, match="every class folder, got none in: dog"):
+        with pytest.raises(tc.errors.DataError, match="every class folder, got none in: dog"):
             load_dataset("folder", tmp_path)
 
 
@@ -157,7 +159,7 @@ class TestNames:
         except OSError:
             pytest.skip("this file system takes UTF-8 only")
         write(Path(os.fsdecode(odd)) / "0.png")
-        with pytest.raises(tc.DataError, match=r"names in UTF-8, got b'caf\\xe9'; rename it"):
+        with pytest.raises(tc.errors.DataError, match=r"names in UTF-8, got b'caf\\xe9'; rename it"):
             load_dataset("folder", tmp_path)
 
     def test_of_files_that_are_not_utf_8_do_no_harm(self, tmp_path: Path) -> None:

@@ -59,11 +59,11 @@ def space() -> tc.CompatSpace:
 
 
 @pytest.fixture
-def dataset() -> tc.ArrayDataset:
+def dataset() -> tc.data.ArrayDataset:
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
     images = torch.zeros(8, 1, 4, 4, dtype=torch.uint8)
     images[torch.arange(8), 0, 0, labels] = 200
-    return tc.ArrayDataset(images, labels, ("x", "y", "z"))
+    return tc.data.ArrayDataset(images, labels, ("x", "y", "z"))
 
 
 class TestMatrix:
@@ -103,7 +103,7 @@ class TestMatrix:
         assert sum(extractor.passes for extractor in extractors.values()) == 3 * len(dataset)
 
     def test_equals_composed_models_one_by_one(self) -> None:
-        test = tc.load_digits("test").subset(range(300))  # more than one batch
+        test = tc.data.load_digits("test").subset(range(300))  # more than one batch
         space = tc.CompatSpace(8, test.class_names, ["common_classes"])
         extractors = {
             name: tc.create_extractor(name, space, in_chans=1, img_size=16) for name in ("test_resnet", "test_vit")
@@ -120,12 +120,12 @@ class TestMatrix:
                 assert matrix.accuracy[row, column] == pytest.approx(float(right), abs=1e-9)
 
     def test_image_files_are_seen_as_each_extractor_asks(self, tmp_path) -> None:
-        digits = tc.load_digits("test").subset(range(30))
+        digits = tc.data.load_digits("test").subset(range(30))
         for number, (image, label) in enumerate(zip(digits.images[:, 0].numpy(), digits.labels.tolist(), strict=True)):
             folder = tmp_path / str(label)
             folder.mkdir(exist_ok=True)
             Image.fromarray(image).save(folder / f"{number}.png")
-        files = tc.load_dataset("folder", tmp_path, in_chans=1)
+        files = tc.data.load_dataset("folder", tmp_path, in_chans=1)
         space = tc.CompatSpace(8, files.class_names, ["common_classes"])
         extractors = {
             str(size): tc.create_extractor("test_resnet", space, in_chans=1, img_size=size) for size in (16, 24)
@@ -191,23 +191,23 @@ class TestMatrix:
     def test_refuses_another_space_unless_asked(self, space, dataset) -> None:
         other = tc.CompatSpace(3, ["x", "y", "z"], ["rotation"])
         parts = {"a": make(space)}, {"b": tc.TaskHead(other, ["x", "y", "z"])}
-        with pytest.raises(tc.SpaceMismatchError, match="methods"):
+        with pytest.raises(tc.errors.SpaceMismatchError, match="methods"):
             tc.recombination_matrix(*parts, dataset)
         assert tc.recombination_matrix(*parts, dataset, cross_space=True).accuracy.shape == (1, 1)
 
     def test_refuses_nothing_to_measure(self, space, dataset) -> None:
         extractor, head = make(space), tc.TaskHead(space, ["p"])
-        with pytest.raises(tc.DataError, match="a head knows"):
+        with pytest.raises(tc.errors.DataError, match="a head knows"):
             tc.recombination_matrix({"a": extractor}, {"a": head}, dataset)
-        with pytest.raises(tc.DataError, match="expected images, got an empty one"):
+        with pytest.raises(tc.errors.DataError, match="expected images, got an empty one"):
             tc.recombination_matrix({"a": extractor}, {"a": head}, dataset.subset([]))
-        with pytest.raises(tc.DataError, match="at least 2 classes, got 'x' only"):
+        with pytest.raises(tc.errors.DataError, match="at least 2 classes, got 'x' only"):
             tc.recombination_matrix({"a": extractor}, {"a": head}, dataset.subset([0, 3]))
-        with pytest.raises(tc.ConfigError, match="by name"):
+        with pytest.raises(tc.errors.ConfigError, match="by name"):
             tc.recombination_matrix({}, {"a": head}, dataset)
         broken = reading_head(space, ["x", "y", "z"], [0, 1, 2])
         broken.classifier = torch.nn.Linear(3, 2)
-        with pytest.raises(tc.ConfigError, match="one logit a class, 3, got 2"):
+        with pytest.raises(tc.errors.ConfigError, match="one logit a class, 3, got 2"):
             tc.recombination_matrix({"a": extractor}, {"a": broken}, dataset)
 
     def test_markdown_json_and_picture(self, tmp_path) -> None:
@@ -240,7 +240,7 @@ class TestOfMembers:
         assert (found.rows, found.columns) == (("a", "b"), ("a",))
 
     def test_without_images(self, space, dataset) -> None:
-        with pytest.raises(tc.ConfigError, match="members and dataset="):
+        with pytest.raises(tc.errors.ConfigError, match="members and dataset="):
             tc.recombination_matrix([tc.Member("a", make(space), None, dataset)])
 
 
@@ -261,9 +261,9 @@ class TestSideBySide:
         assert found.cross_space.tolist() == [[False, True, False]] * 2
         assert set(found.reasons) == {(0, 2), (1, 2)}
         assert found.to_markdown().count("†") == 3
-        with pytest.raises(tc.ConfigError, match="without predictions"):
+        with pytest.raises(tc.errors.ConfigError, match="without predictions"):
             found.negative_flips()
-        with pytest.raises(tc.ConfigError, match="same rows"):
+        with pytest.raises(tc.errors.ConfigError, match="same rows"):
             side_by_side([])
 
 
@@ -274,7 +274,7 @@ class TestSeeds:
             return tc.RecombinationMatrix(np.array(values), ("a", "b"), ("a", "b"), native, np.full(2, 0.1), (4, 4))
 
         seeds = [[[0.9, 0.5], [np.nan, 0.7]], [[0.8, 0.6], [0.4, 0.7]], [[0.7, 0.7], [np.nan, 0.7]]]
-        found = tc.over_seeds([matrix(values) for values in seeds])
+        found = tc.evaluation.over_seeds([matrix(values) for values in seeds])
         assert found.mean == pytest.approx(np.array([[0.8, 0.6], [0.4, 0.7]]))
         assert found.std[0].tolist() == pytest.approx([0.1, 0.1])
         assert np.isnan(found.std[1, 0])
@@ -285,8 +285,8 @@ class TestSeeds:
         assert found.interval() == pytest.approx((0.5, 0.7))
         assert "**0.800 ± 0.100**" in found.to_markdown()
         assert json.loads(json.dumps(found.to_dict()))["std"][1][0] is None
-        with pytest.raises(tc.ConfigError, match="at least one"):
-            tc.over_seeds([])
+        with pytest.raises(tc.errors.ConfigError, match="at least one"):
+            tc.evaluation.over_seeds([])
 
 
 class TestScores:

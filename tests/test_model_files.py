@@ -63,13 +63,13 @@ def test_fused(tmp_path: Path) -> None:
     torch.testing.assert_close(again(images()), model(images()), atol=1e-4, rtol=0)
     configs = [timm.data.resolve_model_data_config(each) for each in (again, plain)]
     assert json.dumps(configs[0]) == json.dumps(configs[1])
-    with pytest.raises(tc.ComponentFileError, match="expected a composed model, got a fused one"):
+    with pytest.raises(tc.errors.ComponentFileError, match="expected a composed model, got a fused one"):
         tc.CompatModel.from_pretrained(folder)
     rewrite(folder, preprocessing={"mean": "evil"})
-    with pytest.raises(tc.ComponentFileError, match="preprocessing"):
+    with pytest.raises(tc.errors.ComponentFileError, match="preprocessing"):
         tc.load(folder)
     rewrite(folder, class_names=["cat", "cat"])
-    with pytest.raises(tc.ComponentFileError, match="class_names"):
+    with pytest.raises(tc.errors.ComponentFileError, match="class_names"):
         tc.load(folder)
 
 
@@ -87,7 +87,7 @@ def test_fused(tmp_path: Path) -> None:
 def test_a_changed_config(tmp_path: Path, facts: dict[str, object], message: str) -> None:
     folder = composed().save_pretrained(tmp_path / "model")
     rewrite(folder, **facts)
-    with pytest.raises(tc.ComponentFileError, match=message):
+    with pytest.raises(tc.errors.ComponentFileError, match=message):
         tc.CompatModel.from_pretrained(folder)
 
 
@@ -107,6 +107,6 @@ def test_recorded_parts_are_taken_for_true_only_if_the_weights_are_theirs(tmp_pa
 def test_drafts_are_not_saved(tmp_path: Path) -> None:
     space = tc.CompatSpace(D, CLASSES, ["common_classes"])
     model = tc.compose(tc.create_extractor("test_resnet", space), tc.TaskHead(space, CLASSES))
-    with pytest.raises(tc.DraftSpaceError):
+    with pytest.raises(tc.errors.DraftSpaceError):
         model.save_pretrained(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

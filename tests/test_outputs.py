@@ -45,7 +45,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
-    names = tc.load_digits().class_names
+    names = tc.data.load_digits().class_names
     space = tc.CompatSpace(8, names, ["common_classes"]).finalize()
     extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16)
     head = tc.TaskHead(space, names)
@@ -91,13 +91,13 @@ class TestCheckedFirst:
         assert f"expected to write to '{NOWHERE}', got" in err
 
     def test_by_fit_for_checkpoints_and_cached_features(self) -> None:
-        data = tc.load_digits("train").subset(range(8))
+        data = tc.data.load_digits("train").subset(range(8))
         space = tc.CompatSpace(8, data.class_names, ["common_classes"])
         extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16)
         member = tc.Member("a", extractor, tc.TaskHead(space, data.class_names), data)
         before = extractor.digest()
         for setting in ("output_dir", "cache_dir"):
-            with pytest.raises(tc.OutputWriteError, match=r"expected to write to '/proc/.*name another place"):
+            with pytest.raises(tc.errors.OutputWriteError, match=r"expected to write to '/proc/.*name another place"):
                 tc.fit(space, [member], tc.TrainConfig(epochs=1, batch_size=8, **{setting: NOWHERE}), progress=None)
         assert extractor.digest() == before
 
@@ -112,7 +112,7 @@ class TestCheckedFirst:
 class TestWritten:
     def test_component_on_a_disk_that_fills_leaves_nothing(self, parts: Path, tmp_path: Path) -> None:
         extractor = tc.CompatExtractor.from_pretrained(parts / "extractor")
-        with files_of_at_most(2**14), pytest.raises(tc.OutputWriteError, match=r"expected to write to .*room"):
+        with files_of_at_most(2**14), pytest.raises(tc.errors.OutputWriteError, match=r"expected to write to .*room"):
             extractor.save_pretrained(tmp_path / "deep" / "extractor")
         assert not list((tmp_path / "deep").iterdir())
 
@@ -141,7 +141,7 @@ class TestWritten:
                 return {}
 
             def save(self, folder: Path) -> Path:
-                raise tc.OutputWriteError("the disk is full")
+                raise tc.errors.OutputWriteError("the disk is full")
 
         monkeypatch.setattr("timm_compat.cli.demo.run_demo", lambda config, say: Measured())
         code, out, err = run(capsys, "demo", "--json", "--output", tmp_path / "demo")

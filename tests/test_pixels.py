@@ -12,11 +12,10 @@ from torch import Tensor
 
 import timm_compat as tc
 from timm_compat.applications.predict import open_classifier, predict
-from timm_compat.data.augmentation import Augmentation, Augmenter
-from timm_compat.data.batches import BatchStream
-from timm_compat.data.image_stream import ImageStream
+from timm_compat.data.augmentation import Augmenter, draw
 from timm_compat.data.raw_batches import raw_batches
 from timm_compat.data.sources import load_dataset
+from timm_compat.data.streams import BatchStream, ImageStream
 from timm_compat.data.transforms import evaluation_transform, training_transform
 from timm_compat.training.feature_cache import Wanted, compute_features
 
@@ -93,11 +92,11 @@ class TestDecoding:
         extractor = make()
         tc.compose(extractor, tc.TaskHead(extractor.space, ("a", "b"))).save_pretrained(tmp_path / "model")
         unknown = "whose range is not known"
-        with pytest.raises(tc.DataError, match=unknown):
+        with pytest.raises(tc.errors.DataError, match=unknown):
             tc.extract_features(extractor, load_dataset("folder", tmp_path / "set"))
-        with pytest.raises(tc.DataError, match=unknown):
+        with pytest.raises(tc.errors.DataError, match=unknown):
             list(predict(open_classifier(str(tmp_path / "model")), [file]))
-        with pytest.raises(tc.ImageError, match=unknown):
+        with pytest.raises(tc.errors.ImageError, match=unknown):
             extractor.transform()(Image.open(file))
 
 
@@ -144,7 +143,7 @@ class TestFraming:
         adopted = tc.create_extractor(make().backbone.model, tc.CompatSpace(8, methods=("rotation",)))
         assert adopted.data_config["crop_pct"] == adopted.pretrained_cfg["crop_pct"] != 1.0
         for wrong in (0, 1.5, True, "all"):
-            with pytest.raises(tc.ConfigError, match="crop_pct: expected a number over 0 and at most 1"):
+            with pytest.raises(tc.errors.ConfigError, match="crop_pct: expected a number over 0 and at most 1"):
                 make(crop_pct=wrong)
 
     def test_is_kept_in_files(self, tmp_path: Path) -> None:
@@ -163,25 +162,25 @@ class TestFraming:
     def test_without_a_filter_of_torch_is_refused(self) -> None:
         extractor = configured(interpolation="lanczos")
         assert extractor.transform()(photograph(50, 50)).shape == (3, SIZE, SIZE)
-        with pytest.raises(tc.ImageError, match=r"interpolation nearest, bilinear, bicubic .*'lanczos'"):
+        with pytest.raises(tc.errors.ImageError, match=r"interpolation nearest, bilinear, bicubic .*'lanczos'"):
             extractor.preprocess(pixels(photograph(50, 50)))
 
     @pytest.mark.parametrize(
         "raw", [torch.rand(2, 3, 8, 8) * 255, torch.randn(2, 3, 8, 8) * 3, torch.full((1, 3, 8, 8), float("nan"))]
     )
     def test_refuses_floating_point_that_is_not_from_0_to_1(self, raw: Tensor) -> None:
-        with pytest.raises(tc.ImageError, match=r"floating point from 0 to 1, got .*divide by 255"):
+        with pytest.raises(tc.errors.ImageError, match=r"floating point from 0 to 1, got .*divide by 255"):
             make().preprocess(raw)
-        with pytest.raises(tc.ImageError, match="divide by 255"):
+        with pytest.raises(tc.errors.ImageError, match="divide by 255"):
             tc.extract_features(make(), raw)
 
 
 SETTINGS = [
-    {"random_flip": True},
+    {"hflip": 0.5},
     {"random_crop": 4},
     {"scale": (0.2, 0.6)},
     {"color_jitter": 0.5},
-    {"random_flip": True, "random_crop": 4, "scale": (0.2, 1.0), "color_jitter": 0.4},
+    {"hflip": 0.5, "random_crop": 4, "scale": (0.2, 1.0), "color_jitter": 0.4},
 ]
 
 
@@ -189,8 +188,8 @@ class TestAugmentation:
     def streams(self, folder: Path, setting: dict[str, Any]) -> list[Any]:
         image = photograph(40, 40)
         files = load_dataset("folder", write_classes(folder, [image]))
-        arrays = tc.ArrayDataset(pixels(image).expand(2, -1, -1, -1), torch.tensor([0, 1]), ("a", "b"))
-        config, augmentation = make().data_config, Augmentation(**setting)
+        arrays = tc.data.ArrayDataset(pixels(image).expand(2, -1, -1, -1), torch.tensor([0, 1]), ("a", "b"))
+        config, augmentation = make().data_config, tc.TrainConfig(**setting)
         return [
             BatchStream(arrays, 2, 0, "m", augmentation=augmentation, data_configs={"n": config}),
             ImageStream(files, 2, 0, "m", transforms={"n": training_transform(config, augmentation)}),
@@ -199,22 +198,22 @@ class TestAugmentation:
     @pytest.mark.parametrize("setting", SETTINGS)
     def test_acts_on_arrays_and_files_alike(self, setting: dict[str, Any], tmp_path: Path) -> None:
         steps = [
-            [next(stream.batches(step, step + 1))[0]["n"] for step in range(8)]
+            [next(stream.batches(step, step + 1)).images["n"] for step in range(8)]
             for stream in self.streams(tmp_path, setting)
         ]
         counts = [len({image.numpy().tobytes() for batch in made for image in batch}) for made in steps]
         assert all(image.shape == (2, 3, SIZE, SIZE) for made in steps for image in made)
-        assert counts == [2, 2] if setting == {"random_flip": True} else min(counts) > 5
+        assert counts == [2, 2] if setting == {"hflip": 0.5} else min(counts) > 5
 
     def test_is_off_by_default_for_both(self, tmp_path: Path) -> None:
-        arrays, files = (next(stream.batches(0, 1))[0]["n"] for stream in self.streams(tmp_path, {}))
+        arrays, files = (next(stream.batches(0, 1)).images["n"] for stream in self.streams(tmp_path, {}))
         assert (arrays.int() - files.int()).abs().max() <= 1
         assert torch.equal(files[0], files[1])
 
     def test_the_same_draws_change_the_same_pixels(self) -> None:
-        augmentation = Augmentation(random_crop=3, random_flip=True, scale=(0.3, 1.0), color_jitter=0.4)
+        augmentation = tc.TrainConfig(random_crop=3, hflip=0.5, scale=(0.3, 1.0), color_jitter=0.4)
         augmenter = Augmenter(augmentation, make().data_config)
-        draws = augmentation.draw(6, torch.Generator().manual_seed(0))
+        draws = draw(augmentation, 6, torch.Generator().manual_seed(0))
         raw = pixels(photograph(40, 50)).expand(6, -1, -1, -1)
         together = augmenter(raw, draws)
         alone = [augmenter(raw[:1], draws.share(slice(number, number + 1))) for number in range(6)]
@@ -226,7 +225,7 @@ class TestAugmentation:
         dataset: Any = load_dataset("folder", write_classes(tmp_path, images))
         if kind == "arrays":
             stacked = torch.cat([pixels(image) for image, _ in dataset])
-            dataset = tc.ArrayDataset(stacked, dataset.labels, dataset.class_names)
+            dataset = tc.data.ArrayDataset(stacked, dataset.labels, dataset.class_names)
 
         def weights(**setting: Any) -> Tensor:
             torch.manual_seed(0)
@@ -237,8 +236,8 @@ class TestAugmentation:
             return torch.cat([parameter.detach().flatten() for parameter in extractor.parameters()])
 
         plain = weights()
-        assert torch.equal(plain, weights(random_flip=False))
-        for setting in ({"random_flip": True}, {"random_crop": 3}, {"scale": (0.3, 1)}, {"color_jitter": 0.4}):
+        assert torch.equal(plain, weights(hflip=0.0))
+        for setting in ({"hflip": 0.5}, {"random_crop": 3}, {"scale": (0.3, 1)}, {"color_jitter": 0.4}):
             assert not torch.equal(plain, weights(**setting))
 
     @pytest.mark.parametrize(
@@ -253,9 +252,9 @@ class TestAugmentation:
         ],
     )
     def test_refuses_what_is_out_of_range(self, setting: dict[str, Any]) -> None:
-        with pytest.raises(tc.ConfigError, match="expected least and most, two numbers over 0"):
+        with pytest.raises(tc.errors.ConfigError, match="expected least and most, two numbers over 0"):
             tc.TrainConfig(**setting)
-        with pytest.raises(tc.ConfigError, match="color_jitter"):
+        with pytest.raises(tc.errors.ConfigError, match="color_jitter"):
             tc.TrainConfig(color_jitter=-1)
 
 

@@ -124,5 +124,5 @@ def test_names_are_shortened_and_are_no_formulas() -> None:
     ],
 )
 def test_refuses_what_cannot_be_drawn(draw, message) -> None:
-    with pytest.raises(tc.DataError, match=message):
+    with pytest.raises(tc.errors.DataError, match=message):
         draw()

@@ -75,17 +75,17 @@ class TestHeads:
     def test_it_is_saved_by_its_parts(self, parts, tmp_path) -> None:
         extractor = tc.CompatExtractor.from_pretrained(parts / "extractor-x")
         model = tc.compose(extractor, {"a.b": tc.TaskHead(extractor.space, COLOURS)})
-        with pytest.raises(tc.ConfigError, match=r"save model\.extractor and each of model\.heads"):
+        with pytest.raises(tc.errors.ConfigError, match=r"save model\.extractor and each of model\.heads"):
             model.save_pretrained(tmp_path / "new")
         assert not (tmp_path / "new").exists()
-        with pytest.raises(tc.ConfigError, match="fuse each"):
+        with pytest.raises(tc.errors.ConfigError, match="fuse each"):
             model.fuse()
 
     def test_what_does_not_fit_is_refused(self, parts) -> None:
         extractor = tc.CompatExtractor.from_pretrained(parts / "extractor-x")
-        with pytest.raises(tc.ConfigError, match="heads: expected one or more by name"):
+        with pytest.raises(tc.errors.ConfigError, match="heads: expected one or more by name"):
             tc.compose(extractor, {})
-        with pytest.raises(tc.SpaceMismatchError, match="the head 'other'"):
+        with pytest.raises(tc.errors.SpaceMismatchError, match="the head 'other'"):
             tc.compose(extractor, {"other": tc.TaskHead(tc.CompatSpace(4), COLOURS)})
 
     def test_predict_with_several_heads(self, parts, capsys) -> None:

@@ -92,8 +92,8 @@ def extractor() -> tc.CompatExtractor:
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[tc.ArrayDataset, tc.ArrayDataset]:
-    return tc.load_digits().subset(range(300)), tc.load_digits("test").subset(range(300))
+def digits() -> tuple[tc.data.ArrayDataset, tc.data.ArrayDataset]:
+    return tc.data.load_digits().subset(range(300)), tc.data.load_digits("test").subset(range(300))
 
 
 class TestTheHead:
@@ -142,15 +142,15 @@ class TestTheHead:
 
 class TestRefuses:
     def test_one_class(self, extractor, digits) -> None:
-        with pytest.raises(tc.DataError, match="at least two classes, got 3 only"):
+        with pytest.raises(tc.errors.DataError, match="at least two classes, got 3 only"):
             tc.linear_probe(extractor, digits[0].of_classes(["3"]))
 
     def test_classes_without_images(self, extractor, digits) -> None:
-        with pytest.raises(tc.DataError, match=r"got none of .*of_classes"):
+        with pytest.raises(tc.errors.DataError, match=r"got none of .*of_classes"):
             tc.linear_probe(extractor, digits[0].subset([0, 1]))
 
     def test_strange_test_images(self, extractor, digits) -> None:
-        with pytest.raises(tc.DataError, match="test images of the head's classes"):
+        with pytest.raises(tc.errors.DataError, match="test images of the head's classes"):
             tc.linear_probe(extractor, digits[0], test_images=digits[1].renamed({"3": "three"}))
 
 
@@ -158,7 +158,7 @@ class TestTheCommand:
     @pytest.fixture
     def parts(self, extractor, tmp_path) -> Path:
         extractor.save_pretrained(tmp_path / "extractor")
-        data = tc.load_digits()
+        data = tc.data.load_digits()
         for number, (image, label) in enumerate(zip(data.images[:60, 0].numpy(), data.labels.tolist(), strict=False)):
             if label < 3:
                 folder = tmp_path / "photos" / ("train" if number < 45 else "test") / f"digit {label}"

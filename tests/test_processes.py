@@ -15,7 +15,7 @@ import timm_compat as tc
 torch.set_num_threads(1)
 settings = json.loads(sys.argv[1])
 trainable = settings.pop("trainable", "full")
-train = tc.load_digits("train").subset(range(100))
+train = tc.data.load_digits("train").subset(range(100))
 space = tc.CompatSpace(16, train.class_names, ["common_classes", "rotation"], normalization="layer")
 torch.manual_seed(0)
 members = [
@@ -27,7 +27,7 @@ members = [
     )
     for name, classes in (("a", "0123456"), ("b", "3456789"))
 ]
-config = tc.TrainConfig(epochs=2, batch_size=16, optimizer="sgd", learning_rate=0.05, **settings)
+config = tc.TrainConfig(epochs=2, batch_size=16, opt="sgd", lr=0.05, **settings)
 result = tc.fit(space, members, config, progress=None)
 from accelerate import PartialState
 state = PartialState()
@@ -63,8 +63,8 @@ def launch(processes: int, program: Path, settings: dict) -> list[dict]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"random_crop": 1, "random_flip": True},
-        {"alignment": "l2", "gradient_accumulation": 2, "ema_decay": 0.5},
+        {"random_crop": 1, "hflip": 0.5},
+        {"alignment": "l2", "grad_accum_steps": 2, "model_ema_decay": 0.5},
         {"trainable": "adapter", "alignment": "l2"},
     ],
 )

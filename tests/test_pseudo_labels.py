@@ -62,5 +62,5 @@ def test_statistics_are_the_mean_over_batches_and_nothing_else_changes() -> None
 
 
 def test_a_network_without_batchnorm_is_refused() -> None:
-    with pytest.raises(tc.ConfigError, match="BatchNorm"):
+    with pytest.raises(tc.errors.ConfigError, match="BatchNorm"):
         measure_statistics(nn.Linear(2, 2), [torch.ones(2, 2)])

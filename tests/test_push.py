@@ -55,7 +55,9 @@ class TestForeignRepositories:
         for left_out in (None, "config__json"):
             repository(hub, "lab/theirs", **{name: data for name, data in theirs.items() if name != left_out})
             before = hub.files("lab/theirs")
-            with pytest.raises(tc.ConfigError, match=r"lab/theirs: holds something else \(.*force=True \(--force\)"):
+            with pytest.raises(
+                tc.errors.ConfigError, match=r"lab/theirs: holds something else \(.*force=True \(--force\)"
+            ):
                 parts.head.push_to_hub("lab/theirs")
             assert hub.files("lab/theirs") == before
         parts.head.push_to_hub("lab/theirs", force=True)
@@ -80,7 +82,7 @@ class TestForeignRepositories:
     def test_a_damaged_config_of_theirs(self, hub: LoopbackHub, parts: Parts) -> None:
         for text in (b"\x80", b"[]", b'{"timm_compat": 7}', b'{"timm_compat": {"role": ["head"]}}', b"{" * 10**5):
             repository(hub, "lab/theirs", config__json=text)
-            with pytest.raises(tc.ConfigError, match="lab/theirs: holds"):
+            with pytest.raises(tc.errors.ConfigError, match="lab/theirs: holds"):
                 parts.head.push_to_hub("lab/theirs")
 
 
@@ -105,20 +107,20 @@ class TestLostAnswers:
         parts.head.push_to_hub("lab/head")
         hub.fail("POST .*/commit/", "drop")
         with pytest.raises(
-            tc.HubConnectionError, match=r"lab/head: nothing was changed there so far, but .* look there"
+            tc.errors.HubConnectionError, match=r"lab/head: nothing was changed there so far, but .* look there"
         ):
             tc.TaskHead(parts.space, ["x"]).push_to_hub("lab/head")
 
     def test_the_hub_cannot_be_asked_either(self, hub: LoopbackHub, parts: Parts) -> None:
         parts.head.push_to_hub("lab/head")
         hub.fail("POST .*/commit/", "breakdown")
-        with pytest.raises(tc.HubConnectionError, match=r"cannot be asked what arrived .*look at lab/head"):
+        with pytest.raises(tc.errors.HubConnectionError, match=r"cannot be asked what arrived .*look at lab/head"):
             tc.TaskHead(parts.space, ["x"]).push_to_hub("lab/head")
 
     def test_a_refusal_stays_one(self, hub: LoopbackHub, parts: Parts) -> None:
         parts.head.push_to_hub("lab/head")
         hub.fail("POST .*/commit/", "status", 412)
-        with pytest.raises(tc.HubError, match=r"somebody else pushed meanwhile \(412\), so nothing was changed"):
+        with pytest.raises(tc.errors.HubError, match=r"somebody else pushed meanwhile \(412\), so nothing was changed"):
             tc.TaskHead(parts.space, ["x"]).push_to_hub("lab/head")
 
 
@@ -180,7 +182,7 @@ class TestFusedFolders:
         elsewhere = str(parts.extractor.save_pretrained(tmp_path / "elsewhere"))
         for place in (elsewhere, "lab/extractor"):
             self.change(folder, architecture=architecture, model_args={"extractor": place, "backbone": place})
-            with pytest.raises(tc.ComponentFileError, match="expected a model name that timm"):
+            with pytest.raises(tc.errors.ComponentFileError, match="expected a model name that timm"):
                 tc.load(folder)
         assert hub.seen == []
 
@@ -269,7 +271,7 @@ class TestScratch:
 def test_pull_tells_of_a_damaged_card(hub: LoopbackHub, parts: Parts, tmp_path: Path) -> None:
     parts.head.push_to_hub("lab/head")
     hub.fail("GET .*resolve.*README", "flip", times=1)
-    with pytest.raises(tc.ComponentFileError, match=r"README\.md: .*damaged on the way"):
+    with pytest.raises(tc.errors.ComponentFileError, match=r"README\.md: .*damaged on the way"):
         tc.pull("lab/head", tmp_path / "head")
     assert not (tmp_path / "head").exists()
     tc.pull("lab/head", tmp_path / "head")

@@ -24,12 +24,14 @@ def weights(name: str) -> Path:
     return Path(WEIGHTS or "") / f"tf_efficientnet_{name}.safetensors"
 
 
-def accuracy(extractor: tc.CompatExtractor, head: tc.TaskHead, test: tc.ImageDataset) -> float:
+def accuracy(extractor: tc.CompatExtractor, head: tc.TaskHead, test: tc.data.ImageDataset) -> float:
     return float(tc.recombination_matrix({"x": extractor}, {"x": head}, test).accuracy[0, 0])
 
 
 def test_a_head_of_one_network_runs_on_another_without_any_image_of_its_kind() -> None:
-    train, test = (tc.load_dataset("folder", Path(PHOTOS or "") / "caltech101", split) for split in ("train", "test"))
+    train, test = (
+        tc.data.load_dataset("folder", Path(PHOTOS or "") / "caltech101", split) for split in ("train", "test")
+    )
     reference, imagenet = tc.split("tf_efficientnet_lite2", weights=weights("lite2"))
     head = tc.linear_probe(reference, train)
     joined = tc.join(reference.space, "tf_efficientnet_lite0", weights=weights("lite0"))

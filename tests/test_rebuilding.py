@@ -58,13 +58,15 @@ class TestWithoutPooling:
         assert extractor.backbone.num_features == extractor.backbone.model.head_hidden_size == 192
 
     def test_an_architecture_that_returns_no_features_then_is_refused(self) -> None:
-        with pytest.raises(tc.BackboneError, match=r"efficientvim_m1: expected 960 features .*got list; .*global_pool"):
+        with pytest.raises(
+            tc.errors.BackboneError, match=r"efficientvim_m1: expected 960 features .*got list; .*global_pool"
+        ):
             tc.create_extractor("efficientvim_m1", tc.CompatSpace(16), global_pool="")
 
     def test_is_not_fused_into_a_model_that_does_not_pool(self) -> None:
         space = final_space()
         extractor = tc.create_extractor("test_resnet", space, img_size=SIZE, global_pool="")
-        with pytest.raises(tc.FuseError, match=r"timm cannot classify .*global_pool that pools, or keep"):
+        with pytest.raises(tc.errors.FuseError, match=r"timm cannot classify .*global_pool that pools, or keep"):
             tc.compose(extractor, tc.TaskHead(space, ["a", "b"])).fuse()
 
 
@@ -115,7 +117,9 @@ class TestChangedAfterBuilding:
     def test_one_other_activation_is_refused_by_name(self, level: str, tmp_path: Path) -> None:
         model = with_one_other_activation()
         extractor = tc.create_extractor(model, final_space(level))
-        with pytest.raises(tc.ConfigError, match=r"layer2\.0\.act1: layer is 'GELU', timm builds 'ReLU'.*act_layer="):
+        with pytest.raises(
+            tc.errors.ConfigError, match=r"layer2\.0\.act1: layer is 'GELU', timm builds 'ReLU'.*act_layer="
+        ):
             extractor.save_pretrained(tmp_path / "extractor")
         assert not any(tmp_path.iterdir())
 
@@ -124,21 +128,21 @@ class TestChangedAfterBuilding:
         for module in extractor.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 0.1
-        with pytest.raises(tc.ConfigError, match=r"conv1\.1: eps is 0\.1, timm builds 1e-05"):
+        with pytest.raises(tc.errors.ConfigError, match=r"conv1\.1: eps is 0\.1, timm builds 1e-05"):
             extractor.save_pretrained(tmp_path / "extractor")
 
     def test_pooling_that_was_changed_inside_an_extractor_is_refused(self, tmp_path: Path) -> None:
         extractor = tc.create_extractor("test_resnet", final_space(), img_size=SIZE)
         extractor.backbone.model.reset_classifier(0, global_pool="max")
         for save in (extractor, tc.compose(extractor, tc.TaskHead(extractor.space, ["a", "b"]))):
-            with pytest.raises(tc.ConfigError, match="global_pool"):
+            with pytest.raises(tc.errors.ConfigError, match="global_pool"):
                 save.save_pretrained(tmp_path / "part")
         assert not any(tmp_path.iterdir())
 
     def test_a_hook_is_noticed(self, tmp_path: Path) -> None:
         extractor = tc.create_extractor("test_resnet", final_space(), img_size=SIZE)
         extractor.backbone.model.layer1.register_forward_hook(lambda module, inputs, output: output * 2)
-        with pytest.raises(tc.ConfigError, match="perhaps a hook"):
+        with pytest.raises(tc.errors.ConfigError, match="perhaps a hook"):
             extractor.save_pretrained(tmp_path / "part")
 
     def test_leaves_the_extractor_as_it_is(self, tmp_path: Path) -> None:
@@ -170,8 +174,8 @@ class TestFused:
         head = tc.TaskHead(extractor.space, ["a", "b"])
         nn.init.normal_(head.classifier.weight)
         composed = tc.compose(extractor, head)
-        with pytest.raises(tc.ConfigError, match=r"layer2\.0\.act1"):
+        with pytest.raises(tc.errors.ConfigError, match=r"layer2\.0\.act1"):
             composed.fuse()
-        with pytest.raises(tc.ConfigError, match=r"layer2\.0\.act1"):
+        with pytest.raises(tc.errors.ConfigError, match=r"layer2\.0\.act1"):
             composed.save_pretrained(tmp_path / "fused", fused=True)
         assert not any(tmp_path.iterdir())

@@ -69,9 +69,9 @@ class TestTrain:
         lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
         assert all({"native", "recombined"} <= json.loads(line).keys() for line in lines)
         data, validation = (
-            tc.load_dataset("digits", part=part).images.flatten(1).tolist() for part in ("1-3/4", "4/4")
+            tc.data.load_dataset("digits", part=part).images.flatten(1).tolist() for part in ("1-3/4", "4/4")
         )
-        whole = tc.load_digits().images.flatten(1).tolist()
+        whole = tc.data.load_digits().images.flatten(1).tolist()
         assert sorted(data + validation) == sorted(whole)
 
     def test_table_for_people(self, capsys, tmp_path) -> None:
@@ -165,7 +165,7 @@ class TestAdd:
             for name, folder in (("a", published), ("c", tmp_path / "added"))
         }
         extractors, heads = ({name: pair[place] for name, pair in parts.items()} for place in (0, 1))
-        matrix = tc.recombination_matrix(extractors, heads, tc.load_digits("test"))
+        matrix = tc.recombination_matrix(extractors, heads, tc.data.load_digits("test"))
         assert matrix.recombined_accuracy > 0.8
         assert matrix.native_accuracy - matrix.recombined_accuracy < 0.1
 
@@ -191,7 +191,7 @@ class TestBadInput:
             (["reference.extractor=nowhere", "training.alignment=l2"], "nowhere"),
             (["members.a.weights=nowhere.safetensors"], "weights: expected a safetensors file"),
             (
-                ["training.learning_rate=1e30"],
+                ["training.lr=1e30"],
                 "expected a finite loss, got .* of member '[ab]'; last good checkpoint: ",
             ),
             (["training.best_metric=nonsense"], "best_metric: expected one of native, recombined, got 'nonsense'"),

@@ -29,11 +29,11 @@ class TestExtractor:
 
     def test_bad_input(self) -> None:
         space = tc.CompatSpace(16, methods=["rotation"])
-        with pytest.raises(tc.ConfigError, match="feature_dim"):
+        with pytest.raises(tc.errors.ConfigError, match="feature_dim"):
             timm.create_model("compat_extractor", space=space, feature_dim=8)
-        with pytest.raises(tc.ConfigError, match="pretrained_cfg_overlay"):
+        with pytest.raises(tc.errors.ConfigError, match="pretrained_cfg_overlay"):
             timm.create_model("compat_extractor", pretrained_cfg_overlay={"file": "weights.bin"})
-        with pytest.raises(tc.BackboneError, match="compat_extractor"):
+        with pytest.raises(tc.errors.BackboneError, match="compat_extractor"):
             timm.create_model("compat_extractor", backbone="compat_extractor")
 
 
@@ -62,11 +62,11 @@ class TestModel:
     def test_bad_input(self) -> None:
         space = tc.CompatSpace(16, methods=["rotation"])
         extractor = tc.create_extractor("test_resnet", space)
-        with pytest.raises(tc.ConfigError, match="in_chans"):
+        with pytest.raises(tc.errors.ConfigError, match="in_chans"):
             timm.create_model("compat_model", extractor=extractor, in_chans=1)
-        with pytest.raises(tc.SpaceMismatchError):
+        with pytest.raises(tc.errors.SpaceMismatchError):
             timm.create_model("compat_model", extractor=extractor, head=tc.TaskHead(tc.CompatSpace(8), ["x"]))
-        with pytest.raises(tc.ComponentFileError, match="nowhere"):
+        with pytest.raises(tc.errors.ComponentFileError, match="nowhere"):
             timm.create_model("compat_model", extractor="nowhere")
 
     def test_behaves_like_a_timm_model(self) -> None:

@@ -93,16 +93,20 @@ def test_faiss_finds_what_the_exact_search_finds(same) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"distance": "hamming"}, tc.ConfigError, "cosine, euclidean, got 'hamming'"),
-        ({"ranks": (0,)}, tc.ConfigError, "ranks"),
-        ({"depth": 3, "ranks": (5,)}, tc.ConfigError, "at least the largest rank, 5, got 3"),
-        ({"search": "faiss"}, tc.ConfigError, "set depth"),
-        ({"gallery": torch.zeros(4, 2)}, tc.DataError, "1 and 2 dimensions"),
-        ({"gallery": torch.zeros(0, 1), "gallery_labels": torch.zeros(0).long()}, tc.DataError, "gallery: expected"),
-        ({"queries": torch.full((4, 1), torch.nan)}, tc.DataError, "NaN"),
-        ({"gallery_labels": torch.full((4,), 7)}, tc.DataError, "of a query's class"),
-        ({"gallery_labels": torch.full((4,), -1)}, tc.DataError, "at least 0"),
-        ({"gallery_labels": torch.tensor([0, 0, 1, 1]), "same_images": True}, tc.DataError, "same images"),
+        ({"distance": "hamming"}, tc.errors.ConfigError, "cosine, euclidean, got 'hamming'"),
+        ({"ranks": (0,)}, tc.errors.ConfigError, "ranks"),
+        ({"depth": 3, "ranks": (5,)}, tc.errors.ConfigError, "at least the largest rank, 5, got 3"),
+        ({"search": "faiss"}, tc.errors.ConfigError, "set depth"),
+        ({"gallery": torch.zeros(4, 2)}, tc.errors.DataError, "1 and 2 dimensions"),
+        (
+            {"gallery": torch.zeros(0, 1), "gallery_labels": torch.zeros(0).long()},
+            tc.errors.DataError,
+            "gallery: expected",
+        ),
+        ({"queries": torch.full((4, 1), torch.nan)}, tc.errors.DataError, "NaN"),
+        ({"gallery_labels": torch.full((4,), 7)}, tc.errors.DataError, "of a query's class"),
+        ({"gallery_labels": torch.full((4,), -1)}, tc.errors.DataError, "at least 0"),
+        ({"gallery_labels": torch.tensor([0, 0, 1, 1]), "same_images": True}, tc.errors.DataError, "same images"),
     ],
 )
 def test_refuses_what_does_not_fit(change, error, message) -> None:

@@ -60,7 +60,7 @@ class TestMatrixScores:
 
     @pytest.mark.parametrize("score", [scores.average_compatibility, scores.average_accuracy])
     def test_sequences_are_square(self, score) -> None:
-        with pytest.raises(tc.DataError, match=r"one row and one column a model, got shape \(2, 3\)"):
+        with pytest.raises(tc.errors.DataError, match=r"one row and one column a model, got shape \(2, 3\)"):
             score(MATRIX[:2])
 
 
@@ -91,11 +91,11 @@ class TestPredictions:
         assert predictions.calibration_error(confidence, right) == pytest.approx(float(theirs), abs=1e-6)
 
     def test_refuses_what_does_not_fit(self) -> None:
-        with pytest.raises(tc.DataError, match="one length"):
+        with pytest.raises(tc.errors.DataError, match="one length"):
             predictions.negative_flip_rate([0, 1], [0], [0, 1])
-        with pytest.raises(tc.DataError, match="one length"):
+        with pytest.raises(tc.errors.DataError, match="one length"):
             predictions.calibration_error([0.5], [True, False])
-        with pytest.raises(tc.DataError, match="from 0 to 1"):
+        with pytest.raises(tc.errors.DataError, match="from 0 to 1"):
             predictions.calibration_error([1.5], [True])
 
 
@@ -120,7 +120,7 @@ class TestIntervals:
         assert np.isnan(intervals.bootstrap_interval([NAN])).all()
 
     def test_confidence_is_a_share(self) -> None:
-        with pytest.raises(tc.ConfigError, match="between 0 and 1, got 95"):
+        with pytest.raises(tc.errors.ConfigError, match="between 0 and 1, got 95"):
             intervals.wilson_interval(0.5, 10, 95)
-        with pytest.raises(tc.ConfigError, match="confidence"):
+        with pytest.raises(tc.errors.ConfigError, match="confidence"):
             intervals.bootstrap_interval([0.5], 1.0)

@@ -118,11 +118,11 @@ class TestDraft:
     def test_has_no_fingerprint(self) -> None:
         space = draft()
         assert not space.is_final
-        with pytest.raises(tc.DraftSpaceError, match="finalize"):
+        with pytest.raises(tc.errors.DraftSpaceError, match="finalize"):
             space.fingerprint  # noqa: B018
 
     def test_is_not_saved(self, tmp_path: Path) -> None:
-        with pytest.raises(tc.DraftSpaceError, match="finalize"):
+        with pytest.raises(tc.errors.DraftSpaceError, match="finalize"):
             draft().save_pretrained(tmp_path / "space")
         assert not any(tmp_path.iterdir())
 
@@ -154,14 +154,14 @@ class TestFinalize:
     def test_happens_once(self, again: dict[str, Any]) -> None:
         space = final()
         before = space.fingerprint
-        with pytest.raises(tc.DraftSpaceError, match=f"expected a draft, got the final space {before}"):
+        with pytest.raises(tc.errors.DraftSpaceError, match=f"expected a draft, got the final space {before}"):
             space.finalize(**again)
         assert space.fingerprint == before
 
     @pytest.mark.parametrize("methods", [(), ("initial_weights",)])
     def test_refuses_when_nothing_pins_the_coordinates(self, methods: tuple[str, ...]) -> None:
         space = tc.CompatSpace(8, methods=methods)
-        with pytest.raises(tc.DraftSpaceError, match="nothing pins the coordinates"):
+        with pytest.raises(tc.errors.DraftSpaceError, match="nothing pins the coordinates"):
             space.finalize()
         assert not space.is_final
         assert space.finalize(reference=DIGEST).reference == DIGEST
@@ -169,7 +169,7 @@ class TestFinalize:
     @pytest.mark.parametrize("reference", ["", 7, b"ab", final()])
     def test_refuses_a_reference_that_is_no_digest(self, reference: Any) -> None:
         space = draft()
-        with pytest.raises(tc.ConfigError, match="reference: expected an extractor's digest"):
+        with pytest.raises(tc.errors.ConfigError, match="reference: expected an extractor's digest"):
             space.finalize(reference=reference)
         assert not space.is_final
 
@@ -188,7 +188,7 @@ class TestFinalize:
         space = draft()
         shared = {name: tensor.clone() for name, tensor in space.shared.items()}
         change(shared)
-        with pytest.raises(tc.ConfigError, match=message):
+        with pytest.raises(tc.errors.ConfigError, match=message):
             space.finalize(shared)
         assert not space.is_final
 
@@ -216,7 +216,7 @@ class TestInitialWeights:
         space.pin_initial_weights("resnet18", DIGEST)
         if is_final:
             space.finalize()
-        with pytest.raises(tc.SpaceMismatchError, match=r"resnet18: expected initial weights abab.*, got cdcd"):
+        with pytest.raises(tc.errors.SpaceMismatchError, match=r"resnet18: expected initial weights abab.*, got cdcd"):
             space.pin_initial_weights("resnet18", "cd" * 32)
 
     def test_a_final_space_keeps_its_fingerprint_when_an_architecture_joins(self) -> None:
@@ -253,7 +253,7 @@ class TestDifferences:
         final().require_same(final(), "the extractor", "the head")
 
     def test_the_refusal_lists_them_and_the_way_out(self) -> None:
-        with pytest.raises(tc.SpaceMismatchError) as caught:
+        with pytest.raises(tc.errors.SpaceMismatchError) as caught:
             final().require_same(final(feature_dim=9, normalization="none"), "the extractor", "the head")
         message = str(caught.value)
         for part in ("the extractor and the head", "feature_dim: 8 / 9", "normalization: batch / none", "join"):
@@ -292,18 +292,18 @@ class TestBadDefinition:
         ],
     )
     def test_the_field_is_named(self, field: str, value: Any) -> None:
-        with pytest.raises(tc.ConfigError, match=f"{field}: expected"):
+        with pytest.raises(tc.errors.ConfigError, match=f"{field}: expected"):
             draft(**{field: value})
 
     @pytest.mark.parametrize("method", ["common_classes", "simplex"])
     def test_a_vocabulary_is_needed(self, method: str) -> None:
-        with pytest.raises(tc.ConfigError, match=f"class_names: {method} needs a vocabulary"):
+        with pytest.raises(tc.errors.ConfigError, match=f"class_names: {method} needs a vocabulary"):
             tc.CompatSpace(8, methods=(method,))
 
     def test_a_simplex_holds_one_class_more_than_dimensions(self) -> None:
         names = [str(number) for number in range(10)]
         assert tc.CompatSpace(9, names, ("simplex",)).shared["simplex.weight"].shape == (10, 9)
-        with pytest.raises(tc.ConfigError, match="raise feature_dim to at least 9"):
+        with pytest.raises(tc.errors.ConfigError, match="raise feature_dim to at least 9"):
             tc.CompatSpace(8, names, ("simplex",))
 
     def test_a_single_method_may_be_text(self) -> None:
@@ -332,7 +332,7 @@ class TestFolder:
         space = final(seed=4)
         head = tc.TaskHead.from_pretrained(tc.TaskHead(space, ["a", "b"]).save_pretrained(tmp_path / "head"))
         assert head.space.to_config() == space.to_config()
-        with pytest.raises(tc.DraftSpaceError, match=f"definition only .*{space.fingerprint}"):
+        with pytest.raises(tc.errors.DraftSpaceError, match=f"definition only .*{space.fingerprint}"):
             head.space.shared  # noqa: B018
 
     def test_an_empty_folder_is_taken(self, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ class TestFolder:
 
     def test_nothing_is_overwritten(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")
-        with pytest.raises(tc.OutputExistsError, match="expected a new or empty output folder"):
+        with pytest.raises(tc.errors.OutputExistsError, match="expected a new or empty output folder"):
             final().save_pretrained(tmp_path)
         assert listing(tmp_path) == ["notes.txt"]
         assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -350,13 +350,13 @@ class TestFolder:
     def test_a_file_in_the_way_is_kept(self, below: str, tmp_path: Path) -> None:
         file = tmp_path / "file"
         file.write_text("mine")
-        with pytest.raises(tc.OutputExistsError, match="expected a new or empty output folder"):
+        with pytest.raises(tc.errors.OutputExistsError, match="expected a new or empty output folder"):
             final().save_pretrained(file / below)
         assert file.read_text() == "mine"
 
     def test_a_dangling_link_is_kept(self, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-        with pytest.raises(tc.OutputExistsError):
+        with pytest.raises(tc.errors.OutputExistsError):
             final().save_pretrained(tmp_path / "link")
         assert listing(tmp_path) == ["link"]
 
@@ -378,14 +378,14 @@ class TestFolder:
     def test_weights_that_could_not_be_read_back_are_not_written(self, value: float, tmp_path: Path) -> None:
         head = tc.TaskHead(final(), ["a", "b"])
         head.classifier.bias.data[0] = value
-        with pytest.raises(tc.ConfigError, match=r"classifier.bias: expected finite numbers"):
+        with pytest.raises(tc.errors.ConfigError, match=r"classifier.bias: expected finite numbers"):
             head.save_pretrained(tmp_path / "head")
         assert listing(tmp_path) == []
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_another_precision_is_not_written(self, dtype: torch.dtype, tmp_path: Path) -> None:
         head = tc.TaskHead(final(), ["a", "b"]).to(dtype)
-        with pytest.raises(tc.ConfigError, match=r"expected torch.float32, got .*; call \.float\(\)"):
+        with pytest.raises(tc.errors.ConfigError, match=r"expected torch.float32, got .*; call \.float\(\)"):
             head.save_pretrained(tmp_path / "head")
         assert listing(tmp_path) == []
 
@@ -461,9 +461,9 @@ def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> No
 
 
 def refuse(role: str, folder: Path, message: str) -> None:
-    with pytest.raises(tc.ComponentFileError, match=message) as caught:
+    with pytest.raises(tc.errors.ComponentFileError, match=message) as caught:
         LOADERS[role](folder)
-    assert isinstance(caught.value, tc.CompatError)
+    assert isinstance(caught.value, tc.errors.CompatError)
 
 
 def some_tensor(tensors: dict[str, Tensor]) -> str:

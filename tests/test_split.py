@@ -94,7 +94,7 @@ def test_every_family_splits_or_says_why_not(family: str) -> None:
     settings = {"img_size": SIZE, **settings}
     model = built(name, **settings)
     if family in NOT_LINEAR:
-        with pytest.raises(tc.BackboneError, match=NOT_LINEAR[family]):
+        with pytest.raises(tc.errors.BackboneError, match=NOT_LINEAR[family]):
             tc.split(model, class_names=NAMES, img_size=settings["img_size"])
     else:
         assert_splits(model, img_size=settings["img_size"])
@@ -199,11 +199,11 @@ class TestClassNames:
         assert tc.split(fused)[1].class_names == tuple(NAMES)
 
     def test_are_asked_for(self, model) -> None:
-        with pytest.raises(tc.ConfigError, match=r"7 classes.*class_names=\[\.\.\.\].*--class-names FILE"):
+        with pytest.raises(tc.errors.ConfigError, match=r"7 classes.*class_names=\[\.\.\.\].*--class-names FILE"):
             tc.split(model)
 
     def test_that_are_too_few(self, model) -> None:
-        with pytest.raises(tc.ConfigError, match="expected the 7 names of test_resnet's classes, got 6"):
+        with pytest.raises(tc.errors.ConfigError, match="expected the 7 names of test_resnet's classes, got 6"):
             tc.split(model, class_names=NAMES[:6])
 
     def test_decide_how_many_classes_untrained_weights_have(self) -> None:
@@ -228,46 +228,46 @@ class TestWeights:
 
     def test_without_classifier(self, tmp_path) -> None:
         save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "mine.safetensors")
-        with pytest.raises(tc.BackboneError, match=r"expected the classifier .*fc\.weight"):
+        with pytest.raises(tc.errors.BackboneError, match=r"expected the classifier .*fc\.weight"):
             tc.split("test_resnet", weights=tmp_path / "mine.safetensors", class_names=NAMES)
 
     def test_of_another_architecture(self, tmp_path) -> None:
         save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "mine.safetensors")
-        with pytest.raises(tc.BackboneError, match="expected"):
+        with pytest.raises(tc.errors.BackboneError, match="expected"):
             tc.split("test_resnet", weights=tmp_path / "mine.safetensors", class_names=NAMES)
 
     def test_pickles_are_refused(self, tmp_path) -> None:
         torch.save({}, tmp_path / "mine.pth")
-        with pytest.raises(tc.BackboneError, match=r"pickle.*load_state_dict"):
+        with pytest.raises(tc.errors.BackboneError, match=r"pickle.*load_state_dict"):
             tc.split("test_resnet", weights=tmp_path / "mine.pth", class_names=NAMES)
 
 
 class TestRefuses:
     def test_a_model_without_classifier(self) -> None:
-        with pytest.raises(tc.BackboneError, match="got one without"):
+        with pytest.raises(tc.errors.BackboneError, match="got one without"):
             tc.split(timm.create_model("test_resnet", num_classes=0), class_names=NAMES)
 
     def test_something_else(self) -> None:
-        with pytest.raises(tc.BackboneError, match="built by timm"):
+        with pytest.raises(tc.errors.BackboneError, match="built by timm"):
             tc.split(nn.Linear(3, 7), class_names=NAMES)  # type: ignore[arg-type]
 
     def test_a_hidden_layer_that_goes_with_the_classifier(self, model) -> None:
         other = timm.create_model("test_resnet", num_classes=7)
         other.fc = nn.Sequential(nn.Linear(96, 20), nn.ReLU(), nn.Linear(20, 7))
-        with pytest.raises(tc.BackboneError, match="hidden layer"):
+        with pytest.raises(tc.errors.BackboneError, match="hidden layer"):
             tc.split(other, class_names=NAMES)
 
     def test_two_tokens(self) -> None:
-        with pytest.raises(tc.BackboneError, match="got 2, whose logits"):
+        with pytest.raises(tc.errors.BackboneError, match="got 2, whose logits"):
             tc.split(built("deit_tiny_distilled_patch16_224"), class_names=NAMES, img_size=SIZE)
 
     @pytest.mark.parametrize(
         "settings", [{"pretrained": True, "weights": "x.safetensors"}, {"num_classes": 7}, {"img_size": 0}]
     )
     def test_arguments_that_do_not_fit(self, settings) -> None:
-        with pytest.raises(tc.ConfigError):
+        with pytest.raises(tc.errors.ConfigError):
             tc.split("test_resnet", class_names=NAMES, **settings)
 
     def test_a_built_model_with_a_builders_arguments(self, model) -> None:
-        with pytest.raises(tc.ConfigError, match="drop them"):
+        with pytest.raises(tc.errors.ConfigError, match="drop them"):
             tc.split(model, class_names=NAMES, pretrained=True)

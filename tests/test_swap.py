@@ -94,7 +94,7 @@ class TestSwap:
         assert again.class_names == tuple(NAMES)
 
     def test_of_an_iterator(self, images) -> None:
-        with pytest.raises(tc.ConfigError, match="read twice"):
+        with pytest.raises(tc.errors.ConfigError, match="read twice"):
             tc.swap(trained("test_resnet"), trained("test_efficientnet"), iter(images.split(10)))
 
 
@@ -132,20 +132,20 @@ class TestExport:
     def test_is_held_against_the_model_on_the_images(self, swapped, tmp_path) -> None:
         (tmp_path / "photos").mkdir()
         Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / "0.png")
-        photos = tc.load_dataset("images", tmp_path / "photos")
+        photos = tc.data.load_dataset("images", tmp_path / "photos")
         assert export_model(swapped, tmp_path / "model.pt2", photos).is_file()
         (tmp_path / "photos" / "0.png").write_bytes(b"no image")
-        with pytest.raises(tc.DataError, match=r"0\.png"):
+        with pytest.raises(tc.errors.DataError, match=r"0\.png"):
             export_model(swapped, tmp_path / "other.pt2", photos)
         assert not (tmp_path / "other.pt2").exists()
 
     def test_to_a_file_of_another_kind(self, swapped, tmp_path) -> None:
-        with pytest.raises(tc.ConfigError, match=r"\.onnx or \.pt2"):
+        with pytest.raises(tc.errors.ConfigError, match=r"\.onnx or \.pt2"):
             export_model(swapped, tmp_path / "model.h5")
 
     def test_over_a_file_that_is_there(self, swapped, tmp_path) -> None:
         (tmp_path / "model.pt2").write_text("mine", encoding="utf-8")
-        with pytest.raises(tc.OutputExistsError):
+        with pytest.raises(tc.errors.OutputExistsError):
             export_model(swapped, tmp_path / "model.pt2")
 
     def test_of_what_cannot_be_exported(self, tmp_path) -> None:
@@ -156,7 +156,7 @@ class TestExport:
         extractor, head = tc.split(trained("test_resnet"))
         extractor.interface.normalization = Moody()
         extractor.interface.folded = lambda: None
-        with pytest.raises(tc.ExportError, match=r"test_resnet.*\.pt2"):
+        with pytest.raises(tc.errors.ExportError, match=r"test_resnet.*\.pt2"):
             export_model(tc.compose(extractor, head), tmp_path / "model.pt2")
         assert not list(tmp_path.iterdir())
 

@@ -66,20 +66,20 @@ class TestSaving:
     def test_what_was_trained_is_refused(self, extractor, tmp_path: Path) -> None:
         with torch.no_grad():
             next(extractor.backbone.parameters()).add_(1e-3)
-        with pytest.raises(tc.ConfigError, match=r"thin: .*it was trained; save it whole"):
+        with pytest.raises(tc.errors.ConfigError, match=r"thin: .*it was trained; save it whole"):
             extractor.save_pretrained(tmp_path / "thin", thin=True)
         assert not (tmp_path / "thin").exists()
 
     def test_an_unknown_base_is_refused(self, extractor, tmp_path: Path) -> None:
         extractor.facts = tc.Facts()
-        with pytest.raises(tc.ConfigError, match=r"thin: expected a base model .*pretrained=True"):
+        with pytest.raises(tc.errors.ConfigError, match=r"thin: expected a base model .*pretrained=True"):
             extractor.save_pretrained(tmp_path / "thin", thin=True)
 
     def test_a_base_of_another_architecture_is_refused(self, extractor, tmp_path: Path, hub: LoopbackHub) -> None:
         space = extractor.space
         other = tc.create_extractor("test_vit", space, img_size=SIZE)
         other.facts = tc.Facts(base_model=BASE)
-        with pytest.raises(tc.ConfigError, match=r"thin: expected the backbone's weights in .*missing"):
+        with pytest.raises(tc.errors.ConfigError, match=r"thin: expected the backbone's weights in .*missing"):
             other.save_pretrained(tmp_path / "thin", thin=True)
 
     def test_split_parts_are_thin_too(self, base: str, tmp_path: Path) -> None:
@@ -89,6 +89,18 @@ class TestSaving:
         with torch.no_grad():
             batch = torch.randn(2, *extractor.data_config["input_size"])
             assert torch.equal(tc.compose(loaded, head)(batch), tc.compose(extractor, head)(batch))
+        # The interface of a split is the identity, which has D x D numbers and says nothing.
+        features = extractor.space.feature_dim
+        assert (tmp_path / "thin" / "interface.safetensors").stat().st_size < 4 * features * features
+
+    @pytest.mark.parametrize("said", [7, "zeros", "identity"])
+    def test_an_interface_that_cannot_be_what_it_says(self, extractor, tmp_path: Path, said: Any) -> None:
+        folder = extractor.save_pretrained(tmp_path / "thin", thin=True)  # of 8 features from more: no identity
+        config = json.loads((folder / "config.json").read_text())
+        config["timm_compat"]["interface_weight"] = said
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(tc.errors.ComponentFileError, match="interface_weight: expected"):
+            tc.CompatExtractor.from_pretrained(folder)
 
 
 class TestLoading:
@@ -106,19 +118,21 @@ class TestLoading:
         fresh = {"cache_dir": tmp_path / "fresh", "base": tmp_path / "plain" / "model.safetensors"}
         assert same(tc.CompatExtractor.from_pretrained(folder, **fresh), extractor)
         assert not hub.seen
-        with pytest.raises(tc.ComponentFileError, match=r"expected SHA-256 .* of the base timm/test_resnet.mine@"):
+        with pytest.raises(
+            tc.errors.ComponentFileError, match=r"expected SHA-256 .* of the base timm/test_resnet.mine@"
+        ):
             tc.CompatExtractor.from_pretrained(folder, base=folder / "interface.safetensors")
-        with pytest.raises(tc.ComponentFileError, match="found no file at"):
+        with pytest.raises(tc.errors.ComponentFileError, match="found no file at"):
             tc.CompatExtractor.from_pretrained(folder, base=tmp_path / "nothing")
 
     def test_a_whole_extractor_takes_none(self, extractor, tmp_path: Path) -> None:
         whole = extractor.save_pretrained(tmp_path / "whole")
-        with pytest.raises(tc.ConfigError, match="base: expected none"):
+        with pytest.raises(tc.errors.ConfigError, match="base: expected none"):
             tc.CompatExtractor.from_pretrained(whole, base=tmp_path / "plain" / "model.safetensors")
 
     def test_a_base_that_moved(self, folder: Path, tmp_path: Path, hub: LoopbackHub) -> None:
         del hub.store.repos[BASE]
-        with pytest.raises(tc.HubNotFoundError, match=r"needs the weights of its base .*base=FILE"):
+        with pytest.raises(tc.errors.HubNotFoundError, match=r"needs the weights of its base .*base=FILE"):
             tc.CompatExtractor.from_pretrained(folder, cache_dir=tmp_path / "fresh")
 
     def test_the_commit_stays_whatever_comes_later(self, extractor, folder: Path, tmp_path: Path, hub) -> None:
@@ -127,7 +141,7 @@ class TestLoading:
 
     def test_weights_that_are_not_those(self, folder: Path, tmp_path: Path, hub: LoopbackHub) -> None:
         edit(folder, sha256="0" * 64)
-        with pytest.raises(tc.ComponentFileError, match=r"expected SHA-256 0000.*exchanged"):
+        with pytest.raises(tc.errors.ComponentFileError, match=r"expected SHA-256 0000.*exchanged"):
             tc.CompatExtractor.from_pretrained(folder, cache_dir=tmp_path / "fresh")
 
     @pytest.mark.parametrize(
@@ -142,12 +156,14 @@ class TestLoading:
     )
     def test_a_base_that_is_none(self, folder: Path, change: dict[str, Any]) -> None:
         edit(folder, **change)
-        with pytest.raises(tc.ComponentFileError, match=f"base: expected {next(iter(change))} of a model.safetensors"):
+        with pytest.raises(
+            tc.errors.ComponentFileError, match=f"base: expected {next(iter(change))} of a model.safetensors"
+        ):
             tc.CompatExtractor.from_pretrained(folder)
 
     def test_a_file_of_another_size_is_not_fetched(self, folder: Path, tmp_path: Path, hub, monkeypatch) -> None:
         monkeypatch.setattr("timm_compat.models.thin.MAX_CLASSIFIER_BYTES", -(2**21))
-        with pytest.raises(tc.ComponentFileError, match="expected at most"):
+        with pytest.raises(tc.errors.ComponentFileError, match="expected at most"):
             tc.CompatExtractor.from_pretrained(folder, cache_dir=tmp_path / "fresh")
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import timm_compat as tc
+from timm_compat.data.order import Batch, Share
 from timm_compat.training.joint import JointModule
 from timm_compat.training.optimization import create_optimizer
-from timm_compat.training.step import Batch, Share
 
 WHOLE = 64  # images, and a batch: one step an epoch
 
@@ -25,7 +25,7 @@ def train(
     pool: Any = None,
     **settings: Any,
 ) -> tuple[tc.FitResult, list[tc.Member]]:
-    data = tc.load_digits("train").subset(range(WHOLE))
+    data = tc.data.load_digits("train").subset(range(WHOLE))
     space = tc.CompatSpace(8, data.class_names, ["common_classes"], normalization=normalization)
     torch.manual_seed(0)
     made = [
@@ -44,19 +44,19 @@ def train(
 # The third epoch's step throws the weights away; its loss, taken before, is finite.
 DIVERGES: dict[str, Any] = {
     "epochs": 3,
-    "optimizer": "sgd",
-    "learning_rate": 1e-12,
+    "opt": "sgd",
+    "lr": 1e-12,
     "weight_decay": 1e10,
-    "scheduler": "step",
-    "scheduler_arguments": {"decay_epochs": 2, "decay_rate": 1e42},
-    "warmup_fraction": 0.0,
+    "sched": "step",
+    "sched_kwargs": {"decay_epochs": 2, "decay_rate": 1e42},
+    "warmup_epochs": 0,
 }
 
 
 class TestWeights:
     def test_that_are_no_numbers_stop_the_run_and_keep_the_last_sound_checkpoint(self, tmp_path: Path) -> None:
         with pytest.raises(
-            tc.TrainingError, match=r"epoch 3, step 3: expected finite weights, .*step-000000002; lower learning_rate"
+            tc.errors.TrainingError, match=r"epoch 3, step 3: expected finite weights, .*step-000000002; lower lr"
         ):
             train(tmp_path / "run", keep_checkpoints=1, **DIVERGES)
         assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000002"]
@@ -65,7 +65,7 @@ class TestWeights:
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
     def test_are_looked_at_without_a_folder_too(self) -> None:
-        with pytest.raises(tc.TrainingError, match=r"epoch 3, .*last good checkpoint: none"):
+        with pytest.raises(tc.errors.TrainingError, match=r"epoch 3, .*last good checkpoint: none"):
             train(**DIVERGES)
 
     @pytest.mark.parametrize("part", ["extractor", "head"])
@@ -77,12 +77,14 @@ class TestWeights:
                 parameter.data.fill_(torch.nan)
             return {}
 
-        data = tc.load_digits("train").subset(range(WHOLE))
+        data = tc.data.load_digits("train").subset(range(WHOLE))
         space = tc.CompatSpace(8, data.class_names, ["common_classes"])
         extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16)
         broken.append(tc.Member("a", extractor, tc.TaskHead(space, data.class_names), data))
         config = tc.TrainConfig(epochs=2, batch_size=WHOLE)
-        with pytest.raises(tc.TrainingError, match=r"step 1: expected finite weights|step 2: expected a finite loss"):
+        with pytest.raises(
+            tc.errors.TrainingError, match=r"step 1: expected finite weights|step 2: expected a finite loss"
+        ):
             tc.fit(space, broken, config, validate=validate, progress=None)
 
 
@@ -101,7 +103,7 @@ class TestCallersAccelerator:
             assert own.gradient_accumulation_steps == 3
             with own.autocast():
                 assert torch.is_autocast_enabled("cpu")
-            with pytest.raises(tc.TrainingError):
+            with pytest.raises(tc.errors.TrainingError):
                 train(**DIVERGES)
             assert own.mixed_precision == "bf16"
         finally:
@@ -125,25 +127,25 @@ class TestCallersAccelerator:
 class TestOptimizer:
     @staticmethod
     def head_norm(optimizer: str, **settings: Any) -> float:
-        _, (member,) = train(epochs=15, batch_size=32, optimizer=optimizer, weight_decay=0.0, **settings)
+        _, (member,) = train(epochs=15, batch_size=32, opt=optimizer, weight_decay=0.0, **settings)
         return member.head.classifier.weight.norm().item()
 
     def test_default_decay_of_heads_is_as_strong_added_to_the_gradient_as_apart(self) -> None:
-        apart = self.head_norm("sgdw", learning_rate=0.05)
-        assert self.head_norm("sgd", learning_rate=0.05) == pytest.approx(apart, rel=0.5)
+        apart = self.head_norm("sgdw", lr=0.05)
+        assert self.head_norm("sgd", lr=0.05) == pytest.approx(apart, rel=0.5)
 
     def test_clip_grad_of_zero_is_off(self) -> None:
         results = [train(clip_grad=limit)[1][0].extractor.digest() for limit in (0, None, 1e-6)]
         assert results[0] == results[1] != results[2]
 
     def test_heads_decay_by_kind_and_what_timm_names_and_biases_not_at_all(self) -> None:
-        data = tc.load_digits("train").subset(range(WHOLE))
+        data = tc.data.load_digits("train").subset(range(WHOLE))
         space = tc.CompatSpace(8, data.class_names, ["common_classes"])
         extractor = tc.create_extractor("test_vit", space, in_chans=1, img_size=32)
         member, model = tc.Member("a", extractor, tc.TaskHead(space, data.class_names), data), extractor.backbone.model
         assert {"pos_embed", "cls_token"} <= model.no_weight_decay()
         for name, of_heads in {"adamw": 5.0, "sgdw": 5.0, "lion": 5.0, "sgd": 0.5, "adam": 0.5, "nadam": 0.5}.items():
-            config = tc.TrainConfig(weight_decay=0.3, optimizer=name)
+            config = tc.TrainConfig(weight_decay=0.3, opt=name)
             groups = create_optimizer(JointModule(space, [member], config), config).param_groups
             decays = {id(value): group["weight_decay"] for group in groups for value in group["params"]}
             found = {name: decays[id(value)] for name, value in model.named_parameters()}
@@ -158,19 +160,21 @@ class TestContrastiveAlignment:
         "settings",
         [
             {"batch_size": 4},
-            {"batch_size": 32, "gradient_accumulation": 8},
+            {"batch_size": 32, "grad_accum_steps": 8},
             {"batch_size": 8, "alignment_fraction": 0.1},
         ],
     )
     @pytest.mark.parametrize("pooled", [False, True])
     def test_under_two_images_a_pass_is_refused(self, settings: dict[str, Any], pooled: bool) -> None:
-        pool = tc.load_digits("train") if pooled else None
-        with pytest.raises(tc.ConfigError, match=r"at least 2 aligned images in every pass, .*got 1 .*alignment='l2'"):
+        pool = tc.data.load_digits("train") if pooled else None
+        with pytest.raises(
+            tc.errors.ConfigError, match=r"at least 2 aligned images in every pass, .*got 1 .*alignment='l2'"
+        ):
             train(members=2, alignment="contrastive", pool=pool, **settings)
 
     def test_every_pass_of_a_step_has_negatives(self) -> None:
         _, members = train(members=2)
-        config = tc.TrainConfig(batch_size=32, alignment="contrastive", gradient_accumulation=4)
+        config = tc.TrainConfig(batch_size=32, alignment="contrastive", grad_accum_steps=4)
         joint = JointModule(members[0].extractor.space, members, config)
         labels = torch.zeros(32, dtype=torch.long)
         for step in range(5):
@@ -182,12 +186,12 @@ class TestContrastiveAlignment:
 
 
 class TestOneImageAPass:
-    @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 4, "gradient_accumulation": 4}])
+    @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 4, "grad_accum_steps": 4}])
     @pytest.mark.parametrize("normalization", ["batch", "layer"])
     def test_is_refused_where_batchnorm_cannot_take_it(self, settings: dict[str, int], normalization: str) -> None:
-        with pytest.raises(tc.ConfigError, match=r"batch_size: expected at least 2 images in every pass"):
+        with pytest.raises(tc.errors.ConfigError, match=r"batch_size: expected at least 2 images in every pass"):
             train(normalization=normalization, **settings)  # the backbone's last maps are of one place
 
     def test_trains_where_nothing_is_normalised_over_the_batch(self) -> None:
-        result, _ = train(backbone="test_vit", normalization="layer", batch_size=2, gradient_accumulation=2)
+        result, _ = train(backbone="test_vit", normalization="layer", batch_size=2, grad_accum_steps=2)
         assert result.history[0]["loss"] > 0

@@ -8,8 +8,8 @@ import torch
 
 import timm_compat as tc
 from timm_compat.applications.trials import Trials
-from timm_compat.evaluation.table import spread_table, spread_text
 from timm_compat.recipes.trials import TrialsRecipe
+from timm_compat.table import spread_table, spread_text
 
 
 def test_a_kept_result_is_not_measured_again(tmp_path: Path) -> None:
@@ -23,9 +23,9 @@ def test_a_kept_result_is_not_measured_again(tmp_path: Path) -> None:
     assert Trials(recipe).result("cell-0", measure) == {"accuracy": 0.5}
     assert Trials(recipe, resume=True).result("cell-0", measure) == {"accuracy": 0.5}
     assert len(calls) == 1
-    with pytest.raises(tc.OutputExistsError, match="--resume"):
+    with pytest.raises(tc.errors.OutputExistsError, match="--resume"):
         Trials(recipe)
-    with pytest.raises(tc.ConfigError, match="another"):
+    with pytest.raises(tc.errors.ConfigError, match="another"):
         Trials(replace(recipe, seeds=(0,)), resume=True)
 
 
@@ -39,14 +39,14 @@ def test_what_is_refused_before_anything_ran_leaves_no_folder(tmp_path: Path) ->
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("mine")
     for resume in (False, True):
-        with pytest.raises(tc.OutputExistsError):
+        with pytest.raises(tc.errors.OutputExistsError):
             Trials(TrialsRecipe(output_dir=str(tmp_path)), resume=resume)
     assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
 
 
 def test_a_finished_training_is_read_from_its_folder(tmp_path: Path) -> None:
     recipe = TrialsRecipe(output_dir=str(tmp_path / "run"))
-    data = tc.load_digits("train").subset(torch.arange(256))
+    data = tc.data.load_digits("train").subset(torch.arange(256))
     histories, weights = [], []
     for resume in (False, True):
         space = tc.CompatSpace(16, data.class_names, ["common_classes"])
@@ -67,7 +67,7 @@ def test_a_finished_training_is_read_from_its_folder(tmp_path: Path) -> None:
     [{"seeds": ()}, {"seeds": (1, 1)}, {"seeds": ("a",)}, {"training": tc.TrainConfig(seed=3)}],
 )
 def test_recipes_that_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(tc.ConfigError):
+    with pytest.raises(tc.errors.ConfigError):
         TrialsRecipe(**wrong)  # type: ignore[arg-type]
 
 

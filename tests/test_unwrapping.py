@@ -55,7 +55,7 @@ class TestWrapped:
         model = tc.compose(wrap(extractor), wrap(head))
         assert model.extractor is extractor
         assert model.head is head
-        member = tc.Member("a", wrap(extractor), wrap(head), tc.load_digits("train"))
+        member = tc.Member("a", wrap(extractor), wrap(head), tc.data.load_digits("train"))
         assert member.extractor is extractor
         assert tc.Reference(wrap(extractor)).extractor is extractor
 
@@ -97,7 +97,9 @@ class TestHalfPrecision:
         assert torch.linalg.norm(logits.float() - expected) < 0.05 * torch.linalg.norm(expected)
 
     def test_double_images_are_still_refused(self) -> None:
-        with pytest.raises(tc.ImageError, match=r"expected torch\.bfloat16 as the weights are, got torch\.float64"):
+        with pytest.raises(
+            tc.errors.ImageError, match=r"expected torch\.bfloat16 as the weights are, got torch\.float64"
+        ):
             make().bfloat16()(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.float64))
 
     def test_backbone_joins_a_space(self) -> None:
@@ -129,5 +131,5 @@ class TestTimmsCheckpoints:
         state = timm.create_model("test_resnet").state_dict() | {"head.norm.weight": torch.zeros(2)}
         save_file(state, tmp_path / "model.safetensors")
         backbone = tc.create_extractor("test_resnet", tc.CompatSpace(4)).backbone
-        with pytest.raises(tc.BackboneError, match=r"not expected: head\.norm\.weight"):
+        with pytest.raises(tc.errors.BackboneError, match=r"not expected: head\.norm\.weight"):
             load_weights(backbone, tmp_path / "model.safetensors")

@@ -1,37 +1,17 @@
-"""timm-compat: any timm backbone as a compatible feature extractor; extractors and heads join without fine-tuning."""
+"""timm-compat: any timm backbone as a compatible feature extractor; extractors and heads join without fine-tuning.
 
-from timm_compat import gallery as gallery
+What most programs need stands here. ``tc.data`` holds data sets, ``tc.evaluation`` further scores, ``tc.gallery``
+stored embeddings, ``tc.errors`` every error. Modules behind these are private.
+"""
+
+import warnings
+from typing import Any
+
+from timm_compat import data, errors, evaluation, gallery
 from timm_compat._version import __version__
 from timm_compat.config import TrainConfig
-from timm_compat.data.arrays import ArrayDataset
-from timm_compat.data.digits import load_digits
-from timm_compat.data.image_dataset import ImageDataset
-from timm_compat.data.sources import load_dataset
-from timm_compat.errors import (
-    BackboneError,
-    CompatError,
-    ComponentFileError,
-    ConfigError,
-    DataError,
-    DraftSpaceError,
-    ExportError,
-    FuseError,
-    HubAccessError,
-    HubConnectionError,
-    HubError,
-    HubNotFoundError,
-    HubTimeoutError,
-    ImageError,
-    MissingExtraError,
-    OutputExistsError,
-    OutputWriteError,
-    SpaceMismatchError,
-    TrainingError,
-)
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.evaluation.probe import linear_probe
-from timm_compat.evaluation.retrieval import RetrievalScores, retrieve
-from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
 from timm_compat.hub import push as _push  # noqa: F401  (lets components publish themselves)
 from timm_compat.hub.loading import load, pull
 from timm_compat.hub.search import Found, SearchResult, search
@@ -53,68 +33,59 @@ from timm_compat.storage.facts import Facts, Result
 from timm_compat.training.fit import FitResult, fit
 from timm_compat.training.members import Member, Reference
 
+# Names that stood here in version 0.1, and where they stand now.
+_MOVED = {
+    **dict.fromkeys((name for name in dir(errors) if name.endswith("Error")), "errors"),
+    **dict.fromkeys(data.__all__, "data"),
+    **dict.fromkeys(("MatrixOverSeeds", "RetrievalScores", "over_seeds", "retrieve"), "evaluation"),
+}
+
 __all__ = [
-    "ArrayDataset",
     "Asked",
     "AuxiliaryHead",
-    "BackboneError",
     "CommonClassesHead",
-    "CompatError",
     "CompatExtractor",
     "CompatModel",
     "CompatSpace",
-    "ComponentFileError",
-    "ConfigError",
-    "DataError",
-    "DraftSpaceError",
-    "ExportError",
     "Facts",
     "FitResult",
     "Found",
-    "FuseError",
-    "HubAccessError",
-    "HubConnectionError",
-    "HubError",
-    "HubNotFoundError",
-    "HubTimeoutError",
-    "ImageDataset",
-    "ImageError",
     "JoinReport",
-    "MatrixOverSeeds",
     "Member",
     "Method",
-    "MissingExtraError",
     "MultiHeadModel",
-    "OutputExistsError",
-    "OutputWriteError",
     "RecombinationMatrix",
     "Reference",
     "Result",
-    "RetrievalScores",
     "SearchResult",
     "Seen",
     "SelfSupervisedTask",
-    "SpaceMismatchError",
     "TaskHead",
     "TrainConfig",
-    "TrainingError",
     "__version__",
     "compose",
     "create_extractor",
+    "data",
+    "errors",
+    "evaluation",
     "extract_features",
     "fit",
     "gallery",
     "join",
     "linear_probe",
     "load",
-    "load_dataset",
-    "load_digits",
-    "over_seeds",
     "pull",
     "recombination_matrix",
     "register_method",
-    "retrieve",
     "search",
     "split",
     "swap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        home = _MOVED[name]
+        warnings.warn(f"tc.{name} is called tc.{home}.{name} now", DeprecationWarning, stacklevel=2)
+        return getattr(globals()[home], name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

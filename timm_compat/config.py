@@ -1,76 +1,175 @@
-"""Settings of a training run: frozen, checked when made."""
+"""Settings of a training in four groups, and all of them in one; frozen, checked when made.
+
+A group is what one part of the trainer asks for: a function that takes ``LossConfig`` says that it looks at nothing
+else. Names are timm's where timm has one (``lr``, ``opt``, ``sched``, ``warmup_epochs``, ``clip_grad``,
+``grad_accum_steps``, ``model_ema_decay``, ``scale``, ``ratio``, ``hflip``, ``color_jitter``), else Accelerate's.
+"""
 
 import math
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from timm_compat.errors import ConfigError
 
-MIXED_PRECISION = ("no", "fp16", "bf16")
-ALIGNMENTS = ("none", "l2", "contrastive")
-
-# Limits of every number: (whole, least, most); infinity itself is refused. None is allowed where the type says so.
-_WHOLE = {
-    "epochs": 1,
-    "batch_size": 1,
-    "gradient_accumulation": 1,
-    "keep_checkpoints": 1,
-    "checkpoint_steps": 1,
-    "random_crop": 0,
-    "workers": 0,
+# What settings were called in version 0.1, and what they are called now.
+RENAMED = {
+    "learning_rate": "lr",
+    "optimizer": "opt",
+    "optimizer_arguments": "opt_kwargs",
+    "scheduler": "sched",
+    "scheduler_arguments": "sched_kwargs",
+    "warmup_fraction": "warmup_epochs (of which it was the share)",
+    "gradient_accumulation": "grad_accum_steps",
+    "ema_decay": "model_ema_decay",
+    "vocabulary_weight": "common_classes_weight",
+    "rotation_weight": "self_supervised_weight",
+    "rotation_fraction": "self_supervised_fraction",
+    "all_rotations": "self_supervised_all",
+    "random_flip": "hflip (a probability, 0.5 for true)",
 }
-_NOT_NEGATIVE = (
-    *("learning_rate", "weight_decay", "head_weight_decay", "rotation_weight", "vocabulary_weight"),
-    *("alignment_weight", "alignment_temperature", "influence_weight", "distillation_weight", "clip_grad"),
-)
-_RANGES = {"scale": 1.0, "ratio": math.inf}  # pairs of least and most, over 0; None is allowed for scale
-_SHARES = ("color_jitter", "warmup_fraction", "rotation_fraction", "alignment_fraction", "ema_decay")
-_OPTIONAL = ("clip_grad", "ema_decay", "checkpoint_steps")
-_SWITCHES = ("all_rotations", "random_flip", "compile", "channels_last", "cache_features")
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How members are trained.
+def _limits(default: Any, **limits: float) -> Any:
+    """A number with its limits: ``ge``, ``gt`` and ``le``, which pydantic reads, too, where a recipe is read."""
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A group of settings, checked when made.
+
+    Raises:
+        ConfigError: values of the wrong type or out of range; a line for each.
+    """
+
+    def __post_init__(self) -> None:
+        if mistakes := list(self._mistakes()):
+            raise ConfigError("\n".join(mistakes))
+
+    def _mistakes(self) -> Iterator[str]:
+        """A line for each, which starts with its setting."""
+        hints = typing.get_type_hints(type(self))
+        for setting in fields(self):
+            yield from _check(setting.name, getattr(self, setting.name), hints[setting.name], setting.metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Settings):
+    """How weights are changed.
 
     Attributes:
-        epochs: passes over the largest member's data set.
-        batch_size: images a step and member, over all processes.
-        optimizer: timm's name of an optimiser.
-        optimizer_arguments: further keywords of ``timm.optim.create_optimizer_v2``.
-        learning_rate: highest value.
-        scheduler: timm's name of a schedule that follows the step: "cosine", "tanh", "step", "poly" ...; "none".
-        scheduler_arguments: further keywords of ``timm.scheduler.create_scheduler_v2``, such as ``min_lr``.
-        warmup_fraction: share of the steps in which the learning rate rises linearly.
+        opt: timm's name of an optimiser.
+        opt_kwargs: further keywords of ``timm.optim.create_optimizer_v2``.
+        lr: highest learning rate.
+        sched: timm's name of a schedule that follows the step: "cosine", "tanh", "step", "poly" ...; "none".
+        sched_kwargs: further keywords of ``timm.scheduler.create_scheduler_v2``, such as ``min_lr``.
+        warmup_epochs: epochs, or a part of one, in which the learning rate rises linearly; 5 % of all if None.
         weight_decay: of extractors and auxiliary heads.
         head_weight_decay: of task heads' weights. Large on purpose: it removes what a private head learns from
             directions that no shared part pins down. It is meant as AdamW's, apart from the gradient; an optimiser
             that adds the decay to the gradient ("sgd", "adam") gets a tenth of it, which is as strong.
         clip_grad: largest norm of the gradient; no limit if None or 0.
-        gradient_accumulation: parts in which a step's batch goes through the networks, to save memory.
-        ema_decay: of an exponential moving average of all weights, which then are the result; none if None.
-        vocabulary_weight: factor of the common-classes (or simplex) loss.
-        rotation_weight: factor of the loss of each self-supervised task of the space: rotation, location, flip.
-        rotation_fraction: share of each batch that is also seen changed, drawn anew for each such task.
-        all_rotations: whether these images are seen under all four rotations, as in the paper, or under a random one;
-            likewise in all four locations and both flips.
+        grad_accum_steps: parts in which a step's batch goes through the networks, to save memory.
+        model_ema_decay: of an exponential moving average of all weights, which then are the result; none if None.
+    """
+
+    opt: str = "adamw"
+    opt_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    lr: float = _limits(2e-3, ge=0)
+    sched: str = "cosine"
+    sched_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    warmup_epochs: float | None = _limits(None, ge=0)
+    weight_decay: float = _limits(0.05, ge=0)
+    head_weight_decay: float = _limits(5.0, ge=0)
+    clip_grad: float | None = _limits(None, ge=0)
+    grad_accum_steps: int = _limits(1, ge=1)
+    model_ema_decay: float | None = _limits(None, ge=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(Settings):
+    """What is learned beside the task, and how much it counts.
+
+    Attributes:
+        common_classes_weight: factor of the common-classes (or simplex) loss.
+        self_supervised_weight: factor of the loss of each self-supervised task of the space: rotation, location, flip.
+        self_supervised_fraction: share of each batch that is also seen changed, drawn anew for each such task.
+        self_supervised_all: whether these images are seen under all answers of a task, as in the paper (all
+            four rotations), or under a random one.
         alignment: "l2" or "contrastive" pulls features of one image in two networks together; "none". The negatives of
             the contrastive one are the other aligned images of the same pass: they span neither processes nor the
-            parts of ``gradient_accumulation``, and fewer of them align less.
+            parts of ``grad_accum_steps``, and fewer of them align less.
         alignment_weight: factor of the alignment loss. Large ones cost accuracy on the own task.
         alignment_fraction: share of each batch that is aligned.
         alignment_temperature: of the contrastive alignment.
         influence_weight: factor of the backward-compatible loss under the reference's head.
         distillation_weight: factor of the focal distillation from reference and its head.
-        random_crop: pixels by which training images, as they are stored, are shifted; black comes in. This and the
-            next four are the whole augmentation, of images in memory and of image files alike.
-        random_flip: whether half of the training images are mirrored.
+    """
+
+    common_classes_weight: float = _limits(1.0, ge=0)
+    self_supervised_weight: float = _limits(0.3, ge=0)
+    self_supervised_fraction: float = _limits(0.25, ge=0, le=1)
+    self_supervised_all: bool = False
+    alignment: Literal["none", "l2", "contrastive"] = "none"
+    alignment_weight: float = _limits(0.2, ge=0)
+    alignment_fraction: float = _limits(0.25, ge=0, le=1)
+    alignment_temperature: float = _limits(0.1, ge=0)
+    influence_weight: float = _limits(0.0, ge=0)
+    distillation_weight: float = _limits(0.0, ge=0)
+
+    def _mistakes(self) -> Iterator[str]:
+        yield from super()._mistakes()
+        if self.alignment == "contrastive" and self.alignment_temperature == 0:
+            yield "alignment_temperature: expected a number over 0, got 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig(Settings):
+    """How training images are changed at random, in memory and from files alike.
+
+    Attributes:
+        random_crop: pixels by which an image, as it is stored, is shifted in each direction; black comes in.
+        hflip: probability that an image is mirrored.
         scale: least and most share of an image's area in a random part of it, which is then resized, such as
             (0.08, 1); if None, training images are resized and cropped as for evaluation.
         ratio: least and most width / height of that part.
         color_jitter: largest random change of brightness, contrast and saturation, as a share.
+    """
+
+    random_crop: int = _limits(0, ge=0)
+    hflip: float = _limits(0.0, ge=0, le=1)
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    color_jitter: float = _limits(0.0, ge=0, le=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("scale", "ratio"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+
+    def _mistakes(self) -> Iterator[str]:
+        yield from super()._mistakes()
+        yield from _check_pair("scale", self.scale or (1, 1), 1.0)
+        yield from _check_pair("ratio", self.ratio, math.inf)
+
+    @property
+    def augments(self) -> bool:
+        """Whether anything is changed."""
+        return bool(self.random_crop or self.hflip or self.scale or self.color_jitter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Settings):
+    """How long a training runs, on what, and what it leaves.
+
+    Attributes:
+        epochs: passes over the largest member's data set.
+        batch_size: batch size per member, over all processes.
         workers: processes that decode image files.
         cache_features: whether frozen backbones see every image once, without augmentation, where all members are
             adapters.
@@ -84,108 +183,81 @@ class TrainConfig:
         keep_checkpoints: how many of the newest are kept.
         best_metric: number of ``validate`` whose best epoch gives the result; the last epoch if None.
         log_with: names of Accelerate's trackers, such as "tensorboard".
+    """
+
+    epochs: int = _limits(10, ge=1)
+    batch_size: int = _limits(128, ge=1)
+    workers: int = _limits(0, ge=0)
+    cache_features: bool = True
+    cache_dir: str | Path | None = None
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    compile: bool = False
+    channels_last: bool = False
+    seed: int = 0
+    output_dir: str | Path | None = None
+    checkpoint_steps: int | None = _limits(None, ge=1)
+    keep_checkpoints: int = _limits(2, ge=1)
+    best_metric: str | None = None
+    log_with: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig, AugmentationConfig, LossConfig, OptimizerConfig):
+    """How members are trained: all settings of the four groups, by keyword.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: values of the wrong type or out of range, or that contradict each other; a line for each.
 
     Example:
         >>> tc.TrainConfig(epochs=5, alignment="l2").differences(tc.TrainConfig(epochs=5))
         ["alignment: 'l2' / 'none'"]
     """
 
-    epochs: int = 10
-    batch_size: int = 128
-    optimizer: str = "adamw"
-    optimizer_arguments: Mapping[str, Any] = field(default_factory=dict)
-    learning_rate: float = 2e-3
-    scheduler: str = "cosine"
-    scheduler_arguments: Mapping[str, Any] = field(default_factory=dict)
-    warmup_fraction: float = 0.05
-    weight_decay: float = 0.05
-    head_weight_decay: float = 5.0
-    clip_grad: float | None = None
-    gradient_accumulation: int = 1
-    ema_decay: float | None = None
-    vocabulary_weight: float = 1.0
-    rotation_weight: float = 0.3
-    rotation_fraction: float = 0.25
-    all_rotations: bool = False
-    alignment: str = "none"
-    alignment_weight: float = 0.2
-    alignment_fraction: float = 0.25
-    alignment_temperature: float = 0.1
-    influence_weight: float = 0.0
-    distillation_weight: float = 0.0
-    random_crop: int = 0
-    random_flip: bool = False
-    scale: tuple[float, float] | None = None
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    color_jitter: float = 0.0
-    workers: int = 0
-    cache_features: bool = True
-    cache_dir: str | Path | None = None
-    mixed_precision: str = "no"
-    compile: bool = False
-    channels_last: bool = False
-    seed: int = 0
-    output_dir: str | Path | None = None
-    checkpoint_steps: int | None = None
-    keep_checkpoints: int = 2
-    best_metric: str | None = None
-    log_with: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if mistakes := list(self._mistakes()):
-            raise ConfigError("\n".join(mistakes))
-        for name in _RANGES:
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else tuple(value))
-
     def _mistakes(self) -> Iterator[str]:
-        """A line for each, which starts with its setting."""
-        for name, least in _WHOLE.items():
-            yield from _check(name, getattr(self, name), int, least, math.inf)
-        for name in _NOT_NEGATIVE:
-            yield from _check(name, getattr(self, name), (int, float), 0, math.inf)
-        for name, limit in _RANGES.items():
-            yield from _check_pair(name, getattr(self, name), limit)
-        for name in _SHARES:
-            yield from _check(name, getattr(self, name), (int, float), 0, 1)
-        for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                yield f"{name}: expected true or false, got {getattr(self, name)!r}"
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            yield f"seed: expected a whole number, got {self.seed!r}"
-        for name, choices in (("mixed_precision", MIXED_PRECISION), ("alignment", ALIGNMENTS)):
-            if getattr(self, name) not in choices:
-                yield f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}"
-        size, parts = self.batch_size, self.gradient_accumulation
+        yield from super()._mistakes()
+        size, parts = self.batch_size, self.grad_accum_steps
         if isinstance(size, int) and isinstance(parts, int) and parts > 0 and size % parts:
-            yield f"gradient_accumulation: expected a divisor of batch_size {size}, got {parts}"
-        if self.alignment == "contrastive" and self.alignment_temperature == 0:
-            yield "alignment_temperature: expected a number over 0, got 0"
+            yield f"grad_accum_steps: expected a divisor of batch_size {size}, got {parts}"
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """The settings in which two runs differ, one text each."""
+        """The settings in which two runs differ, one string each."""
         names = [setting.name for setting in fields(self)]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{name}: {mine!r} / {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
 
 
-def _check_pair(name: str, value: Any, limit: float) -> Iterator[str]:
-    if value is None and name == "scale":
-        return
+def _check(name: str, value: Any, hint: Any, limits: Mapping[str, float]) -> Iterator[str]:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return
+        hint = hint.__args__[0]
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            yield f"{name}: expected one of {', '.join(typing.get_args(hint))}, got {value!r}"
+    elif hint is bool:
+        if not isinstance(value, bool):
+            yield f"{name}: expected true or false, got {value!r}"
+    elif hint in (int, float) and not _is_number(value, hint, limits):
+        expected = "an integer" if hint is int else "a number"
+        yield f"{name}: expected {expected}{_in_words(limits)}, got {value!r}"
+
+
+def _is_number(value: Any, kind: type, limits: Mapping[str, float]) -> bool:
+    kinds = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        return False
+    return limits.get("ge", -math.inf) <= value <= limits.get("le", math.inf)
+
+
+def _in_words(limits: Mapping[str, float]) -> str:
+    if "le" in limits:
+        return f" from {limits['ge']:g} to {limits['le']:g}"
+    return f" of at least {limits['ge']:g}" if "ge" in limits else ""
+
+
+def _check_pair(name: str, value: Any, most: float) -> Iterator[str]:
     numbers = list(value) if isinstance(value, (list, tuple)) else []
-    plain = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
-    if len(numbers) != 2 or not plain or not 0 < numbers[0] <= numbers[1] <= limit or math.isinf(numbers[1]):
-        most = "" if math.isinf(limit) else f" and at most {limit:g}"
-        yield f"{name}: expected least and most, two numbers over 0{most}, got {value!r}"
-
-
-def _check(name: str, value: Any, kind: Any, least: float, most: float) -> Iterator[str]:
-    if value is None and name in _OPTIONAL:
-        return
-    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most or math.isinf(value):
-        expected = "a whole number" if kind is int else "a number"
-        limits = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
-        yield f"{name}: expected {expected} {limits}, got {value!r}"
+    plain = all(_is_number(number, float, {}) for number in numbers)
+    if len(numbers) != 2 or not plain or not 0 < numbers[0] <= numbers[1] <= most:
+        limit = "" if math.isinf(most) else f" and at most {most:g}"
+        yield f"{name}: expected least and most, two numbers over 0{limit}, got {value!r}"

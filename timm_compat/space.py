@@ -80,7 +80,7 @@ class CompatSpace(Component):
         seed: int = 0,
     ) -> None:
         if isinstance(feature_dim, bool) or not isinstance(feature_dim, int) or not 0 < feature_dim <= MAX_FEATURE_DIM:
-            raise ConfigError(f"feature_dim: expected a whole number from 1 to {MAX_FEATURE_DIM}, got {feature_dim!r}")
+            raise ConfigError(f"feature_dim: expected an integer from 1 to {MAX_FEATURE_DIM}, got {feature_dim!r}")
         self.feature_dim = feature_dim
         self.class_names = check_class_names(class_names, least=0)
         # Files written before names were normalised hold others, and a fingerprint is over what is recorded.
@@ -89,7 +89,7 @@ class CompatSpace(Component):
         self.level = _check_choice("level", level, LEVELS)
         self.normalization = _check_choice("normalization", normalization, NORMALIZATIONS)
         if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ConfigError(f"seed: expected a whole number, got {seed!r}")
+            raise ConfigError(f"seed: expected an integer, got {seed!r}")
         self.seed = seed
         for method in methods_of(self.methods):
             method.check_space(feature_dim, self.class_names)
@@ -280,6 +280,18 @@ class CompatSpace(Component):
                 "take components of one fingerprint, or join the backbone to the head's space (timm_compat.join)"
             )
 
+    def require_form(self, other: "CompatSpace") -> None:
+        """Refuse a space whose features have another form, whatever its coordinates.
+
+        Raises:
+            SpaceMismatchError: another feature dimension, level or normalisation.
+        """
+        forms = [(one.feature_dim, one.level, one.normalization) for one in (self, other)]
+        if forms[0] != forms[1]:
+            raise SpaceMismatchError(
+                f"expected a space with feature_dim, level and normalization {forms[0]}, got {forms[1]}"
+            )
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the space with its tensors to a new folder.
 
@@ -398,13 +410,13 @@ def _fingerprint(definition: Mapping[str, Any]) -> str:
 
 def _check_digest(reference: object) -> str:
     if not isinstance(reference, str) or not reference:
-        raise ConfigError(f"reference: expected an extractor's digest(), a text, got {reference!r:.80}")
+        raise ConfigError(f"reference: expected an extractor's digest(), a string, got {reference!r:.80}")
     return reference
 
 
 def _str_map(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for pair in value.items() for item in pair):
-        raise TypeError(f"expected texts by name, got {value!r:.80}")
+        raise TypeError(f"expected strings by name, got {value!r:.80}")
     return dict(value)
 
 

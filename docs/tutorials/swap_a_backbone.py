@@ -8,11 +8,11 @@ import torch
 
 import timm_compat as tc
 
-train, test = tc.load_digits("train"), tc.load_digits("test")
+train, test = tc.data.load_digits("train"), tc.data.load_digits("test")
 first, second = train.halves(torch.Generator().manual_seed(0))
 
 
-def trained(backbone: str, images: tc.ArrayDataset) -> tc.CompatModel:
+def trained(backbone: str, images: tc.data.ArrayDataset) -> tc.CompatModel:
     """A classifier trained on its own, in a space of its own; `fuse` gives the plain timm model."""
     space = tc.CompatSpace(feature_dim=64)
     extractor = tc.create_extractor(backbone, space, in_chans=1, img_size=16)

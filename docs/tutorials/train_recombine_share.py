@@ -14,7 +14,7 @@ import timm_compat as tc
 PARTS = Path("digits-parts")
 
 # Two architectures, disjoint halves of the images, one small head that both share.
-train, test = tc.load_digits("train"), tc.load_digits("test")
+train, test = tc.data.load_digits("train"), tc.data.load_digits("test")
 halves = train.halves(torch.Generator().manual_seed(0))
 space = tc.CompatSpace(feature_dim=64, class_names=train.class_names, methods=["common_classes"])
 members = [

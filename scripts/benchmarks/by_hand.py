@@ -13,7 +13,12 @@ ROTATION_WEIGHT, ALIGNMENT_WEIGHT, SHARE = 0.3, 0.2, 0.25  # the trainer's defau
 
 
 def loop(
-    datasets: list[tc.ArrayDataset], backbone: str, batch: int, device: str, rotation: bool = False, align: bool = False
+    datasets: list[tc.data.ArrayDataset],
+    backbone: str,
+    batch: int,
+    device: str,
+    rotation: bool = False,
+    align: bool = False,
 ) -> Run:
     """An epoch of several networks with common classes, in turns with each other; rotation and alignment on demand."""
     size = datasets[0].images.shape[-1]

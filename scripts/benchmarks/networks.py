@@ -9,14 +9,14 @@ CLASSES = tuple(f"class {number}" for number in range(10))
 FEATURES = 64
 
 
-def random_images(count: int, size: int, seed: int = 0) -> tc.ArrayDataset:
+def random_images(count: int, size: int, seed: int = 0) -> tc.data.ArrayDataset:
     """Random pixels (N, 3, S, S) with random labels of ten classes."""
     random = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=random)
-    return tc.ArrayDataset(pixels, torch.randint(10, (count,), generator=random), CLASSES)
+    return tc.data.ArrayDataset(pixels, torch.randint(10, (count,), generator=random), CLASSES)
 
 
-def member(space: tc.CompatSpace, name: str, backbone: str, data: tc.ArrayDataset, **arguments) -> tc.Member:
+def member(space: tc.CompatSpace, name: str, backbone: str, data: tc.data.ArrayDataset, **arguments) -> tc.Member:
     """A new member with a linear head over the ten classes."""
     size = data.images.shape[-1]
     extractor = tc.create_extractor(backbone, space, img_size=size, **arguments)

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from timm_compat.evaluation.table import markdown_table
+from timm_compat.table import markdown_table
 
 REDUCED = "CPU, reduced"
 INTRODUCTION = """# Speed

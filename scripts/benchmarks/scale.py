@@ -49,7 +49,7 @@ def measure(options: argparse.Namespace, count: int) -> dict[str, Any]:
     return {"row": [count], "seconds": seconds}
 
 
-def train(options: argparse.Namespace, datasets: list[tc.ArrayDataset], methods: list[str]) -> list[tc.Member]:
+def train(options: argparse.Namespace, datasets: list[tc.data.ArrayDataset], methods: list[str]) -> list[tc.Member]:
     """Members that share these methods."""
     name = "test_resnet"
     space = tc.CompatSpace(FEATURES, CLASSES if methods else (), methods)
@@ -58,7 +58,7 @@ def train(options: argparse.Namespace, datasets: list[tc.ArrayDataset], methods:
     return members
 
 
-def stitch(members: list[tc.Member], datasets: list[tc.ArrayDataset]) -> None:
+def stitch(members: list[tc.Member], datasets: list[tc.data.ArrayDataset]) -> None:
     """A trained linear layer from every extractor to every other's head."""
     for number, one in enumerate(members):
         for other, target in enumerate(members):

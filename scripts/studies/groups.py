@@ -92,7 +92,7 @@ def data_sets(group: DataSets, scale: Scale, seed: int) -> dict[str, Any]:
         for name in DIGITS
     ]
     start = time.perf_counter()
-    config = scale.training(seed, **{"random_flip": False, "random_crop": 1, **group.settings})
+    config = scale.training(seed, **{"hflip": 0.0, "random_crop": 1, **group.settings})
     tc.fit(space, members, config, progress=None)
     seconds = time.perf_counter() - start
     found: dict[str, Any] = {}
@@ -104,29 +104,29 @@ def data_sets(group: DataSets, scale: Scale, seed: int) -> dict[str, Any]:
     return {"all": found, "seconds": seconds}
 
 
-def _digits(name: str, root: Path, split: str) -> tc.ArrayDataset:
+def _digits(name: str, root: Path, split: str) -> tc.data.ArrayDataset:
     """As torchvision stores it, or as NAME.npz in lower case with arrays train_x, train_y, test_x and test_y."""
     file = root / f"{name.lower()}.npz"
-    data = tc.load_dataset("npz", file, split) if file.is_file() else tc.load_dataset(name, root, split)
-    return tc.ArrayDataset(data.images, data.labels, tuple(str(number) for number in range(10)))
+    data = tc.data.load_dataset("npz", file, split) if file.is_file() else tc.data.load_dataset(name, root, split)
+    return tc.data.ArrayDataset(data.images, data.labels, tuple(str(number) for number in range(10)))
 
 
-def _space(methods: tuple[str, ...], train: tc.ArrayDataset, seed: int) -> tc.CompatSpace:
+def _space(methods: tuple[str, ...], train: tc.data.ArrayDataset, seed: int) -> tc.CompatSpace:
     vocabulary = train.class_names if {"common_classes", "simplex"} & set(methods) else ()
     return tc.CompatSpace(64, vocabulary, methods, seed=seed)
 
 
-def _parts(train: tc.ArrayDataset, count: int, images: int) -> list[tc.ArrayDataset]:
+def _parts(train: tc.data.ArrayDataset, count: int, images: int) -> list[tc.data.ArrayDataset]:
     size = min(images, len(train) // count)
     return [train.subset(torch.arange(number * size, (number + 1) * size)) for number in range(count)]
 
 
-def _member(name: str, backbone: str, space: tc.CompatSpace, data: tc.ArrayDataset, seed: int) -> tc.Member:
+def _member(name: str, backbone: str, space: tc.CompatSpace, data: tc.data.ArrayDataset, seed: int) -> tc.Member:
     torch.manual_seed(seed + (int(name) if name.isdecimal() else 0))
     return tc.Member(f"m{name}", extractor(backbone, space, data), tc.TaskHead(space, data.class_names), data)
 
 
-def _measured(members: list[tc.Member], test: tc.ArrayDataset) -> dict[str, Any]:
+def _measured(members: list[tc.Member], test: tc.data.ArrayDataset) -> dict[str, Any]:
     heads = {member.name.removeprefix("m"): member.head for member in members}
     extractors = {member.name.removeprefix("m"): member.extractor for member in members}
     found = accuracies(extractors, heads, test, list(test.class_names))

@@ -42,8 +42,8 @@ class Trained:
 
     extractor: tc.CompatExtractor
     head: tc.TaskHead
-    images: tc.ArrayDataset
-    test: tc.ArrayDataset
+    images: tc.data.ArrayDataset
+    test: tc.data.ArrayDataset
 
 
 def measure(join: Join, scale: Scale, seed: int) -> dict[str, Any]:
@@ -114,10 +114,12 @@ def _pools(joining: Trained, owner: Trained, join: Join, scale: Scale):
         yield "another data set", first(_digits(scale, owner.images), few[0]), few
 
 
-def _digits(scale: Scale, like: tc.ArrayDataset) -> tc.ArrayDataset:
-    digits = tc.load_dataset("MNIST", scale.digits_root, "train")
+def _digits(scale: Scale, like: tc.data.ArrayDataset) -> tc.data.ArrayDataset:
+    digits = tc.data.load_dataset("MNIST", scale.digits_root, "train")
     images = torch.nn.functional.pad(digits.images[: SIZES[-1]], (2, 2, 2, 2))
-    return tc.ArrayDataset(images, digits.labels[: SIZES[-1]], digits.class_names).with_channels(like.images.shape[1])
+    return tc.data.ArrayDataset(images, digits.labels[: SIZES[-1]], digits.class_names).with_channels(
+        like.images.shape[1]
+    )
 
 
 def _others(joining: Trained, owner: Trained, scale: Scale, seed: int):
@@ -164,7 +166,7 @@ def _adapted(joining: Trained, owner: Trained, scale: Scale, seed: int, methods:
         )
         for name, one in (("joiner", joining), ("owner", owner))
     ]
-    plain = {"random_crop": 0, "random_flip": False, "epochs": ADAPTER_EPOCHS}
+    plain = {"random_crop": 0, "hflip": 0.0, "epochs": ADAPTER_EPOCHS}
     start = time.perf_counter()
     tc.fit(space, members, scale.training(seed, **plain, **settings), progress=None)
     seconds = time.perf_counter() - start
@@ -174,10 +176,10 @@ def _adapted(joining: Trained, owner: Trained, scale: Scale, seed: int, methods:
 
 
 @torch.no_grad()
-def _pooled(network: Trained, data: tc.ArrayDataset) -> Tensor:
+def _pooled(network: Trained, data: tc.data.ArrayDataset) -> Tensor:
     extractor = network.extractor
     return torch.cat([extractor.backbone(extractor.preprocess(part)) for part in data.images.split(500)])
 
 
-def _share(predicted: Any, data: tc.ArrayDataset) -> float:
+def _share(predicted: Any, data: tc.data.ArrayDataset) -> float:
     return float((torch.as_tensor(predicted) == data.labels).double().mean())

@@ -10,9 +10,9 @@ import numpy as np
 
 from studies.rows import Cells, Rows, chain_rows, group_rows, join_rows, matrix_of, pair_rows
 from timm_compat.evaluation.plots import bars, heat_map, lines
-from timm_compat.evaluation.table import markdown_table, spread_table, spread_text
 from timm_compat.gallery.planning import WayScores, recommend
 from timm_compat.storage.files import replace_text
+from timm_compat.table import markdown_table, spread_table, spread_text
 
 TITLES = {
     "methods": "What is shared: label sets that overlap in part (4 of 7 classes)",

@@ -72,7 +72,7 @@ def measure(pair: Pair, scale: Scale, seed: int) -> dict[str, Any]:
     return {**found, "seconds": seconds}
 
 
-def accuracies(extractors: dict, heads: dict, test: tc.ArrayDataset, common: list[str]) -> dict[str, Any]:
+def accuracies(extractors: dict, heads: dict, test: tc.data.ArrayDataset, common: list[str]) -> dict[str, Any]:
     """By scope, the accuracy of every extractor under every head, {"a-b": extractor a under head b}, and chance."""
     with torch.no_grad():
         features = {name: tc.extract_features(network, test) for name, network in extractors.items()}
@@ -88,12 +88,12 @@ def accuracies(extractors: dict, heads: dict, test: tc.ArrayDataset, common: lis
     return result
 
 
-def _share(scores: torch.Tensor, names: list[str], test: tc.ArrayDataset, chosen: list[str]) -> float:
+def _share(scores: torch.Tensor, names: list[str], test: tc.data.ArrayDataset, chosen: list[str]) -> float:
     wanted = torch.tensor([names.index(name) if name in chosen else -1 for name in test.class_names])[test.labels]
     return float((scores.argmax(dim=1) == wanted)[wanted >= 0].double().mean())
 
 
-def repairs(extractors: dict, heads: dict, own: dict, test: tc.ArrayDataset) -> dict[str, Any]:
+def repairs(extractors: dict, heads: dict, own: dict, test: tc.data.ArrayDataset) -> dict[str, Any]:
     """What would mend the exchanged pairs: a linear map fitted without labels, or a head retrained with labels.
 
     If the map mends a pair, the foreign extractor holds what the head asks for, in other directions; what not even a

@@ -29,7 +29,7 @@ class Scale:
         test_images: that measure it, at most.
         epochs: of every training.
         batch_size: images a step and member.
-        learning_rate: highest value.
+        lr: highest value.
         backbones: of members A and B, and further ones for the table of architectures.
         mixed_precision: as in ``TrainConfig``.
     """
@@ -42,7 +42,7 @@ class Scale:
     test_images: int = 4000
     epochs: int = 6
     batch_size: int = 128
-    learning_rate: float = 5e-3
+    lr: float = 5e-3
     backbones: tuple[str, ...] = ("test_byobnet", "test_efficientnet", "test_resnet", "test_convnext", "test_vit")
     mixed_precision: str = "no"
 
@@ -50,32 +50,32 @@ class Scale:
         """Settings of one training; photographs are shifted and mirrored, digits shifted a little."""
         photos = self.root is not None
         given = {
-            "epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate,
-            "random_crop": 4 if photos else 1, "random_flip": photos, "mixed_precision": self.mixed_precision,
+            "epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr,
+            "random_crop": 4 if photos else 1, "hflip": 0.5 if photos else 0.0, "mixed_precision": self.mixed_precision,
         }  # fmt: skip
         return tc.TrainConfig(seed=seed, **{**given, **settings})
 
 
-def load(scale: Scale, seed: int) -> tuple[tc.ArrayDataset, tc.ArrayDataset]:
+def load(scale: Scale, seed: int) -> tuple[tc.data.ArrayDataset, tc.data.ArrayDataset]:
     """Training images in an order of the seed, and the first test images."""
     if scale.root is None:
-        train, test = tc.load_digits("train"), tc.load_digits("test")
+        train, test = tc.data.load_digits("train"), tc.data.load_digits("test")
     else:
-        train, test = (tc.load_dataset("CIFAR10", scale.root, split) for split in ("train", "test"))
+        train, test = (tc.data.load_dataset("CIFAR10", scale.root, split) for split in ("train", "test"))
     return shuffled(train, seed), test.subset(torch.arange(min(len(test), scale.test_images)))
 
 
-def shuffled(data: tc.ArrayDataset, seed: int) -> tc.ArrayDataset:
+def shuffled(data: tc.data.ArrayDataset, seed: int) -> tc.data.ArrayDataset:
     """The same images in an order of the seed."""
     return data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)))
 
 
-def first(data: tc.ArrayDataset, count: int) -> tc.ArrayDataset:
+def first(data: tc.data.ArrayDataset, count: int) -> tc.data.ArrayDataset:
     """The first images, at most so many."""
     return data.subset(torch.arange(min(len(data), count)))
 
 
-def own_images(scale: Scale, train: tc.ArrayDataset, overlap: str, seed: int) -> dict[str, tc.ArrayDataset]:
+def own_images(scale: Scale, train: tc.data.ArrayDataset, overlap: str, seed: int) -> dict[str, tc.data.ArrayDataset]:
     """Disjoint images of members a and b, of each one's classes."""
     halves = train.halves(torch.Generator().manual_seed(seed))
     names = [[train.class_names[number] for number in numbers] for numbers in OVERLAPS[overlap]]
@@ -85,7 +85,7 @@ def own_images(scale: Scale, train: tc.ArrayDataset, overlap: str, seed: int) ->
     }
 
 
-def extractor(backbone: str, space: tc.CompatSpace, data: tc.ArrayDataset, **arguments) -> tc.CompatExtractor:
+def extractor(backbone: str, space: tc.CompatSpace, data: tc.data.ArrayDataset, **arguments) -> tc.CompatExtractor:
     """A backbone for such images; side 32 at least, as the smallest of timm's networks ask for."""
     channels, side = data.images.shape[1], max(32, data.images.shape[-1])
     return tc.create_extractor(backbone, space, in_chans=channels, img_size=side, **arguments)

@@ -118,7 +118,7 @@ def predict(
         DataError: a file is no image that can be decoded.
     """
     if top < 1:
-        raise ConfigError(f"top: expected a whole number of at least 1, got {top}")
+        raise ConfigError(f"top: expected an integer of at least 1, got {top}")
     labels = [0] * len(files)
     source = ImageFiles(list(files), labels)
     images = ImageDataset.from_source(source, labels, [CLASS_NAME], mode=classifier.mode)

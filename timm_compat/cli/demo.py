@@ -18,7 +18,7 @@ import timm_compat as tc
 extractor = tc.CompatExtractor.from_pretrained("{folder}/compatible/extractor-a")
 head = tc.TaskHead.from_pretrained("{folder}/compatible/head-b")
 model = tc.compose(extractor, head)
-logits = model(extractor.preprocess(tc.load_digits("test").images))"""
+logits = model(extractor.preprocess(tc.data.load_digits("test").images))"""
 
 
 def add_parser(commands: Any) -> None:
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
         CompatError: any of ours.
     """
     if options.threads < 1:
-        raise ConfigError(f"threads: expected a whole number of at least 1, got {options.threads}")
+        raise ConfigError(f"threads: expected an integer of at least 1, got {options.threads}")
     torch.set_num_threads(options.threads)
     config = DemoConfig(tuple(options.backbones.split(",")), options.seed, options.epochs, options.img_size)
     folder = check_new_folder(_free_folder() if options.output is None else options.output)

@@ -1,6 +1,7 @@
 """A labelled set of small images in memory, as uint8."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +34,7 @@ class ArrayDataset(LabelledSet):
 
     Example:
         >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-        >>> data = tc.ArrayDataset(images, torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
+        >>> data = tc.data.ArrayDataset(images, torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
         >>> len(data.of_classes(["dog"]))
         2
     """
@@ -55,9 +56,29 @@ class ArrayDataset(LabelledSet):
     def _pick(self, chosen: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Self:
         return replace(self, images=self.images[chosen], labels=labels, class_names=class_names)
 
+    @property
+    def channels(self) -> int:
+        """Number C of an image's channels."""
+        return self.images.shape[1]
+
     def digest(self) -> str:
         """SHA-256 of the pixels; tells this set's images, in their order, from others."""
         return tensor_sha256(self.images)
+
+    @property
+    def form(self) -> Hashable:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
+
+    def image_keys(self) -> list[Hashable]:
+        """SHA-256 of each image's pixels."""
+        return [hashlib.sha256(image.contiguous().numpy()).digest() for image in self.images.cpu()]
+
+    @classmethod
+    def collected(cls, images: Sequence[tuple[Self, int]], class_name: str) -> Self:
+        """As ``LabelledSet`` says."""
+        pixels = torch.stack([dataset.images[index] for dataset, index in images])
+        return cls(pixels, torch.zeros(len(images), dtype=torch.int64), (class_name,))
 
     def with_channels(self, count: int) -> Self:
         """The same images in grey (1) or colour (3): grey is repeated, colours are weighed as Pillow does.
@@ -67,12 +88,11 @@ class ArrayDataset(LabelledSet):
             DataError: images of neither 1 nor 3 channels.
         """
         mode_of(count)
-        channels = self.images.shape[1]
-        if channels not in (1, 3):
-            raise DataError(f"images: expected 1 or 3 channels to make {count} of, got {channels}")
-        if channels == count:
+        if self.channels not in (1, 3):
+            raise DataError(f"images: expected 1 or 3 channels to make {count} of, got {self.channels}")
+        if self.channels == count:
             return self
-        grey = self.images if channels == 1 else torch.cat([_luma(part) for part in self.images.split(_AT_ONCE)])
+        grey = self.images if self.channels == 1 else torch.cat([_luma(part) for part in self.images.split(_AT_ONCE)])
         return replace(self, images=grey.repeat(1, count, 1, 1))
 
     @classmethod

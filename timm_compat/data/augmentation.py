@@ -12,45 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from timm_compat.config import AugmentationConfig
 from timm_compat.data.framing import Frame, resized, tensor_framing
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey: ITU-R BT.601
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How training images are changed at random.
-
-    Attributes:
-        random_crop: pixels by which an image, as it is stored, is shifted in each direction; black comes in.
-        random_flip: whether half of the images are mirrored.
-        scale: shares of an image's area, least and most, of the random part that is resized to the backbone's size;
-            without it the whole image is framed as for evaluation.
-        ratio: least and most width / height of that part.
-        color_jitter: largest change of brightness, contrast and saturation, as a share; none for 0.
-    """
-
-    random_crop: int = 0
-    random_flip: bool = False
-    scale: tuple[float, float] | None = None
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    color_jitter: float = 0.0
-
-    def __bool__(self) -> bool:
-        return bool(self.random_crop or self.random_flip or self.scale or self.color_jitter)
-
-    def draw(self, count: int, random: torch.Generator) -> "Draws":
-        """What happens to each of ``count`` images."""
-        offsets = mirrored = parts = factors = None
-        if self.random_crop:
-            offsets = torch.randint(2 * self.random_crop + 1, (2, count), generator=random)
-        if self.random_flip:
-            mirrored = torch.rand(count, generator=random) < 0.5
-        if self.scale:
-            parts = torch.rand(4, count, generator=random, dtype=torch.float64)
-        if self.color_jitter:
-            factors = 1 + self.color_jitter * (2 * torch.rand(3, count, generator=random) - 1)
-        return Draws(offsets, mirrored, parts, factors)
 
 
 @dataclass(frozen=True)
@@ -74,15 +39,29 @@ class Draws:
         return Draws(*(None if drawn is None else drawn[..., mine] for drawn in vars(self).values()))
 
 
+def draw(augmentation: AugmentationConfig, count: int, random: torch.Generator) -> Draws:
+    """What happens to each of ``count`` images."""
+    offsets = mirrored = parts = factors = None
+    if augmentation.random_crop:
+        offsets = torch.randint(2 * augmentation.random_crop + 1, (2, count), generator=random)
+    if augmentation.hflip:
+        mirrored = torch.rand(count, generator=random) < augmentation.hflip
+    if augmentation.scale:
+        parts = torch.rand(4, count, generator=random, dtype=torch.float64)
+    if augmentation.color_jitter:
+        factors = 1 + augmentation.color_jitter * (2 * torch.rand(3, count, generator=random) - 1)
+    return Draws(offsets, mirrored, parts, factors)
+
+
 class Augmenter:
     """Changes batches of raw images as was drawn, and frames them for a backbone.
 
     Args:
-        augmentation: the setting.
+        augmentation: the settings.
         data_config: a backbone's; images keep their size if None.
     """
 
-    def __init__(self, augmentation: Augmentation, data_config: Mapping[str, Any] | None) -> None:
+    def __init__(self, augmentation: AugmentationConfig, data_config: Mapping[str, Any] | None) -> None:
         self.augmentation, self.data_config = augmentation, data_config
         self.frame: Frame | None = None if data_config is None else tensor_framing(data_config)
 

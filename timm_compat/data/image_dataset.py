@@ -5,7 +5,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Protocol
 
@@ -74,7 +74,7 @@ class ImageDataset(LabelledSet):
         >>> for name in ("cat", "dog"):
         ...     Path("photos", name).mkdir(parents=True)
         ...     Image.new("RGB", (40, 30)).save(f"photos/{name}/0.jpg")
-        >>> data = tc.load_dataset("folder", "photos")
+        >>> data = tc.data.load_dataset("folder", "photos")
         >>> type(data).__name__, data.class_names
         ('ImageDataset', ('cat', 'dog'))
     """
@@ -117,6 +117,32 @@ class ImageDataset(LabelledSet):
 
     def _pick(self, chosen: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Self:
         return replace(self, indices=self.indices[chosen], labels=labels, class_names=class_names)
+
+    @property
+    def channels(self) -> int:
+        """Number C of an image's channels: 3 in mode "RGB", 1 in "L"."""
+        return next(count for count, mode in MODES.items() if mode == self.mode)
+
+    @property
+    def form(self) -> Hashable:
+        """The mode; a set of its own where others take the place of damaged images, as these follow from its labels."""
+        return self.mode, id(self) if self.skip_corrupt else None
+
+    def image_keys(self) -> list[Hashable]:
+        """The path of each image that is a file, else its place in the source."""
+        numbers = self.indices.tolist()
+        names = [name_of(self.source, number) for number in numbers]
+        return [
+            os.path.abspath(name) if os.path.isfile(name) else (id(self.source), number)
+            for name, number in zip(names, numbers, strict=True)
+        ]
+
+    @classmethod
+    def collected(cls, images: Sequence[tuple[Self, int]], class_name: str) -> Self:
+        """As ``LabelledSet`` says."""
+        entries = _Entries([(dataset.source, int(dataset.indices[index])) for dataset, index in images])
+        first, numbers = images[0][0], torch.arange(len(images))
+        return cls(entries, numbers, torch.zeros_like(numbers), (class_name,), first.mode, first.skip_corrupt)
 
     def with_channels(self, count: int) -> Self:
         """The same images in grey (1) or colour (3).
@@ -199,6 +225,25 @@ class ImageDataset(LabelledSet):
             if number not in self._reported:
                 self._reported.add(number)
                 _logger.warning("%s cannot be decoded; skipped", name_of(self.source, number))
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Images of several sources, as one."""
+
+    entries: list[tuple[ImageSource, int]]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]:
+        source, number = self.entries[index]
+        return source[number][0], 0
+
+    def filename(self, index: int) -> str:
+        """For messages."""
+        source, number = self.entries[index]
+        return name_of(source, number)
 
 
 def _facts(source: ImageSource, number: int) -> str:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,9 +32,28 @@ class LabelledSet(Dataset[tuple[Any, int]]):
     def _pick(self, chosen: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Self:
         """The images at the positions ``chosen`` (M,), with these labels (M,) and class names."""
 
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Number C of an image's channels."""
+
     @abstractmethod
     def digest(self) -> str:
         """SHA-256 that tells this set's images, in their order, from others."""
+
+    @property
+    @abstractmethod
+    def form(self) -> Hashable:
+        """Equal for sets whose images may lie in one set."""
+
+    @abstractmethod
+    def image_keys(self) -> list[Hashable]:
+        """One an image; equal for equal images."""
+
+    @classmethod
+    @abstractmethod
+    def collected(cls, images: Sequence[tuple[Self, int]], class_name: str) -> Self:
+        """A set of single images, each given by a set of the same form and its position there; all of one class."""
 
     def subset(self, indices: Tensor | Sequence[int]) -> Self:
         """The images at these positions, with the same class names."""

@@ -59,12 +59,12 @@ def whole_labels(labels: Any, count: int, where: str) -> Tensor:
     """Labels (count,) as int64.
 
     Raises:
-        DataError: another number of them, or anything but whole numbers from 0.
+        DataError: another number of them, or anything but integers from 0.
     """
     numbers = np.asarray(labels)
     if numbers.shape != (count,) or numbers.dtype.kind not in "iu" or (count and numbers.min() < 0):
         found = f"shape {numbers.shape}, {numbers.dtype}, such as {numbers.flat[:3].tolist()}"
-        raise DataError(f"{where}: expected one label an image, {count} whole numbers from 0, got {found}")
+        raise DataError(f"{where}: expected one label an image, {count} integers from 0, got {found}")
     return torch.as_tensor(numbers.astype(np.int64))
 
 

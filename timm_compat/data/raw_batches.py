@@ -1,7 +1,7 @@
 """Batches of raw images from whatever holds them, each image read once for all networks that are to see it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class RawBatch:
     Attributes:
         positions: (b,), int64, which of the set.
         views: (b, C, h, w) for every transform; one for all networks where no files are decoded.
+        framed: whether transforms framed them.
         labels: (b,), where the set has labels.
         unreadable: position and error of images that are left out.
         skipped: numbers, in an ``ImageDataset``'s source, of images whose place others take.
@@ -36,13 +37,17 @@ class RawBatch:
     positions: Tensor
     views: tuple[Tensor, ...]
     labels: Tensor | None
+    framed: bool = False
     unreadable: tuple[tuple[int, DataError], ...] = ()
     skipped: tuple[int, ...] = ()
 
     def pin_memory(self) -> Self:
         """The same in memory from which a GPU copies on its own; ``DataLoader`` calls this."""
-        views = tuple(view.pin_memory() for view in self.views)
-        return type(self)(self.positions, views, self.labels, self.unreadable, self.skipped)
+        return replace(self, views=tuple(view.pin_memory() for view in self.views))
+
+    def view(self, number: int) -> Tensor:
+        """What a transform, by its number, made of the images."""
+        return self.views[number if self.framed else 0]
 
 
 def count_images(images: RawImages) -> int | None:
@@ -68,7 +73,8 @@ def raw_batches(
         images: (N, C, h, w), as a tensor or an array, (N, h, w) or (N, h, w, C) as an array of uint8; a data set; or an
             iterable of such tensors or of (tensor, labels), such as a ``DataLoader``.
         batch_size: images at a time; an iterable's own batches are cut where they are larger.
-        transforms: for image files: what each network or group of networks is to see of an image.
+        transforms: for image files: what each network or group of networks is to see of an image;
+            arrays stay as they are.
         process: (rank, number of processes).
         workers: processes that decode image files.
         pin_memory: whether batches are to be copied to a GPU.
@@ -173,7 +179,7 @@ def _decoded(
             left_out(position, error)
         dataset.report(batch.skipped)
         if len(batch.positions):
-            yield RawBatch(batch.positions, batch.views, dataset.labels[batch.positions])
+            yield RawBatch(batch.positions, batch.views, dataset.labels[batch.positions], framed=True)
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,7 @@ def _collate(samples: Sequence[tuple[int, Any, tuple[int, ...]]]) -> RawBatch:
         torch.tensor([position for position, _ in good], dtype=torch.int64),
         tuple(torch.stack(views) for views in stacked),
         None,
+        True,
         tuple((position, error) for position, error, _ in samples if isinstance(error, DataError)),
         tuple(number for _, _, skipped in samples for number in skipped),
     )

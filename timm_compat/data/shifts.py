@@ -75,8 +75,8 @@ def shifted_dataset(dataset: object, names: Sequence[str], seed: int = 0) -> Arr
             raise ConfigError(f"shift: expected any of {', '.join(SHIFTS)}, got {name!r}")
     if not isinstance(dataset, ArrayDataset):
         raise DataError("shift: expected images in memory, got image files; write shifted files, and drop it")
-    if "recoloured" in names and dataset.images.shape[1] != 3:
-        raise DataError(f"shift: recoloured: expected 3 channels, got {dataset.images.shape[1]}; use inverted")
+    if "recoloured" in names and dataset.channels != 3:
+        raise DataError(f"shift: recoloured: expected 3 channels, got {dataset.channels}; use inverted")
     random = generator(seed, "shift")
     parts = [_shifted(part, names, random) for part in dataset.images.split(_AT_ONCE)]
     return replace(dataset, images=torch.cat(parts))

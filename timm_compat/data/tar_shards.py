@@ -163,5 +163,5 @@ def _read_label(members: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) 
     text = file.read() if file else b""
     digits = text.strip()
     if not digits.isdigit() or len(digits) > MOST_DIGITS:
-        raise DataError(f"{shard}:{member.name}: expected a class as a whole number from 0, got {text[:20]!r}")
+        raise DataError(f"{shard}:{member.name}: expected a class as an integer from 0, got {text[:20]!r}")
     return int(digits)

@@ -11,7 +11,8 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision.transforms import Compose, PILToTensor
 
-from timm_compat.data.augmentation import Augmentation, Augmenter
+from timm_compat.config import AugmentationConfig
+from timm_compat.data.augmentation import Augmenter, draw
 from timm_compat.data.framing import image_framing
 from timm_compat.data.image_dataset import MODES, convert
 from timm_compat.errors import DataError
@@ -19,7 +20,7 @@ from timm_compat.errors import DataError
 Transform = Callable[[Image.Image], Tensor]
 
 
-def training_transform(data_config: Mapping[str, Any], augmentation: Augmentation | None = None) -> Transform:
+def training_transform(data_config: Mapping[str, Any], augmentation: AugmentationConfig | None = None) -> Transform:
     """Decode, augment, and frame.
 
     Random numbers are drawn from torch's global state; see ``decoding``.
@@ -34,7 +35,7 @@ def training_transform(data_config: Mapping[str, Any], augmentation: Augmentatio
     Raises:
         DataError: C is neither 1 nor 3.
     """
-    if not augmentation:
+    if augmentation is None or not augmentation.augments:
         return evaluation_transform(data_config)
     return Compose(
         [_decoder(data_config), PILToTensor(), _Augmented(augmentation, Augmenter(augmentation, data_config))]
@@ -84,11 +85,11 @@ def image_mode(data_config: Mapping[str, Any]) -> str:
 class _Augmented:
     """One decoded image (C, h, w) to (C, H, W)."""
 
-    augmentation: Augmentation
+    augmentation: AugmentationConfig
     augmenter: Augmenter
 
     def __call__(self, image: Tensor) -> Tensor:
-        return self.augmenter(image[None], self.augmentation.draw(1, torch.default_generator))[0]
+        return self.augmenter(image[None], draw(self.augmentation, 1, torch.default_generator))[0]
 
 
 def _decoder(data_config: Mapping[str, Any]) -> Callable[[Image.Image], Image.Image]:

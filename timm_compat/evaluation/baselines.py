@@ -75,7 +75,7 @@ class BaselineConfig:
         for name in ("anchors", "stitching_epochs"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
+                raise ConfigError(f"{name}: expected an integer of at least 1, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def _cosines(features: Tensor, train: Tensor, chosen: Tensor) -> Tensor:
 @torch.no_grad()
 def _classes(head: TaskHead, features: Tensor) -> Any:
     with evaluating(head):
-        return head(features.to(head.classifier.weight.device)).argmax(dim=1).cpu().numpy()
+        return head(features.to(head.device)).argmax(dim=1).cpu().numpy()
 
 
 _METHODS: dict[str, _Method] = {

@@ -1,19 +1,14 @@
 """The same extractors under heads that are each measured on images of their own: one matrix, one pass an image."""
 
-import hashlib
-import os
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from typing_extensions import Unpack
 
-from timm_compat.data.arrays import ArrayDataset
-from timm_compat.data.image_dataset import ImageDataset, ImageSource, name_of
 from timm_compat.errors import ConfigError
 from timm_compat.evaluation.answers import Images
 from timm_compat.evaluation.cells import Targets, check_classes, check_parts, find_targets
@@ -48,14 +43,14 @@ def matrix_of_columns(
     groups: dict[Hashable, list[str]] = {}
     for name in heads:
         check_classes(tests[name])
-        groups.setdefault(_form(tests[name]), []).append(name)
+        groups.setdefault(tests[name].form, []).append(name)
     options, columns = RunOptions(**run), []
     for names in groups.values():
         group = {name: heads[name] for name in names}
         crossed = check_parts(extractors, group, cross_space)
-        images, places = _united([tests[name] for name in names])
+        images, indices = _united([tests[name] for name in names])
         targets = {}
-        for name, own in zip(names, places, strict=True):
+        for name, own in zip(names, indices, strict=True):
             found = find_targets({name: heads[name]}, tests[name])[name]
             positions = torch.full((len(images),), UNKNOWN)
             positions[own] = found.positions
@@ -82,73 +77,25 @@ def _in_order(matrix: RecombinationMatrix, names: tuple[str, ...]) -> Recombinat
     )
 
 
-def _form(dataset: Images) -> Hashable:
-    """Equal for sets whose images may lie in one set."""
-    if isinstance(dataset, ArrayDataset):
-        return tuple(dataset.images.shape[1:])
-    # What takes the place of a damaged image follows from the set's own labels.
-    return dataset.mode, id(dataset) if dataset.skip_corrupt else None
-
-
 def _united(datasets: Sequence[Images]) -> tuple[Images, list[Tensor]]:
-    """One set of the images of several, each once, and the places of each one's images in it; labels mean nothing."""
+    """One set of the images of several, each once, and the indices of each one's images in it; labels mean nothing."""
     first = datasets[0]
     if all(dataset is first for dataset in datasets):
         return first, [torch.arange(len(first))] * len(datasets)
     known: dict[Hashable, int] = {}
-    entries: list[tuple[int, int]] = []
-    places = []
-    for number, dataset in enumerate(datasets):
+    entries: list[tuple[Any, int]] = []
+    indices = []
+    for dataset in datasets:
         seen: dict[Hashable, int] = {}
         own = []
-        for index, key in enumerate(_keys(dataset)):
+        for index, key in enumerate(dataset.image_keys()):
             seen[key] = seen.get(key, 0) + 1  # an image that a set holds twice counts twice
-            place = known.setdefault((key, seen[key]), len(known))
-            if place == len(entries):
-                entries.append((number, index))
-            own.append(place)
-        places.append(torch.tensor(own))
-    return _made_of(datasets, entries), places
-
-
-def _keys(dataset: Images) -> list[Hashable]:
-    """One an image; equal for equal images."""
-    if isinstance(dataset, ArrayDataset):
-        return [hashlib.sha256(image.contiguous().numpy()).digest() for image in dataset.images.cpu()]
-    source, numbers = dataset.source, dataset.indices.tolist()
-    names = [name_of(source, number) for number in numbers]
-    return [
-        os.path.abspath(name) if os.path.isfile(name) else (id(source), number)
-        for name, number in zip(names, numbers, strict=True)
-    ]
-
-
-def _made_of(datasets: Sequence[Any], entries: Sequence[tuple[int, int]]) -> Images:
-    labels, names = torch.zeros(len(entries), dtype=torch.int64), (NO_CLASS,)
-    if isinstance(datasets[0], ArrayDataset):
-        return ArrayDataset(torch.stack([datasets[number].images[index] for number, index in entries]), labels, names)
-    found = [(datasets[number].source, int(datasets[number].indices[index])) for number, index in entries]
-    first = datasets[0]
-    return ImageDataset.from_source(_Entries(found), labels, names, mode=first.mode, skip_corrupt=first.skip_corrupt)
-
-
-@dataclass(frozen=True)
-class _Entries:
-    """Images of several sources, as one."""
-
-    entries: list[tuple[ImageSource, int]]
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]:
-        source, number = self.entries[index]
-        return source[number][0], 0
-
-    def filename(self, index: int) -> str:
-        """For messages."""
-        source, number = self.entries[index]
-        return name_of(source, number)
+            position = known.setdefault((key, seen[key]), len(known))
+            if position == len(entries):
+                entries.append((dataset, index))
+            own.append(position)
+        indices.append(torch.tensor(own))
+    return type(first).collected(entries, NO_CLASS), indices
 
 
 def side_by_side(matrices: Sequence[RecombinationMatrix]) -> RecombinationMatrix:

@@ -3,13 +3,11 @@
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from string import Template
 
-from timm_compat.evaluation.table import markdown_table
+from timm_compat.table import markdown_table
 
 # Nothing may be fetched: what a browser is allowed to load stands in the page itself.
-PAGE = Template("""\
+PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -17,7 +15,7 @@ PAGE = Template("""\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
-<title>$title</title>
+<title>{{ title }}</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -38,10 +36,40 @@ figcaption { color: #444; }
 </style>
 </head>
 <body>
-$body
+{% for block in blocks %}
+{% set kind = block.__class__.__name__ %}
+{% if kind == "Heading" %}
+<h{{ block.level }}>{{ block.text }}</h{{ block.level }}>
+{% elif kind == "Paragraph" %}
+<p>{{ block.text }}</p>
+{% elif kind == "Code" %}
+<pre>{{ block.text }}</pre>
+{% elif kind == "Table" %}
+<div class="wide"><table>
+<tr>
+{%- for cell in block.lines[0] -%}
+<th scope="col"{% if loop.index0 in block.text_columns %} class="text"{% endif %}>{{ cell }}</th>
+{%- endfor -%}
+</tr>
+{% for line in block.lines[1:] %}
+{% set row = loop.index0 %}
+<tr>
+{%- for cell in line -%}
+{% set names = ["marked"] * ((row, loop.index0) in block.marked) + ["text"] * (loop.index0 in block.text_columns) %}
+<td{% if names %} class="{{ names | join(" ") }}"{% endif %}>{{ cell }}</td>
+{%- endfor -%}
+</tr>
+{% endfor %}
+</table></div>
+{% else %}
+<figure><img src="data:image/png;base64,{{ block.encoded }}" alt="{{ block.caption }}"><figcaption>
+{{- block.caption -}}
+</figcaption></figure>
+{% endif %}
+{% endfor %}
 </body>
 </html>
-""")
+"""
 
 
 @dataclass(frozen=True)
@@ -95,56 +123,26 @@ class Picture:
     png: bytes
     caption: str
 
+    @property
+    def encoded(self) -> str:
+        """The bytes as base64, as a page may hold them."""
+        return base64.b64encode(self.png).decode("ascii")
+
 
 Block = Heading | Paragraph | Code | Table | Picture
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """One self-contained page: inline style, pictures as data, no script; all text is escaped."""
-    return PAGE.substitute(title=escape(title), body="\n".join(_html(block) for block in blocks))
+    from jinja2 import Environment
+
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return page.from_string(PAGE).render(title=title, blocks=blocks)
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
     """The same as Markdown; pictures are named, not contained."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
-
-
-def _html(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"<h{block.level}>{escape(block.text)}</h{block.level}>"
-    if isinstance(block, Paragraph):
-        return f"<p>{escape(block.text)}</p>"
-    if isinstance(block, Code):
-        return f"<pre>{escape(block.text)}</pre>"
-    if isinstance(block, Table):
-        return _html_table(block)
-    data = base64.b64encode(block.png).decode("ascii")
-    caption = escape(block.caption)
-    image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-
-
-def _html_table(table: Table) -> str:
-    heading, *rows = table.lines
-    heads = (_html_head(column in table.text_columns, cell) for column, cell in enumerate(heading))
-    lines = ["<tr>" + "".join(heads) + "</tr>"]
-    for row, cells in enumerate(rows):
-        lines.append(
-            "<tr>" + "".join(_html_cell(table, row, column, cell) for column, cell in enumerate(cells)) + "</tr>"
-        )
-    return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
-
-
-def _html_head(is_text: bool, cell: str) -> str:
-    name = ' class="text"' if is_text else ""
-    return f'<th scope="col"{name}>{escape(cell)}</th>'
-
-
-def _html_cell(table: Table, row: int, column: int, cell: str) -> str:
-    marked = "marked" if (row, column) in table.marked else ""
-    text = "text" if column in table.text_columns else ""
-    names = " ".join(filter(None, (marked, text)))
-    return f'<td class="{names}">{escape(cell)}</td>' if names else f"<td>{escape(cell)}</td>"
 
 
 def _markdown(block: Block) -> str:

@@ -1,6 +1,4 @@
-"""How far a measured share or mean can be trusted: intervals that hold it with a stated confidence."""
-
-from statistics import NormalDist
+"""How far a measured share or mean can be trusted: intervals that hold it with a stated confidence, by SciPy."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,9 +10,7 @@ RESAMPLES = 2000
 
 
 def wilson_interval(share: float, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Interval of a share of ``count`` trials, within [0, 1]; (NaN, NaN) without trials.
-
-    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n); Wilson, JASA 1927, with z the normal quantile.
+    """Wilson's interval (JASA 1927) of a share of ``count`` trials, within [0, 1]; (NaN, NaN) without trials.
 
     Args:
         share: p, such as an accuracy.
@@ -24,13 +20,13 @@ def wilson_interval(share: float, count: int, confidence: float = CONFIDENCE) ->
     Raises:
         ConfigError: a confidence that is not between 0 and 1.
     """
-    z = _normal_quantile(confidence)
+    _check(confidence)
     if not count or np.isnan(share):
         return float("nan"), float("nan")
-    middle = share + z**2 / (2 * count)
-    spread = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    low, high = ((middle + sign * spread) / (1 + z**2 / count) for sign in (-1, 1))
-    return max(0.0, float(low)), min(1.0, float(high))
+    from scipy.stats import binomtest
+
+    low, high = binomtest(round(share * count), count).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 
 def bootstrap_interval(
@@ -50,17 +46,18 @@ def bootstrap_interval(
     Raises:
         ConfigError: a confidence that is not between 0 and 1.
     """
-    _normal_quantile(confidence)
+    _check(confidence)
     measured = np.asarray(values, dtype=np.float64).ravel()
     measured = measured[~np.isnan(measured)]
-    if not len(measured):
-        return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(len(measured), size=(resamples, len(measured)))
-    low, high = np.quantile(measured[drawn].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    if len(measured) < 2:
+        return (float(measured[0]),) * 2 if len(measured) else (float("nan"),) * 2
+    from scipy.stats import bootstrap
+
+    draws = {"n_resamples": resamples, "random_state": seed, "method": "percentile"}
+    low, high = bootstrap((measured,), np.mean, confidence_level=confidence, **draws).confidence_interval
     return float(low), float(high)
 
 
-def _normal_quantile(confidence: float) -> float:
+def _check(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
-    return NormalDist().inv_cdf((1 + confidence) / 2)

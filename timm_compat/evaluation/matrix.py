@@ -21,12 +21,12 @@ from timm_compat.evaluation.predictions import (
     negative_flip_rate,
     relative_negative_flip_rate,
 )
-from timm_compat.evaluation.table import markdown_table
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.passes import DEFAULTS
 from timm_compat.models.run_options import RunKeywords, RunOptions
 from timm_compat.storage.facts import Facts, Result
+from timm_compat.table import markdown_table
 
 CROSS_SPACE_SIGN = "†"
 NOT_MEASURED = "n/a"
@@ -123,7 +123,7 @@ class RecombinationMatrix:
             own = np.flatnonzero(self.native[:, column] & ~np.isnan(self.accuracy[:, column]))
             if len(own):
                 kept = known.expected[column] >= 0
-                old, new = (known.predicted[place, column][kept] for place in (own[0], row))
+                old, new = (known.predicted[index, column][kept] for index in (own[0], row))
                 result[row, column] = rate(old, new, known.expected[column][kept])
         return result
 
@@ -298,7 +298,7 @@ def recombination_matrix(
         SpaceMismatchError: parts of different spaces, and ``cross_space`` is false.
 
     Example:
-        >>> digits = tc.load_digits("test")
+        >>> digits = tc.data.load_digits("test")
         >>> space = tc.CompatSpace(64, methods=["rotation"])
         >>> names = "test_resnet", "test_vit"
         >>> extractors = {name: tc.create_extractor(name, space, in_chans=1, img_size=32) for name in names}
@@ -390,3 +390,12 @@ def _matrix(
         predictions=Predictions(outputs.predicted, outputs.confidence, expected),
         left_out=tuple(int((positions < 0).sum()) for positions in expected),
     )
+
+
+def pair_accuracy(extractor: CompatExtractor, head: TaskHead, dataset: Images) -> float:
+    """Accuracy in [0, 1] on the images of classes that the head knows.
+
+    Raises:
+        CompatError: as ``recombination_matrix`` does.
+    """
+    return float(recombination_matrix({"": extractor}, {"": head}, dataset).accuracy[0, 0])

@@ -107,7 +107,7 @@ def stitching(source: Tensor, positions: Tensor, head: TaskHead, *, epochs: int,
     draw = generator(seed, "stitching")
     mean, scale = source.mean(dim=0), 1 / source.std(dim=0, unbiased=False).clamp(min=LEAST_SPREAD**0.5)
     inputs = (source - mean) * scale
-    fan_in, device = source.shape[1], head.classifier.weight.device
+    fan_in, device = source.shape[1], head.device
     weight = torch.randn(head.space.feature_dim, fan_in, generator=draw) / fan_in**0.5
     layer = [weight.to(device).requires_grad_(), torch.zeros(len(weight), device=device, requires_grad=True)]
     optimizer = torch.optim.AdamW(layer, lr=STITCHING_LEARNING_RATE)

@@ -22,6 +22,10 @@ def negative_flip_rate(old: ArrayLike, new: ArrayLike, expected: ArrayLike) -> f
 
     Raises:
         DataError: arrays of different lengths.
+
+    Example:
+        >>> tc.evaluation.negative_flip_rate(old=[0, 1, 2, 0], new=[0, 1, 1, 2], expected=[0, 1, 2, 2])
+        0.25
     """
     before, after = _right(old, expected), _right(new, expected)
     return float(np.mean(before & ~after)) if len(before) else float("nan")
@@ -66,8 +70,8 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = NUM_B
         return float("nan")
     if not ((sure >= 0) & (sure <= 1)).all():
         raise DataError(f"confidence: expected probabilities from 0 to 1, got {sure.min():g} to {sure.max():g}")
-    places = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(places, weights=correct.astype(np.float64) - sure, minlength=bins)
+    bins_of = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(bins_of, weights=correct.astype(np.float64) - sure, minlength=bins)
     return float(np.abs(gaps).sum() / len(sure))
 
 

@@ -83,13 +83,13 @@ def retrieve(
 
     Example:
         >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        >>> tc.retrieve(features, labels, features + 0.1, labels).cmc[1]
+        >>> tc.evaluation.retrieve(features, labels, features + 0.1, labels).cmc[1]
         1.0
     """
     _check_settings(ranks, distance, depth, search)
     _check_sides(queries, query_labels, gallery, gallery_labels, same_images)
-    places = {name: place.cpu() for name, place in (("query", query_labels), ("gallery", gallery_labels))}
-    relevant = _relevant(places["query"], places["gallery"], same_images)
+    labels = {name: given.cpu() for name, given in (("query", query_labels), ("gallery", gallery_labels))}
+    relevant = _relevant(labels["query"], labels["gallery"], same_images)
     counted = relevant > 0
     if not counted.any():
         raise DataError("gallery: expected images of a query's class (other than the query itself), got none")
@@ -97,7 +97,7 @@ def retrieve(
     precision = 0.0
     for rows, order in _orders(_scaled(queries, distance), _scaled(gallery, distance), same_images, depth, search):
         kept = counted[rows]
-        match = (places["gallery"][order] == places["query"][rows, None])[kept].double()
+        match = (labels["gallery"][order] == labels["query"][rows, None])[kept].double()
         for k in hits:
             hits[k] += float(match[:, :k].amax(dim=1).sum())
         ranked = match.cumsum(dim=1) / torch.arange(1, match.shape[1] + 1)
@@ -168,7 +168,7 @@ def _check_settings(ranks: Sequence[int], distance: str, depth: int | None, sear
         if value not in choices:
             raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
     if not ranks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ranks):
-        raise ConfigError(f"ranks: expected whole numbers of at least 1, got {list(ranks)}")
+        raise ConfigError(f"ranks: expected integers of at least 1, got {list(ranks)}")
     if depth is not None and depth < max(ranks):
         raise ConfigError(f"depth: expected at least the largest rank, {max(ranks)}, got {depth}")
     if search == "faiss" and depth is None:

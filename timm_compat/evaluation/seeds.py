@@ -10,7 +10,7 @@ from timm_compat.errors import ConfigError
 from timm_compat.evaluation.intervals import CONFIDENCE, bootstrap_interval
 from timm_compat.evaluation.matrix import RecombinationMatrix, json_numbers
 from timm_compat.evaluation.scores import Array, Mask, native_accuracy, recombined_accuracy
-from timm_compat.evaluation.table import markdown_table
+from timm_compat.table import markdown_table
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def over_seeds(matrices: Sequence[RecombinationMatrix]) -> MatrixOverSeeds:
         ConfigError: no matrix, or other names in one of them.
 
     Example:
-        >>> digits = tc.load_digits("test")
+        >>> digits = tc.data.load_digits("test")
         >>> space = tc.CompatSpace(64)
         >>> extractor = tc.create_extractor("test_vit", space, in_chans=1, img_size=16)
         >>> head = tc.TaskHead(space, digits.class_names)
         >>> matrix = tc.recombination_matrix({"a": extractor}, {"a": head}, digits)
-        >>> tc.over_seeds([matrix, matrix]).std.tolist()
+        >>> tc.evaluation.over_seeds([matrix, matrix]).std.tolist()
         [[0.0]]
     """
     if not matrices:

@@ -1,7 +1,8 @@
 """Galleries: embeddings of an image folder that outlive their model. Build, search, upgrade, hand to a database."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from timm_compat._lazy import attach
 
 if TYPE_CHECKING:
     from timm_compat.gallery.building import BuildReport as BuildReport
@@ -20,44 +21,13 @@ if TYPE_CHECKING:
     from timm_compat.gallery.upgrading import UpgradeReport as UpgradeReport
     from timm_compat.gallery.upgrading import upgrade as upgrade
 
-_HOMES = {
-    "BuildReport": "building",
-    "Gallery": "searching",
-    "GallerySearch": "searching",
-    "Hit": "searching",
-    "Record": "records",
-    "UpgradePlan": "planning",
-    "UpgradeReport": "upgrading",
-    "WayScores": "planning",
-    "build": "building",
-    "from_qdrant": "records",
-    "load": "building",
-    "plan": "planning",
-    "read_records": "records",
-    "to_qdrant": "records",
-    "upgrade": "upgrading",
-}
-
-__all__ = [
-    "BuildReport",
-    "Gallery",
-    "GallerySearch",
-    "Hit",
-    "Record",
-    "UpgradePlan",
-    "UpgradeReport",
-    "WayScores",
-    "build",
-    "from_qdrant",
-    "load",
-    "plan",
-    "read_records",
-    "to_qdrant",
-    "upgrade",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "building": ["BuildReport", "build", "load"],
+        "planning": ["UpgradePlan", "WayScores", "plan"],
+        "records": ["Record", "from_qdrant", "read_records", "to_qdrant"],
+        "searching": ["Gallery", "GallerySearch", "Hit"],
+        "upgrading": ["UpgradeReport", "upgrade"],
+    },
+)

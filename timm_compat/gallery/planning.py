@@ -14,7 +14,6 @@ from typing_extensions import Unpack
 
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.evaluation.intervals import bootstrap_interval, wilson_interval
-from timm_compat.evaluation.table import markdown_table
 from timm_compat.gallery.embedding import opened
 from timm_compat.gallery.sampling import Sample, check_way, draw, measure_pairs
 from timm_compat.gallery.searching import Gallery, Scale, moments_of
@@ -37,6 +36,7 @@ from timm_compat.gallery.ways import (
 from timm_compat.models.cost import measure_cost
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.run_options import RunKeywords, RunOptions
+from timm_compat.table import markdown_table
 
 SAMPLE = 1000
 LABELS = ("folder",)

@@ -15,6 +15,7 @@ from timm_compat.storage.files import ROLES, ROOT_KEY, check_format
 from timm_compat.storage.hub_calls import ask
 from timm_compat.storage.reading import HubFiles
 from timm_compat.storage.source import check_repo_id
+from timm_compat.table import markdown_table
 from timm_compat.vocabulary import normal_name, printable
 
 DEFAULT_LIMIT = 100
@@ -83,13 +84,7 @@ class SearchResult(Sequence[Found]):
     def to_markdown(self) -> str:
         """A table."""
         lines = [["repository", "role", "architecture", "D", "classes", "parameters", "accuracy", "licence", "space"]]
-        lines.append(["---"] * len(lines[0]))
-        lines += [_cells(row) for row in self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        return "\n".join(
-            "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-            for line in lines
-        )
+        return markdown_table([*lines, *map(_cells, self.rows)], words=range(len(lines[0])))
 
 
 def search(
@@ -129,7 +124,7 @@ def search(
     """
     fingerprint = space.fingerprint if isinstance(space, CompatSpace) else space
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise ConfigError(f"limit: expected a positive whole number, got {limit!r}")
+        raise ConfigError(f"limit: expected a positive integer, got {limit!r}")
     wanted = _tags(fingerprint, role, dim)
 
     def judge(info: Any) -> "_Judgement | None":
@@ -231,7 +226,7 @@ def _tags(fingerprint: str | None, role: str | None, dim: int | None) -> list[st
             f"space: expected a CompatSpace or its fingerprint of {FINGERPRINT_DIGITS} hex digits, got {fingerprint!r}"
         )
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
-        raise ConfigError(f"dim: expected a positive whole number, got {dim!r}")
+        raise ConfigError(f"dim: expected a positive integer, got {dim!r}")
     asked = (("role", role), ("space", fingerprint), ("dim", dim))
     return ["timm-compat", *(f"timm-compat-{name}:{value}" for name, value in asked if value is not None)]
 
@@ -296,4 +291,4 @@ def _cells(row: Found) -> list[str]:
         row.license or "not stated",
         row.space,
     )
-    return [printable(cell).replace("|", "\\|") for cell in cells]
+    return [printable(cell) for cell in cells]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from timm_compat.config import TrainConfig
+from timm_compat.config import LossConfig
 from timm_compat.errors import ConfigError
 from timm_compat.methods.method import Losses, Method, Seen
 
@@ -52,9 +52,9 @@ class CommonClasses(Method):
                 f"({', '.join(vocabulary[:5])} ...), got {', '.join(class_names[:5])} ..."
             )
 
-    def weight(self, config: TrainConfig) -> float:
+    def weight(self, config: LossConfig) -> float:
         """Factor of the loss."""
-        return config.vocabulary_weight
+        return config.common_classes_weight
 
     def losses(self, head: Any, seen: Seen) -> Losses | None:
         """Cross-entropy of the images whose class is in the vocabulary; None for a member without labels."""
@@ -65,8 +65,8 @@ class CommonClasses(Method):
 
 def vocabulary_positions(class_names: Sequence[str], vocabulary: Sequence[str]) -> Tensor:
     """For each of a task's classes its position in the vocabulary, or -1: (K,), int64."""
-    places = {name: position for position, name in enumerate(vocabulary)}
-    return torch.tensor([places.get(name, NOT_COMMON) for name in class_names], dtype=torch.int64)
+    indices = {name: position for position, name in enumerate(vocabulary)}
+    return torch.tensor([indices.get(name, NOT_COMMON) for name in class_names], dtype=torch.int64)
 
 
 def common_class_losses(logits: Tensor, positions: Tensor) -> Tensor:

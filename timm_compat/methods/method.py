@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timm_compat.config import TrainConfig
+from timm_compat.config import LossConfig
 
 # Losses (n,) of the images that count in this pass, and how many count in the whole step.
 Losses = tuple[Tensor, int]
@@ -112,7 +112,7 @@ class Method:
             ImageError: images of a shape that it cannot take.
         """
 
-    def weight(self, config: TrainConfig) -> float:
+    def weight(self, config: LossConfig) -> float:
         """Factor of the loss."""
         return 0.0
 

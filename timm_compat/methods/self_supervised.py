@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from timm_compat.config import TrainConfig
+from timm_compat.config import LossConfig
 from timm_compat.errors import ImageError
 from timm_compat.methods.method import Losses, Method, Seen
 
@@ -61,9 +61,9 @@ class SelfSupervisedTask(Method):
                 "set img_size to a square"
             )
 
-    def weight(self, config: TrainConfig) -> float:
+    def weight(self, config: LossConfig) -> float:
         """Factor of the loss."""
-        return config.rotation_weight
+        return config.self_supervised_weight
 
     def losses(self, head: Any, seen: Seen) -> Losses:
         """Cross-entropy of the shared head's logits against the answers."""

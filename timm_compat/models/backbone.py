@@ -279,15 +279,13 @@ def parse_image_size(size: int | tuple[int, int] | None) -> tuple[int, int] | No
     """(H, W) of a user's ``img_size``.
 
     Raises:
-        ConfigError: something else than one or two positive whole numbers.
+        ConfigError: something else than one or two positive integers.
     """
     if size is None:
         return None
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(type(side) is int and 0 < side <= MAX_IMAGE_SIDE for side in pair):
-        raise ConfigError(
-            f"img_size: expected a whole number from 1 to {MAX_IMAGE_SIDE}, or (height, width), got {size!r}"
-        )
+        raise ConfigError(f"img_size: expected an integer from 1 to {MAX_IMAGE_SIDE}, or (height, width), got {size!r}")
     return pair[0], pair[1]
 
 

@@ -152,7 +152,7 @@ def _check_channels(channels: object) -> None:
     if channels is None:
         return
     if isinstance(channels, bool) or not isinstance(channels, int) or not 0 < channels <= MAX_CHANNELS:
-        raise ConfigError(f"in_chans: expected a whole number from 1 to {MAX_CHANNELS}, got {channels!r}")
+        raise ConfigError(f"in_chans: expected an integer from 1 to {MAX_CHANNELS}, got {channels!r}")
 
 
 def _arguments(model: nn.Module) -> dict[str, Any]:

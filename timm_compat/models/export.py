@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from timm_compat._extras import require
-from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.raw_batches import RawImages, raw_batches
 from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import ConfigError, ExportError, OutputExistsError
@@ -103,7 +102,7 @@ def _examples(extractor: CompatExtractor, images: RawImages | None) -> Tensor:
     if images is None:
         return torch.randn(EXAMPLES, *extractor.backbone.input_size, generator=torch.Generator().manual_seed(0))
     batch = next(raw_batches(images, EXAMPLES, [evaluation_transform(extractor.data_config)]))
-    return prepare(extractor, batch.views[0], framed=isinstance(images, ImageDataset))
+    return prepare(extractor, batch)
 
 
 def _write_program(network: Any, example: Tensor, file: Path, facts: dict[str, Any], examples: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """The extractor: a timm backbone plus the interface of a space; images to features that other components understand."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
@@ -15,7 +17,7 @@ from timm_compat.models.backbone_config import backbone_facts, backbone_from_con
 from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
-from timm_compat.models.thin import base_tensors, find_base
+from timm_compat.models.thin import base_tensors, find_base, implied_identity, leave_out_identity
 from timm_compat.models.unwrapping import plain_name, plain_state, unwrapped
 from timm_compat.space import CompatSpace, check_space
 from timm_compat.storage.base import Base
@@ -100,6 +102,36 @@ class CompatExtractor(Component, nn.Module):
         """timm's description of the backbone's weights."""
         return dict(unwrapped(self.backbone.model).pretrained_cfg)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.preprocess.mean.device
+
+    def copy_to(self, space: CompatSpace, trainable: str | None = None) -> "CompatExtractor":
+        """A copy in another space of the same form; this one stays as it is.
+
+        Args:
+            space: of the copy.
+            trainable: of the copy, as ``create_extractor`` takes it; that of this one if None.
+
+        Raises:
+            SpaceMismatchError: another feature dimension, level or normalisation.
+
+        Example:
+            >>> space = tc.CompatSpace(feature_dim=16, methods=())
+            >>> extractor = tc.create_extractor("test_resnet", space, pretrained=False)
+            >>> extractor.copy_to(tc.CompatSpace(feature_dim=16, methods=())).space is space
+            False
+        """
+        self.space.require_form(space)
+        backbone, trainable = copy.deepcopy(self.backbone), trainable or self.trainable
+        if trainable == "full" and self.trainable != "full":
+            backbone.requires_grad_()
+        made = CompatExtractor(backbone, space, trainable)
+        made.interface.load_state_dict(self.interface.state_dict())
+        made.facts = self.facts
+        return made.to(self.device)
+
     def forward(self, images: Tensor) -> Tensor:
         """Features of normalised images.
 
@@ -160,6 +192,7 @@ class CompatExtractor(Component, nn.Module):
             check_new_folder(folder)
             facts["base"] = find_base(backbone.model, self.facts, unbounded).to_config()
             del weights[WEIGHTS_FILE]
+            facts |= leave_out_identity(weights[INTERFACE_FILE])
         number = THIN_FORMAT if thin else None
         return write_component(folder, "extractor", facts, weights, self.card(thin=thin), root, unbounded, number)
 
@@ -206,7 +239,9 @@ class CompatExtractor(Component, nn.Module):
             raise ConfigError(f"base: expected none, for {files} holds its backbone's weights itself; drop it")
         else:
             weights = files.tensors(WEIGHTS_FILE, config, model.state_dict(), unbounded, convert)
-        fitted = files.tensors(INTERFACE_FILE, config, interface.state_dict(), convert=convert)
+        wanted = dict(interface.state_dict())
+        implied = implied_identity(config[ROOT_KEY], wanted)
+        fitted = files.tensors(INTERFACE_FILE, config, wanted, convert=convert) | implied
         tensors = {f"backbone.model.{name}": tensor for name, tensor in weights.items()}
         tensors |= {f"interface.{name}": tensor for name, tensor in fitted.items()}
         extractor = with_tensors(shapes, build, tensors)

@@ -76,7 +76,7 @@ def _folded(extractor: CompatExtractor, head: TaskHead) -> tuple[Tensor, Tensor]
 
 
 def _check_same(extractor: CompatExtractor, head: TaskHead, plain: nn.Module) -> None:
-    device, dtype = head.classifier.weight.device, next(plain.parameters()).dtype
+    device, dtype = head.device, next(plain.parameters()).dtype
     shape = (2, *extractor.backbone.input_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     with evaluating(extractor, head):

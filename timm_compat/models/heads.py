@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
@@ -63,10 +64,10 @@ class TaskHead(Component, nn.Module):
         check_space(space)
         self.class_names = check_class_names(class_names)
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= MAX_DEPTH:
-            raise ConfigError(f"depth: expected a whole number from 1 to {MAX_DEPTH}, got {depth!r}")
+            raise ConfigError(f"depth: expected an integer from 1 to {MAX_DEPTH}, got {depth!r}")
         width = space.feature_dim if hidden_dim is None else hidden_dim
         if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= MAX_HIDDEN_DIM:
-            raise ConfigError(f"hidden_dim: expected a whole number from 1 to {MAX_HIDDEN_DIM}, got {hidden_dim!r}")
+            raise ConfigError(f"hidden_dim: expected an integer from 1 to {MAX_HIDDEN_DIM}, got {hidden_dim!r}")
         if isinstance(drop_rate, bool) or not isinstance(drop_rate, (int, float)) or not 0 <= drop_rate < 1:
             raise ConfigError(f"drop_rate: expected a number from 0 up to 1, got {drop_rate!r}")
         self.space = space
@@ -90,6 +91,28 @@ class TaskHead(Component, nn.Module):
     def is_linear(self) -> bool:
         """Whether the logits are a linear function of pooled features."""
         return self.depth == 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.classifier.weight.device
+
+    def copy_to(self, space: CompatSpace) -> Self:
+        """A copy in another space of the same form; this one stays as it is.
+
+        Raises:
+            SpaceMismatchError: another feature dimension, level or normalisation.
+
+        Example:
+            >>> head = tc.TaskHead(tc.CompatSpace(feature_dim=16, methods=()), class_names=["cat", "dog"])
+            >>> head.copy_to(tc.CompatSpace(feature_dim=16, methods=())).class_names
+            ('cat', 'dog')
+        """
+        self.space.require_form(space)
+        made = type(self).from_settings(self.settings(), space)
+        made.load_state_dict(self.state_dict())
+        made.facts = self.facts
+        return made.to(self.device)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K)."""

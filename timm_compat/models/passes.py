@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
 from timm_compat.data.framing import same_framing
-from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.raw_batches import LeftOut, RawBatch, RawImages, count_images, raw_batches
 from timm_compat.data.transforms import evaluation_transform
 from timm_compat.errors import ConfigError
@@ -120,7 +119,7 @@ def extract_features(extractor: CompatExtractor, images: RawImages, **run: Unpac
 
     Example:
         >>> extractor = tc.create_extractor("test_resnet", tc.CompatSpace(64), in_chans=1, img_size=32)
-        >>> tc.extract_features(extractor, tc.load_digits("test")).shape
+        >>> tc.extract_features(extractor, tc.data.load_digits("test")).shape
         torch.Size([449, 64])
     """
     home, options = home_of(extractor), RunOptions(**run)
@@ -151,13 +150,13 @@ def run_networks(
     device = options.device_for(modules)
     size = options.batch_size or default_batch_size([network.data_config for network in networks], modules, device)
     size = size if process else agreed(size)
-    transforms, views = _seen_alike(networks, images)
+    transforms, views = _seen_alike(networks)
     layout = best_layout(modules, device, options.amp)
     batches = raw_batches(
         images, size, transforms, process=process or current_process(), workers=options.workers,
         pin_memory=device.type == "cuda", left_out=left_out,
     )  # fmt: skip
-    compute = _Computer(networks, views, isinstance(images, ImageDataset), device, options.amp, layout, size)
+    compute = _Computer(networks, views, device, options.amp, layout, size)
     with _bar(options, count_images(images), description) as bar, evaluating(*modules), placed(modules, device, layout):
         said = 0
         for batch, outputs in _one_ahead(batches, compute):
@@ -176,13 +175,12 @@ class _Computer:
         self,
         networks: Sequence[Network],
         views: Sequence[int],
-        framed: bool,
         device: torch.device,
         amp: str | None,
         layout: torch.memory_format,
         size: int,
     ) -> None:
-        self.networks, self.views, self.framed = networks, views, framed
+        self.networks, self.views = networks, views
         self.device, self.amp, self.layout, self.size = device, amp, layout, size
         self._finite: Tensor | None = None
 
@@ -190,12 +188,13 @@ class _Computer:
         """The images on the device; copied while it still computes."""
         return replace(batch, views=tuple(view.to(self.device, non_blocking=True) for view in batch.views))
 
-    def outputs(self, views: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def outputs(self, batch: RawBatch) -> tuple[Tensor, ...]:
         """One (b, ...) a network."""
-        full = self.size
+        full, views = self.size, [batch.view(view) for view in self.views]
         while True:
             try:
-                parts = [self._outputs(part) for part in zip(*(view.split(self.size) for view in views), strict=True)]
+                chunks = zip(*(view.split(self.size) for view in views), strict=True)
+                parts = [self._outputs(chunk, batch.framed) for chunk in chunks]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -210,7 +209,7 @@ class _Computer:
             _logger.warning(
                 "%s: memory does not hold %d images at a time; going on with %d", self.device, full, self.size
             )
-        joined = tuple(torch.cat(chunks) if len(chunks) > 1 else chunks[0] for chunks in zip(*parts, strict=True))
+        joined = tuple(torch.cat(found) if len(found) > 1 else found[0] for found in zip(*parts, strict=True))
         self._note_finite(joined)
         return joined
 
@@ -226,18 +225,18 @@ class _Computer:
                 f"{'use bf16, or ' if self.amp == 'fp16' else ''}leave it out for float32"
             )
 
-    def _outputs(self, views: Sequence[Tensor]) -> list[Tensor]:
+    def _outputs(self, views: Sequence[Tensor], framed: bool) -> list[Tensor]:
         precision: Any = nullcontext()
         if self.amp is not None:
             precision = torch.autocast(self.device.type, PRECISIONS[self.amp])
         with torch.no_grad(), precision:
             return [
-                network.forward(self._prepared(network, views[view])).float()
-                for network, view in zip(self.networks, self.views, strict=True)
+                network.forward(self._prepared(network, view, framed)).float()
+                for network, view in zip(self.networks, views, strict=True)
             ]
 
-    def _prepared(self, network: Network, images: Tensor) -> Tensor:
-        prepared: Tensor = network.preprocess(images, self.framed)
+    def _prepared(self, network: Network, images: Tensor, framed: bool) -> Tensor:
+        prepared: Tensor = network.preprocess(images, framed)
         dtype = next((p.dtype for p in network.module.parameters() if p.is_floating_point()), prepared.dtype)
         return prepared.to(dtype).contiguous(memory_format=self.layout)
 
@@ -267,16 +266,14 @@ def _one_ahead(batches: Iterator[RawBatch], compute: _Computer) -> Iterator[tupl
     waiting = next(batches, None)
     following = None if waiting is None else compute.moved(waiting)
     while following is not None:
-        batch, outputs = following, compute.outputs(following.views)
+        batch, outputs = following, compute.outputs(following)
         waiting = next(batches, None)
         following = None if waiting is None else compute.moved(waiting)
         yield batch, outputs
 
 
-def _seen_alike(networks: Sequence[Network], images: RawImages) -> tuple[list[Any], list[int]]:
+def _seen_alike(networks: Sequence[Network]) -> tuple[list[Any], list[int]]:
     """A transform for every group of networks that see image files alike, and each network's group."""
-    if not isinstance(images, ImageDataset):
-        return [], [0] * len(networks)
     keys = [same_framing(network.data_config) for network in networks]
     groups = list(dict.fromkeys(keys))
     transforms = [evaluation_transform(networks[keys.index(group)].data_config) for group in groups]
@@ -316,9 +313,9 @@ def placed(modules: Sequence[nn.Module], device: torch.device, layout: torch.mem
             own[name] = tensor
 
 
-def prepare(extractor: CompatExtractor, images: Tensor, framed: bool = False) -> Tensor:
-    """Raw images on the extractor's device, framed and normalised; decoded files are ``framed`` already."""
-    return extractor.preprocess(images.to(extractor.preprocess.mean.device), framed)
+def prepare(extractor: CompatExtractor, batch: RawBatch) -> Tensor:
+    """A batch of raw images on the extractor's device, framed and normalised."""
+    return extractor.preprocess(batch.view(0).to(extractor.device), batch.framed)
 
 
 def _bar(options: RunOptions, count: int | None, description: str) -> Any:

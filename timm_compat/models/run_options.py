@@ -51,7 +51,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         for name, value, least in (("batch_size", self.batch_size, 1), ("workers", self.workers, 0)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+                raise ConfigError(f"{name}: expected an integer of at least {least}, got {value!r}")
         if self.amp is not None and self.amp not in PRECISIONS:
             raise ConfigError(f"amp: expected one of {', '.join(PRECISIONS)}, or none for float32, got {self.amp!r}")
         if self.device is not None:

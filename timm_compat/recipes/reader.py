@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from timm_compat.config import RENAMED
 from timm_compat.errors import ConfigError
 from timm_compat.recipes.nodes import MAX_BYTES, NULL, STR, TAG, apply_override, close_match, compose, item_name
 from timm_compat.recipes.schema import Recipe
@@ -48,7 +49,7 @@ def read_as(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -
     Args:
         kind: the model that the document becomes.
         path: of the file, UTF-8, at most 1 MiB.
-        overrides: texts "PATH=VALUE" that set or replace values before anything is checked: "training.epochs=3",
+        overrides: strings "PATH=VALUE" that set or replace values before anything is checked: "training.epochs=3",
             "members.a.backbone=resnet18" (a member by its name, or by its number from 0), "space.methods=[rotation]".
 
     Raises:
@@ -169,7 +170,9 @@ class _Document:
                 self._tell(value, (*path, str(keys[-1])), "expected a value, got nothing; this key is required")
             elif error["type"] == "unexpected_keyword_argument":
                 known = list(typing.get_type_hints(_model_at(kind, keys[:-1])))
-                self._tell(place, path, f"unknown key; {close_match(path[-1], known)}")
+                now = RENAMED.get(path[-1])
+                hint = f"it is called {now} now" if now and now.split()[0] in known else close_match(path[-1], known)
+                self._tell(place, path, f"unknown key; {hint}")
             elif isinstance(error.get("ctx", {}).get("error"), ConfigError):
                 self._note_ours(str(error["ctx"]["error"]), place, value, path)
             else:

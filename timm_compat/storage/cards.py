@@ -12,6 +12,7 @@ from typing import Any
 from timm_compat.errors import ConfigError
 from timm_compat.storage.facts import Facts, Result
 from timm_compat.storage.files import PICTURE_FILE
+from timm_compat.table import markdown_table
 from timm_compat.vocabulary import printable
 
 CARD_ROLES = ("extractor", "fused", "head", "model", "space")
@@ -69,7 +70,7 @@ def render_card(
     """
     known = Facts() if facts is None else facts
     filled = {
-        **{name: _one_line(value) for name, value in values.items()},
+        **{name: _one_line(value).replace("|", "\\|") for name, value in values.items()},  # many stand in a table
         "source": repo_id or PLACEHOLDER,
         "results": _results(role, known, picture),
         "provenance": _provenance(known, base_models),
@@ -129,12 +130,11 @@ def _eval_results(results: Sequence[Result]) -> list[Any]:
 def _results(role: str, facts: Facts, picture: bool) -> str:
     parts = []
     if facts.results:
-        lines = ["| data set | split | images | with | accuracy |", "| --- | --- | ---: | --- | ---: |"]
+        lines = [["data set", "split", "images", "with", "accuracy"]]
         for result in facts.results:
             cells = (result.dataset, result.split, result.num_images or "", result.partner or "")
-            text = " | ".join(_one_line(str(cell)) for cell in cells)
-            lines.append(f"| {text} | {result.accuracy:.3f} |")
-        parts.append("\n".join(lines))
+            lines.append([*(_one_line(str(cell)) for cell in cells), f"{result.accuracy:.3f}"])
+        parts.append(markdown_table(lines, words=(0, 1, 3)))
     if facts.matrix is not None:
         parts.append("Accuracy of extractors (rows) under heads (columns):")
         parts.append(_matrix_table(role, facts.matrix, facts.member))
@@ -147,11 +147,11 @@ def _matrix_table(role: str, matrix: Mapping[str, Any], member: str | None) -> s
     rows, columns = list(matrix["rows"]), list(matrix["columns"])
     shown = [name for name in rows if role != "extractor" or member in (None, name)]
     across = [name for name in columns if role != "head" or member in (None, name)]
-    lines = [["extractor \\ head", *across], ["---", *["---:"] * len(across)]]
+    lines = [["extractor \\ head", *map(_one_line, across)]]
     for name in shown:
         values = [matrix["accuracy"][rows.index(name)][columns.index(column)] for column in across]
-        lines.append([name, *("n/a" if value is None else f"{value:.3f}" for value in values)])
-    return "\n".join("| " + " | ".join(map(_one_line, line)) + " |" for line in lines)
+        lines.append([_one_line(name), *("n/a" if value is None else f"{value:.3f}" for value in values)])
+    return markdown_table(lines)
 
 
 def _provenance(facts: Facts, base_models: Sequence[str]) -> str:
@@ -180,6 +180,6 @@ def _code(value: str) -> str:
 
 
 def _one_line(value: str) -> str:
-    """Keep a value inside its line and table cell, and from posing as one of our marks, a tag or a link."""
-    text = printable(value).replace("|", "\\|").replace("<", "&lt;")
+    """Keep a value inside its line, and from posing as one of our marks, a tag or a link."""
+    text = printable(value).replace("<", "&lt;")
     return text.replace("](", "]\\(")

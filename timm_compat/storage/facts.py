@@ -34,7 +34,7 @@ class Result:
             if not isinstance(given, str):
                 raise ConfigError(f"{name}: expected text, got {given!r:.80}")
         if self.num_images is not None and type(self.num_images) is not int:
-            raise ConfigError(f"num_images: expected a whole number, got {self.num_images!r:.80}")
+            raise ConfigError(f"num_images: expected an integer, got {self.num_images!r:.80}")
 
 
 @dataclass(frozen=True)

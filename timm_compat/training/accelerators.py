@@ -46,23 +46,23 @@ def _accelerator(config: TrainConfig) -> Any:
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation,
+            gradient_accumulation_steps=config.grad_accum_steps,
             log_with=list(config.log_with) or None,
             project_dir=None if config.output_dir is None else str(config.output_dir),
         )
     except ValueError as error:
         raise ConfigError(f"mixed_precision or log_with: Accelerate refused them here ({error})") from error
-    passes = accelerator.num_processes * config.gradient_accumulation
+    passes = accelerator.num_processes * config.grad_accum_steps
     if config.batch_size % passes:
         raise ConfigError(
-            f"batch_size: expected a multiple of processes x gradient_accumulation = {accelerator.num_processes} x "
-            f"{config.gradient_accumulation}, got {config.batch_size}"
+            f"batch_size: expected a multiple of processes x grad_accum_steps = {accelerator.num_processes} x "
+            f"{config.grad_accum_steps}, got {config.batch_size}"
         )
     if config.alignment == "contrastive" and (per_pass := aligned_per_pass(config, passes)) < 2:
         raise ConfigError(
             "alignment: expected at least 2 aligned images in every pass, of which each is the other's negative, got "
             f"{per_pass} (batch_size {config.batch_size} x alignment_fraction {config.alignment_fraction} / {passes} "
-            "passes); raise batch_size or alignment_fraction, lower gradient_accumulation, or use alignment='l2'"
+            "passes); raise batch_size or alignment_fraction, lower grad_accum_steps, or use alignment='l2'"
         )
     return accelerator
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.image_dataset import ImageDataset
-from timm_compat.data.order import PassOrder
+from timm_compat.data.order import Batch, PassOrder
 from timm_compat.methods.self_supervised import SelfSupervisedTask, every_view
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.passes import Network, run_networks
@@ -114,16 +114,13 @@ class FeatureStream:
         self.order = PassOrder(len(labels), batch_size, seed, name)
         self.rank, self.processes = process
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """This process's features by name (b, V, ...) and labels (b,) of steps ``first`` to ``last`` - 1, from 0."""
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """This process's share of steps ``first`` to ``last`` - 1, from 0; features (b, V, ...) by network."""
         for step in range(first, last):
-            indices = self.order.indices(step)[self.rank :: self.processes]
-            batch = {key: value[indices.to(value.device)].to(self.device) for key, value in self.features.items()}
-            yield batch, self.targets[indices].to(self.device)
-
-    def labels(self, step: int) -> Tensor:
-        """Labels (batch_size,) of a step over all processes."""
-        return self.targets[self.order.indices(step)]
+            everyone = self.order.indices(step)
+            indices = everyone[self.rank :: self.processes]
+            features = {key: value[indices.to(value.device)].to(self.device) for key, value in self.features.items()}
+            yield Batch(features, self.targets[indices].to(self.device), self.targets[everyone])
 
 
 def _one_pass(dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted], workers: int) -> dict[str, Tensor]:

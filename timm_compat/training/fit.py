@@ -33,7 +33,7 @@ from timm_compat.training.views import FeatureView, ImageView
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-NOTED = ("alignment", "epochs", "batch_size", "optimizer", "learning_rate", "head_weight_decay", "seed")
+NOTED = ("alignment", "epochs", "batch_size", "opt", "lr", "head_weight_decay", "seed")
 # Settings that a resumed run may change: they do not change what is computed.
 MAY_DIFFER = ("output_dir", "checkpoint_steps", "keep_checkpoints", "workers", "cache_dir", "log_with")
 
@@ -90,7 +90,7 @@ def fit(
             epoch (names it; the last sound checkpoint is kept), or a checkpoint that cannot be written.
 
     Example:
-        >>> first, second = tc.load_digits("train").subset(range(300)).halves(torch.Generator().manual_seed(0))
+        >>> first, second = tc.data.load_digits("train").subset(range(300)).halves(torch.Generator().manual_seed(0))
         >>> space = tc.CompatSpace(16, first.class_names, ["common_classes"])
         >>> def member(name, data):
         ...     extractor = tc.create_extractor("test_vit", space, in_chans=1, img_size=16)

@@ -56,7 +56,7 @@ class EpochMeans:
                 member, _, part = name.partition("/")
                 raise TrainingError(
                     f"step {step + 1}: expected a finite loss, got {part} = {number} of member {member!r}; last good "
-                    f"checkpoint: {last_good()}; lower learning_rate, set clip_grad, or use mixed_precision='no'"
+                    f"checkpoint: {last_good()}; lower lr, set clip_grad, or use mixed_precision='no'"
                 )
 
     def averages(self) -> Tensor:

@@ -11,15 +11,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from timm_compat.config import TrainConfig
+from timm_compat.data.order import Batch, Share
 from timm_compat.errors import CompatError, ConfigError, TrainingError
 from timm_compat.seeding import derive_seed
 from timm_compat.storage.files import is_sound
-from timm_compat.training.checkpoint import Checkpoints
+from timm_compat.training.checkpoint import Checkpoints, clone_state
 from timm_compat.training.history import EpochMeans, Record, write_history
 from timm_compat.training.joint import JointModule
 from timm_compat.training.optimization import Schedule
-from timm_compat.training.state import clone_state
-from timm_compat.training.step import Batch, Share
 from timm_compat.training.streams import Stream
 from timm_compat.training.views import POOL
 
@@ -136,7 +135,7 @@ class Loop:
             epoch = (self.step - 1) // self.steps_per_epoch + 1
             raise TrainingError(
                 f"epoch {epoch}, step {self.step}: expected finite weights, got NaN or infinity in "
-                f"{bad or 'another process'}; last good checkpoint: {self._last_good()}; lower learning_rate, set "
+                f"{bad or 'another process'}; last good checkpoint: {self._last_good()}; lower lr, set "
                 "clip_grad, or use mixed_precision='no', then start again or resume"
             )
 
@@ -156,16 +155,11 @@ class Loop:
     def _epoch_batches(self) -> Iterator[dict[str, Batch]]:
         last = (self.step // self.steps_per_epoch + 1) * self.steps_per_epoch
         sources = {name: stream.batches(self.step, last) for name, stream in self.streams.items()}
-        for step in range(self.step, last):
-            yield {name: self._batch(name, *next(batches), step) for name, batches in sources.items()}
-
-    def _batch(self, name: str, images: Any, labels: Tensor, step: int) -> Batch:
-        device = self.accelerator.device
-        images = {key: part.to(device, non_blocking=True) for key, part in images.items()}
-        return Batch(images, labels.to(device, non_blocking=True), self.streams[name].labels(step))
+        for _ in range(self.step, last):
+            yield {name: next(batches).to(self.accelerator.device) for name, batches in sources.items()}
 
     def _train_step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        accelerator, parts = self.accelerator, self.config.gradient_accumulation
+        accelerator, parts = self.accelerator, self.config.grad_accum_steps
         rank, processes = accelerator.process_index, accelerator.num_processes
         self.schedule.set(self.step)
         # Dropout and the like draw from a state that follows from the step, so none has to be kept.
@@ -176,7 +170,7 @@ class Loop:
             with accelerator.accumulate(self.model):
                 losses: dict[str, Tensor] = {}
                 for group in self._groups:
-                    chosen = {name: _part(batches[name], part, parts) for name in group if name in batches}
+                    chosen = {name: batches[name].part(part, parts) for name in group if name in batches}
                     found = self._losses(chosen, share)
                     accelerator.backward(found["loss"])
                     losses |= {**found, "loss": losses.get("loss", 0) + found["loss"].detach()}
@@ -199,7 +193,7 @@ class Loop:
                 raise
             raise ConfigError(
                 f"batch_size: expected at least 2 images in every pass, for BatchNorm, got {self.config.batch_size} "
-                f"over {share.stride} passes ({error}); raise batch_size, lower gradient_accumulation, or use a "
+                f"over {share.stride} passes ({error}); raise batch_size, lower grad_accum_steps, or use a "
                 "backbone without BatchNorm in a space with normalization='layer'"
             ) from error
         return losses
@@ -207,7 +201,7 @@ class Loop:
     def _end_epoch(self, validate: Validate | None) -> None:
         self._check_sound()
         means = self.accelerator.reduce(self.means.averages(), "mean")
-        record: Record = {"epoch": self.step // self.steps_per_epoch, "learning_rate": self.schedule.set(self.step - 1)}
+        record: Record = {"epoch": self.step // self.steps_per_epoch, "lr": self.schedule.set(self.step - 1)}
         record |= dict(zip(self.means.names, means.tolist(), strict=True))
         with self._averaged():
             self.joint.eval()
@@ -277,17 +271,9 @@ def _unsound(state: Mapping[str, Tensor]) -> Iterator[str]:
             yield name
 
 
-def _part(batch: Batch, part: int, parts: int) -> Batch:
-    if parts == 1:
-        return batch
-    mine = slice(part, None, parts)
-    images = {key: value[mine] for key, value in batch.images.items()}
-    return Batch(images, batch.labels[mine], batch.step_labels)
-
-
 def _average(joint: JointModule, config: TrainConfig) -> Any:
-    if config.ema_decay is None:
+    if config.model_ema_decay is None:
         return None
     from timm.utils import ModelEmaV3
 
-    return ModelEmaV3(joint, decay=config.ema_decay, use_warmup=True)
+    return ModelEmaV3(joint, decay=config.model_ema_decay, use_warmup=True)

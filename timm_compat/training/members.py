@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from timm_compat.config import TrainConfig
+from timm_compat.config import LossConfig
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.errors import ConfigError, DataError
@@ -22,14 +22,14 @@ class Member:
     """One network of a space: its parts and the data set that they learn.
 
     Attributes:
-        name: told apart by it in logs and files.
+        name: its name in logs and files.
         extractor: trained in place.
         head: trained in place; its class names are the data set's, in any order. None for a member without labels,
             which learns from self-supervised tasks and alignment only.
         dataset: images; their labels are looked at where there is a head.
 
     Example:
-        >>> data = tc.load_digits("train")
+        >>> data = tc.data.load_digits("train")
         >>> space = tc.CompatSpace(64, data.class_names, ["common_classes"])
         >>> extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=32)
         >>> tc.Member("a", extractor, tc.TaskHead(space, data.class_names), data).name
@@ -100,9 +100,9 @@ def check_members(space: CompatSpace, members: Sequence[Member]) -> None:
             method.check_member(member.name, member.extractor.data_config["input_size"], labels, space.class_names)
 
 
-def asked_tasks(space: CompatSpace, config: TrainConfig) -> tuple[SelfSupervisedTask, ...]:
+def asked_tasks(space: CompatSpace, config: LossConfig) -> tuple[SelfSupervisedTask, ...]:
     """The self-supervised tasks of a space; none where no share of a batch is seen changed."""
-    return self_supervised_tasks(space.methods) if config.rotation_fraction > 0 else ()
+    return self_supervised_tasks(space.methods) if config.self_supervised_fraction > 0 else ()
 
 
 def _check_classes(member: Member, head: TaskHead) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from timm_compat.config import TrainConfig
+from timm_compat.config import OptimizerConfig, TrainConfig
 from timm_compat.errors import ConfigError
 from timm_compat.training.joint import JointModule
 
@@ -15,10 +15,11 @@ from timm_compat.training.joint import JointModule
 REFUSED_SCHEDULES = ("plateau",)
 TIMM_ERRORS = (AssertionError, ValueError, TypeError, KeyError)
 COUPLED_SHARE = 0.1
+WARMUP_SHARE = 0.05  # of all epochs, where the settings leave it open
 TRIAL_RATE, TRIAL_DECAY = 1e-2, 1e-1
 
 
-def create_optimizer(joint: JointModule, config: TrainConfig) -> torch.optim.Optimizer:
+def create_optimizer(joint: JointModule, config: OptimizerConfig) -> torch.optim.Optimizer:
     """An optimiser over what learns. Task heads' weights decay on their own; biases, norms and what timm's
     ``no_weight_decay`` names never do.
 
@@ -28,7 +29,7 @@ def create_optimizer(joint: JointModule, config: TrainConfig) -> torch.optim.Opt
     groups = list(_parameter_groups(joint, config))
     if not groups:
         raise ConfigError("members: expected something that learns, got frozen parts only")
-    return _optimizer(groups, config, config.learning_rate)
+    return _optimizer(groups, config, config.lr)
 
 
 class Schedule:
@@ -36,7 +37,7 @@ class Schedule:
 
     Args:
         optimizer: whose learning rates are set.
-        config: the schedule's name, and the share of warm-up.
+        config: the schedule's name, and its epochs of warm-up.
         steps_per_epoch: optimiser's steps.
 
     Raises:
@@ -46,24 +47,24 @@ class Schedule:
     def __init__(self, optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> None:
         from timm.scheduler import create_scheduler_v2
 
-        if config.scheduler in REFUSED_SCHEDULES:
-            raise ConfigError(f"scheduler: expected one that follows the step, got {config.scheduler!r}; use 'cosine'")
-        warmup = config.warmup_fraction * config.epochs
+        if config.sched in REFUSED_SCHEDULES:
+            raise ConfigError(f"sched: expected one that follows the step, got {config.sched!r}; use 'cosine'")
+        warmup = WARMUP_SHARE * config.epochs if config.warmup_epochs is None else config.warmup_epochs
         arguments: dict[str, Any] = {
             "num_epochs": config.epochs,
             "warmup_epochs": warmup,
-            "warmup_lr": config.learning_rate / max(1.0, warmup * steps_per_epoch),
-            **config.scheduler_arguments,
+            "warmup_lr": config.lr / max(1.0, warmup * steps_per_epoch),
+            **config.sched_kwargs,
         }
         self.optimizer = optimizer
         try:
             self.timm, _ = create_scheduler_v2(
-                optimizer, config.scheduler, step_on_epochs=False, updates_per_epoch=steps_per_epoch, **arguments
+                optimizer, config.sched, step_on_epochs=False, updates_per_epoch=steps_per_epoch, **arguments
             )
         except TIMM_ERRORS as error:
             raise ConfigError(
-                f"scheduler: expected a name and arguments that timm knows, got {config.scheduler!r} with "
-                f"{dict(config.scheduler_arguments)} ({error})"
+                f"sched: expected a name and arguments that timm knows, got {config.sched!r} with "
+                f"{dict(config.sched_kwargs)} ({error})"
             ) from error
 
     def set(self, step: int) -> float:
@@ -73,7 +74,7 @@ class Schedule:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-def head_decay(config: TrainConfig) -> float:
+def head_decay(config: OptimizerConfig) -> float:
     """What decays task heads as strongly, whatever the optimiser's kind, as ``head_weight_decay`` does under AdamW.
 
     A decay apart from the gradient (AdamW, SGDW, Lion) takes lr x decay of a weight in every step. Where it is added to
@@ -84,7 +85,7 @@ def head_decay(config: TrainConfig) -> float:
     return config.head_weight_decay * (1.0 if _decays_apart(config) else COUPLED_SHARE)
 
 
-def _decays_apart(config: TrainConfig) -> bool:
+def _decays_apart(config: OptimizerConfig) -> bool:
     """Whether an optimiser takes lr x decay of a weight that has no gradient, in the second step as in the first."""
     weight = nn.Parameter(torch.ones(4, 4))
     taken = []
@@ -98,21 +99,19 @@ def _decays_apart(config: TrainConfig) -> bool:
     return all(abs(share - expected) < 0.01 * expected for share in taken)
 
 
-def _optimizer(groups: list[dict[str, Any]], config: TrainConfig, rate: float) -> torch.optim.Optimizer:
+def _optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, rate: float) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2
 
     try:
-        return create_optimizer_v2(
-            groups, opt=config.optimizer, lr=rate, weight_decay=0.0, **config.optimizer_arguments
-        )
+        return create_optimizer_v2(groups, opt=config.opt, lr=rate, weight_decay=0.0, **config.opt_kwargs)
     except TIMM_ERRORS as error:
         raise ConfigError(
-            f"optimizer: expected a name and arguments that timm knows, got {config.optimizer!r} with "
-            f"{dict(config.optimizer_arguments)} ({error})"
+            f"opt: expected a name and arguments that timm knows, got {config.opt!r} with "
+            f"{dict(config.opt_kwargs)} ({error})"
         ) from error
 
 
-def _parameter_groups(joint: JointModule, config: TrainConfig) -> Iterator[dict[str, Any]]:
+def _parameter_groups(joint: JointModule, config: OptimizerConfig) -> Iterator[dict[str, Any]]:
     in_heads, undecayed = {id(parameter) for parameter in joint.heads.parameters()}, _undecayed(joint)
     of_heads = head_decay(config)
     decays: dict[float, list[nn.Parameter]] = {}

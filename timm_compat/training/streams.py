@@ -7,10 +7,9 @@ from torch import Tensor
 
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
-from timm_compat.data.augmentation import Augmentation
-from timm_compat.data.batches import BatchStream
 from timm_compat.data.framing import same_framing
-from timm_compat.data.image_stream import ImageStream
+from timm_compat.data.order import Batch
+from timm_compat.data.streams import BatchStream, ImageStream
 from timm_compat.data.transforms import training_transform
 from timm_compat.methods.self_supervised import SelfSupervisedTask
 from timm_compat.space import CompatSpace
@@ -23,24 +22,14 @@ from timm_compat.training.views import POOL, REFERENCE
 class Stream(Protocol):
     """Batches of one source as a function of the step."""
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[Any, Tensor]]:
-        """This process's images and labels of steps ``first`` to ``last`` - 1."""
-
-    def labels(self, step: int) -> Tensor:
-        """Labels of a step over all processes."""
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """This process's share of steps ``first`` to ``last`` - 1."""
 
 
 def uses_cache(members: Sequence[Member], config: TrainConfig) -> bool:
     """Whether backbones see every image once: all are frozen, and images are not augmented."""
     frozen = all(member.extractor.trainable != "full" for member in members)
-    return frozen and config.cache_features and not augmentation_of(config)
-
-
-def augmentation_of(config: TrainConfig) -> Augmentation:
-    """How a run changes its training images."""
-    return Augmentation(
-        config.random_crop, config.random_flip, config.scale, config.ratio, color_jitter=config.color_jitter
-    )
+    return frozen and config.cache_features and not config.augments
 
 
 class Sources:
@@ -100,11 +89,11 @@ class Sources:
     def _batch_size(self, source: str) -> int:
         if source != POOL:
             return self.config.batch_size
-        passes = self.process[1] * self.config.gradient_accumulation
+        passes = self.process[1] * self.config.grad_accum_steps
         return aligned_per_pass(self.config, passes) * passes
 
     def _image_stream(self, source: str, dataset: Images) -> Stream:
-        config, augmentation = self.config, augmentation_of(self.config)
+        config = self.config
         seen_by = [want.extractor for want in self._wanted(source, ()).values()]
         data_configs = {same_framing(extractor.data_config): extractor.data_config for extractor in seen_by}
         place: dict[str, Any] = {"seed": config.seed, "name": source, "process": self.process}
@@ -112,12 +101,12 @@ class Sources:
             return BatchStream(
                 dataset,
                 self._batch_size(source),
-                augmentation=augmentation,
+                augmentation=config,
                 data_configs=data_configs,
                 device=home_for(dataset.images.nbytes, self.device),
                 **place,
             )
-        transforms = {key: training_transform(found, augmentation) for key, found in data_configs.items()}
+        transforms = {key: training_transform(found, config) for key, found in data_configs.items()}
         return ImageStream(dataset, self._batch_size(source), transforms=transforms, workers=config.workers, **place)
 
     def _wanted(self, source: str, tasks: tuple[SelfSupervisedTask, ...]) -> dict[str, Wanted]:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.nn import functional as F
 
-from timm_compat.config import TrainConfig
+from timm_compat.config import LossConfig
+from timm_compat.data.order import Batch, Share
 from timm_compat.errors import ConfigError
 from timm_compat.methods.alignment import contrastive_losses, l2_losses
 from timm_compat.methods.method import Losses, Method, Seen
@@ -19,10 +20,9 @@ from timm_compat.methods.registry import self_supervised_tasks
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Member, Reference, asked_tasks
 from timm_compat.training.old_head import OldHead
-from timm_compat.training.step import Batch, Share
 from timm_compat.training.views import POOL, View
 
-# By source, the places of a pass's images to align, and how many there are in the whole step.
+# By source, the indices of a pass's images to align, and how many there are in the whole step.
 Aligned = Mapping[str, tuple[Tensor, int]]
 
 
@@ -50,7 +50,7 @@ class Step:
     Attributes:
         batches: by member, and the pool's.
         passes: by member.
-        aligned: places of the images to align, by source.
+        aligned: indices of the images to align, by source.
         share: what part of the step's batch this is.
     """
 
@@ -93,7 +93,7 @@ class MethodTerm:
         config: settings.
     """
 
-    def __init__(self, method: Method, head: Any, config: TrainConfig) -> None:
+    def __init__(self, method: Method, head: Any, config: LossConfig) -> None:
         self.name, self.weight = method.name, method.weight(config)
         self.method, self.head = method, head
 
@@ -112,11 +112,11 @@ class InfluenceTerm:
 
     name = "influence"
 
-    def __init__(self, old_heads: Mapping[str, OldHead], config: TrainConfig) -> None:
+    def __init__(self, old_heads: Mapping[str, OldHead], config: LossConfig) -> None:
         self.weight, self.old_heads = config.influence_weight, old_heads
 
     @staticmethod
-    def check(members: Sequence[Member], config: TrainConfig, reference: Reference | None) -> bool:
+    def check(members: Sequence[Member], config: LossConfig, reference: Reference | None) -> bool:
         """Whether the settings ask for it, which they may only do with a reference that has a head.
 
         Raises:
@@ -146,12 +146,12 @@ class DistillationTerm:
 
     name = "distillation"
 
-    def __init__(self, old_heads: Mapping[str, OldHead], reference: Reference, view: View, config: TrainConfig) -> None:
+    def __init__(self, old_heads: Mapping[str, OldHead], reference: Reference, view: View, config: LossConfig) -> None:
         self.weight, self.old_heads = config.distillation_weight, old_heads
         self.reference, self.view = reference, view
 
     @staticmethod
-    def check(members: Sequence[Member], config: TrainConfig, reference: Reference | None) -> bool:
+    def check(members: Sequence[Member], config: LossConfig, reference: Reference | None) -> bool:
         """Whether the settings ask for it; then members and the reference's head must have classes in common.
 
         Raises:
@@ -174,9 +174,9 @@ class DistillationTerm:
         logits, batch = step.passes[name].logits, step.batches[name]
         if logits is None or name not in self.old_heads:
             return None
-        places, count = step.aligned[name]
-        targets = self.view.targets(self.reference.extractor, batch.images, places)
-        return self.old_heads[name].distillation(logits[places], targets, batch.labels[places]), count
+        indices, count = step.aligned[name]
+        targets = self.view.targets(self.reference.extractor, batch.images, indices)
+        return self.old_heads[name].distillation(logits[indices], targets, batch.labels[indices]), count
 
 
 class AlignmentTerm:
@@ -198,13 +198,13 @@ class AlignmentTerm:
         labelled: Sequence[str],
         reference: Reference | None,
         view: View,
-        config: TrainConfig,
+        config: LossConfig,
     ) -> None:
         self.weight, self.config, self.view = config.alignment_weight, config, view
         self.names, self.labelled, self.reference = names, labelled, reference
 
     @staticmethod
-    def check(members: Sequence[Member], config: TrainConfig, reference: Reference | None) -> bool:
+    def check(members: Sequence[Member], config: LossConfig, reference: Reference | None) -> bool:
         """Whether the settings ask for it; then there must be images, and someone to align with.
 
         Raises:
@@ -227,22 +227,22 @@ class AlignmentTerm:
     def losses(self, name: str, step: Step) -> Losses:
         """For the images that were drawn."""
         source = self.source(name, step.batches, step.share.step)
-        places, count = step.aligned[source]
+        indices, count = step.aligned[source]
         passed = step.passes[name]
-        features = passed.seen.features[places] if source == name else passed.borrowed
-        targets = self._targets(name, source, places, step)
+        features = passed.seen.features[indices] if source == name else passed.borrowed
+        targets = self._targets(name, source, indices, step)
         if self.config.alignment == "l2":
             return l2_losses(features, targets), count
-        labels = step.batches[source].labels[places] if source in self.labelled else None
+        labels = step.batches[source].labels[indices] if source in self.labelled else None
         return contrastive_losses(features, targets, self.config.alignment_temperature, labels), count
 
-    def _targets(self, name: str, source: str, places: Tensor, step: Step) -> Tensor:
+    def _targets(self, name: str, source: str, indices: Tensor, step: Step) -> Tensor:
         if self.reference is not None:
-            return self.view.targets(self.reference.extractor, step.batches[source].images, places)
+            return self.view.targets(self.reference.extractor, step.batches[source].images, indices)
         # The partner is the teacher of this step: pulled from both sides, the two agree on what is easy to agree on,
         # at the price of their own tasks.
         partner = step.passes[self._partner(name, step.share.step)]
-        return (partner.borrowed if source == POOL else partner.seen.features[places]).detach()
+        return (partner.borrowed if source == POOL else partner.seen.features[indices]).detach()
 
     def _partner(self, name: str, step: int) -> str:
         # Every other member takes its turn, so that the cost of a step does not grow with their number.
@@ -250,7 +250,7 @@ class AlignmentTerm:
 
 
 def check_purpose(
-    space: CompatSpace, members: Sequence[Member], config: TrainConfig, reference: Reference | None, has_pool: bool
+    space: CompatSpace, members: Sequence[Member], config: LossConfig, reference: Reference | None, has_pool: bool
 ) -> None:
     """Refuse settings that contradict each other, or a member that has nothing to learn.
 

@@ -21,7 +21,7 @@ from timm_compat.training.members import Images, Member
 
 # Trained on its own: no loss but the task's. Methods of the space play no part then.
 ALONE: dict[str, Any] = {
-    **{"alignment": "none", "vocabulary_weight": 0.0, "rotation_fraction": 0.0},
+    **{"alignment": "none", "common_classes_weight": 0.0, "self_supervised_fraction": 0.0},
     **{"influence_weight": 0.0, "distillation_weight": 0.0},
 }
 

@@ -11,7 +11,7 @@ from timm_compat.applications.classifier_transfer.recipe import TRANSFER_WAYS, U
 from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.evaluation.scores import POINTS, Array, compatibility_cost, update_gain
 from timm_compat.evaluation.seeds import MatrixOverSeeds, over_seeds
-from timm_compat.evaluation.table import markdown_table, spread_text
+from timm_compat.table import markdown_table, spread_text
 
 TRANSFER_TITLES = dict(
     zip(

@@ -24,7 +24,7 @@ from timm_compat.applications.domain_adaptation.selection import (
 )
 from timm_compat.applications.trials import Trials
 from timm_compat.config import TrainConfig
-from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.matrix import pair_accuracy
 from timm_compat.methods.pseudo_labels import centre_labels, surest
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -134,7 +134,7 @@ class SeedRun:
             Member(TARGET, target, None, self.domains.target),
         ]
         refinement = self.recipe.refinement
-        changes = {"epochs": refinement.epochs, "learning_rate": refinement.learning_rate} if warm else {}
+        changes = {"epochs": refinement.epochs, "lr": refinement.lr} if warm else {}
         watch = Watch(target, head, self.domains.target, self.domains.target_test)
         metric = None if self.recipe.select == LAST else self.recipe.select
         history = self._train(mode, head.space, members, self._config(best_metric=metric, **changes), validate=watch)
@@ -159,7 +159,7 @@ class SeedRun:
         start = self.adapted(self.start_of_pseudo_labels())
         extractor, head = copy.deepcopy(start.extractor), copy.deepcopy(start.head).requires_grad_(False)
         refinement, rounds = self.recipe.refinement, list[tuple[dict[str, float], CompatExtractor]]()
-        config = self._config(alignment="none", epochs=refinement.round_epochs, learning_rate=refinement.learning_rate)
+        config = self._config(alignment="none", epochs=refinement.round_epochs, lr=refinement.lr)
         watch = Watch(extractor, head, self.domains.target, self.domains.target_test)
         for number, share in enumerate(_shares(refinement.first_share, refinement.rounds), 1):
             believed = self._believed(extractor, head, share)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from timm_compat.applications.copies import extractor_in
 from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
-from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.raw_batches import raw_batches
 from timm_compat.data.transforms import evaluation_transform
 from timm_compat.models.batch_statistics import measure_statistics
@@ -75,4 +74,4 @@ def _shuffled_batches(extractor: CompatExtractor, images: Images, size: int, see
     if len(order) % size == 1:
         order = order[:-1]  # one image has no variance
     for batch in raw_batches(images.subset(order), size, [evaluation_transform(extractor.data_config)]):
-        yield prepare(extractor, batch.views[0], isinstance(images, ImageDataset))
+        yield prepare(extractor, batch)

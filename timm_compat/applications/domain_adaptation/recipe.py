@@ -64,7 +64,7 @@ class RefinementRecipe:
     """How a trained network is adapted further.
 
     Attributes:
-        learning_rate: highest value.
+        lr: highest value.
         epochs: of a joint training that starts from the source network.
         rounds: times that the target images get new pseudo-labels.
         round_epochs: of the training after each.
@@ -74,7 +74,7 @@ class RefinementRecipe:
         ConfigError: a value out of range.
     """
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] = 1e-3
     epochs: Count = 5
     rounds: Count = 4
     round_epochs: Count = 3

@@ -15,9 +15,9 @@ from timm_compat.applications.domain_adaptation.selection import choose, regret
 from timm_compat.applications.trials import Trials
 from timm_compat.errors import MissingExtraError
 from timm_compat.evaluation.plots import bars
-from timm_compat.evaluation.table import spread_table
 from timm_compat.storage.facts import Result
 from timm_compat.storage.files import writing
+from timm_compat.table import spread_table
 from timm_compat.training.fit import save_members
 
 SELECTED = "selected"

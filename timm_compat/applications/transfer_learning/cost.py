@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from timm_compat.applications.transfer_learning.live_bytes import LiveBytes
 from timm_compat.config import TrainConfig
+from timm_compat.data.order import Share
 from timm_compat.seeding import seeded
 from timm_compat.training.joint import JointModule
 from timm_compat.training.members import Member
 from timm_compat.training.optimization import create_optimizer
-from timm_compat.training.step import Batch, Share
 from timm_compat.training.streams import Sources, uses_cache
 from timm_compat.training.views import FeatureView, ImageView
 
@@ -53,7 +53,7 @@ def measure_cost(member: Member, config: TrainConfig) -> Cost:
         config: of the training.
     """
     member = replace(member, extractor=copy.deepcopy(member.extractor), head=copy.deepcopy(member.head))
-    size, count = config.batch_size // config.gradient_accumulation, len(member.dataset)
+    size, count = config.batch_size // config.grad_accum_steps, len(member.dataset)
     config = replace(config, batch_size=size, cache_dir=None, workers=0)
     sample = member.dataset.subset(range(min(count, max(SAMPLE, size))))
     device = member.extractor.preprocess.mean.device
@@ -68,14 +68,13 @@ def measure_cost(member: Member, config: TrainConfig) -> Cost:
         stream: Any = (sources.features(space) if cached else sources.images())[member.name]
     joint.train()
     with _uncollected(), seeded(config.seed, "cost"), held, FlopCounterMode(display=False) as steps:
-        for step, (images, labels) in enumerate(stream.batches(0, STEPS)):
-            batch = Batch(images, labels.to(device), stream.labels(step))
-            joint({member.name: batch}, Share(step))["loss"].backward()
+        for step, batch in enumerate(stream.batches(0, STEPS)):
+            joint({member.name: batch.to(device)}, Share(step))["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()
     passes = setup.get_total_flops() * count / len(sample)
     rest = sum(kept.nbytes for kept in stream.features.values()) / len(sample) * (count - len(sample)) if cached else 0
-    each = steps.get_total_flops() / STEPS * config.gradient_accumulation
+    each = steps.get_total_flops() / STEPS * config.grad_accum_steps
     return Cost(passes, each, held.peak + round(rest))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from timm_compat.applications.transfer_learning.curve import Curve
 from timm_compat.applications.transfer_learning.sections import ADAPTERS, CHEAP_HEAD, START, USUAL
-from timm_compat.evaluation.table import markdown_table, spread_text
+from timm_compat.table import markdown_table, spread_text
 
 Ways = Mapping[str, Sequence[Curve]]  # by name, one curve a seed
 GIGA, MEBI = 1e9, 2**20

@@ -1,13 +1,18 @@
 """Tables as Markdown."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first line is the heading; the first column stands left, the others right."""
+def markdown_table(lines: Sequence[Sequence[str]], words: Collection[int] = (0,)) -> str:
+    """A table whose first line is the heading.
+
+    Args:
+        lines: of cells, the heading first.
+        words: columns that stand left, as words do; the others stand right.
+    """
     heading, *body = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
-    rule = ["---", *["---:"] * (len(heading) - 1)]
+    rule = ["---" if column in words else "---:" for column in range(len(heading))]
     rows = [heading, rule, *body]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
     return "\n".join(
