@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import timm_compat as tc
 from timm_compat.cli import main
 from timm_compat.gallery import stored as stored_module
+from timm_compat.gallery.ids import Entries
 from timm_compat.gallery.manifest import Manifest
 
 
@@ -353,7 +354,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     (shard,) = stored.manifest.shards
     draw, shards = np.random.default_rng(0), [shard]
     for number in range(100):
-        entries = stored_module.Entries(tuple(f"{number}/{row}" for row in range(1000)), ("",) * 1000)
+        entries = Entries(tuple(f"{number}/{row}" for row in range(1000)), ("",) * 1000)
         shards.append(stored.write_shard(shard.kind, entries, draw.normal(size=(1000, 1024)).astype(np.float32)))
     stored.commit(Manifest(**{**vars(stored.manifest), "shards": tuple(shards)}))
     program = (

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 import timm_compat as tc
 from timm_compat.cli import main
 from timm_compat.gallery import building, upgrading
+from timm_compat.gallery.advice import WayScores, recommend
 from timm_compat.gallery.embedding import Query
-from timm_compat.gallery.planning import WayScores, recommend
+from timm_compat.gallery.nearest import scales
 from timm_compat.gallery.sampling import draw
-from timm_compat.gallery.searching import scales
 from timm_compat.gallery.stored import Stored
 from timm_compat.gallery.ways import apply_linear, class_recall, fit_linear, neighbour_recall
 

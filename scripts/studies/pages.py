@@ -10,7 +10,7 @@ import numpy as np
 
 from studies.rows import Cells, Rows, chain_rows, group_rows, join_rows, matrix_of, pair_rows
 from timm_compat.evaluation.plots import bars, heat_map, lines
-from timm_compat.gallery.planning import WayScores, recommend
+from timm_compat.gallery.advice import WayScores, recommend
 from timm_compat.storage.files import replace_text
 from timm_compat.table import markdown_table, spread_table, spread_text
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from timm_compat._lazy import attach
 
 if TYPE_CHECKING:
+    from timm_compat.gallery.advice import UpgradePlan as UpgradePlan
+    from timm_compat.gallery.advice import WayScores as WayScores
     from timm_compat.gallery.building import BuildReport as BuildReport
     from timm_compat.gallery.building import build as build
     from timm_compat.gallery.building import load as load
-    from timm_compat.gallery.planning import UpgradePlan as UpgradePlan
-    from timm_compat.gallery.planning import WayScores as WayScores
     from timm_compat.gallery.planning import plan as plan
     from timm_compat.gallery.records import Record as Record
     from timm_compat.gallery.records import from_qdrant as from_qdrant
@@ -25,7 +25,8 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "building": ["BuildReport", "build", "load"],
-        "planning": ["UpgradePlan", "WayScores", "plan"],
+        "advice": ["UpgradePlan", "WayScores"],
+        "planning": ["plan"],
         "records": ["Record", "from_qdrant", "read_records", "to_qdrant"],
         "searching": ["Gallery", "GallerySearch", "Hit"],
         "upgrading": ["UpgradeReport", "upgrade"],

@@ -13,9 +13,10 @@ from timm_compat.data.listing import list_images, readable_extensions
 from timm_compat.data.raw_batches import LeftOut
 from timm_compat.errors import ConfigError, DataError, SpaceMismatchError
 from timm_compat.gallery.embedding import Embedders, dataset_of, embed, opened, query_model
+from timm_compat.gallery.ids import Entries, ids_of, relative
 from timm_compat.gallery.manifest import EMBEDDED, Kind, Manifest, QueryModel
 from timm_compat.gallery.searching import Gallery
-from timm_compat.gallery.stored import SHARD_ROWS, Entries, Rows, Stored, alone, ids_of, is_gallery, relative
+from timm_compat.gallery.stored import SHARD_ROWS, Rows, Stored, alone, is_gallery
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.run_options import RunKeywords, RunOptions
 from timm_compat.storage.files import file_sha256

@@ -14,8 +14,8 @@ from timm_compat.data.image_files import CLASS_NAME, ImageFiles
 from timm_compat.data.listing import list_images
 from timm_compat.data.raw_batches import LeftOut, RawImages
 from timm_compat.errors import CompatError, ComponentFileError, ConfigError, DataError, SpaceMismatchError
+from timm_compat.gallery.ids import relative, resolved
 from timm_compat.gallery.manifest import Kind, Manifest, QueryModel
-from timm_compat.gallery.stored import relative, resolved
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.passes import DEFAULTS, Network, Passed, run_networks
 from timm_compat.models.run_options import RunOptions

@@ -152,6 +152,25 @@ class Manifest:
         """Fingerprints of the spaces that a query must be embedded for."""
         return tuple(dict.fromkeys(space for key in self.kinds_present for space in self.kinds[key].spaces))
 
+    def summary(self) -> dict[str, Any]:
+        """What a person asks about a gallery, as JSON values."""
+        counts = {key: sum(shard.rows for shard in self.shards if shard.kind == key) for key in self.kinds_present}
+        return {
+            "num_images": self.num_images,
+            "rows": {
+                key: {
+                    "made_by": kind.made_by,
+                    "spaces": list(kind.spaces),
+                    "dimension": kind.dimension,
+                    "images": counts[key],
+                }
+                for key, kind in self.kinds.items()
+                if key in counts
+            },
+            "spaces": {space: self.spaces[space].architecture for space in self.spaces_present},
+            "upgrade": None if self.upgrade is None else self.upgrade.way,
+        }
+
     def tidy(self) -> Self:
         """Without kinds, spaces and backgrounds that nothing needs any more, and without an upgrade that is over."""
         wanted = {*self.kinds_present, self.current}
@@ -226,6 +245,8 @@ class Manifest:
             _demand(sizes == kind.dimension > 0, f"kind {key}: {kind.dimension} dimensions, its spaces {sizes}")
         for model in self.spaces.values():
             _demand(DIGEST.fullmatch(model.digest) is not None, f"digest {model.digest!r:.80}")
+            for text in (model.architecture, model.subfolder, model.location or "", model.commit or ""):
+                _demand(isinstance(text, str), f"{text!r:.80}")
         used = [self.current, *(shard.kind for shard in self.shards)]
         used += [] if self.background is None else list(self.background.kinds)
         used += [] if self.upgrade is None else [self.upgrade.kind]

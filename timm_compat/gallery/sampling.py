@@ -12,8 +12,9 @@ from torch import Tensor
 
 from timm_compat.errors import CompatError, ConfigError, DataError
 from timm_compat.gallery.embedding import ALONE, Embedders, dataset_of
+from timm_compat.gallery.ids import resolved
 from timm_compat.gallery.manifest import EMBEDDED
-from timm_compat.gallery.stored import Stored, resolved
+from timm_compat.gallery.stored import Stored
 from timm_compat.gallery.ways import LEAST_PAIRS, REEMBED, Pairs
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.passes import Network, run_networks

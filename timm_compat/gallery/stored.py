@@ -6,14 +6,12 @@ process in between leaves the old state or the new one, and files that the next 
 
 import hashlib
 import io
-import json
 import os
 import shutil
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,9 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from timm_compat.errors import ComponentFileError, ConfigError, DataError
+from timm_compat.gallery.ids import WAY_OUT, Entries, ids_text, read_entries
 from timm_compat.gallery.manifest import Background, Manifest, Shard
-from timm_compat.storage.files import check_new_folder, file_sha256, parse_json, replaced_file, writing
+from timm_compat.storage.files import check_new_folder, file_sha256, replaced_file, writing
 
 MANIFEST_FILE = "gallery.json"
 SHARDS, BACKGROUND, EXTRACTORS, FAISS = "shards", "background", "extractors", "faiss"
@@ -30,23 +29,6 @@ LOCK_FILE = ".lock"
 SHARD_ROWS = 1024  # embedded before they are kept: what a process that is killed has to do again, at most
 
 Rows = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Images of one shard.
-
-    Attributes:
-        ids: paths below the images' folder, with "/".
-        hashes: SHA-256 of the image files.
-    """
-
-    ids: tuple[str, ...]
-    hashes: tuple[str, ...]
-
-    def at(self, places: Sequence[int]) -> "Entries":
-        """Those at some places."""
-        return Entries(tuple(self.ids[n] for n in places), tuple(self.hashes[n] for n in places))
 
 
 class Stored:
@@ -103,7 +85,7 @@ class Stored:
         found = self.manifest.background
         if found is None:
             raise ComponentFileError(f"{self.folder}: expected a background, got none")
-        return _read_entries(self.folder / BACKGROUND / f"{found.ids[:16]}.json", found.ids, found.images)
+        return read_entries(self.folder / BACKGROUND / f"{found.ids[:16]}.json", found.ids, found.images)
 
     def entries(self, shard: Shard) -> Entries:
         """Ids and hashes.
@@ -111,7 +93,7 @@ class Stored:
         Raises:
             ComponentFileError: no such file, a damaged one, or ids that are no paths below a folder.
         """
-        return _read_entries(self.folder / SHARDS / f"{shard.name}.json", shard.ids_sha256, shard.rows)
+        return read_entries(self.folder / SHARDS / f"{shard.name}.json", shard.ids_sha256, shard.rows)
 
     def verify(self) -> dict[str, tuple[int, int]]:
         """Read every file, check every hash; returns by id its shard's and its row's number.
@@ -121,7 +103,7 @@ class Stored:
         """
         for place, found in [*self._all_files()]:
             if file_sha256(place) != found:
-                raise ComponentFileError(f"{place}: expected SHA-256 {found}, got another: damaged; {_WAY_OUT}")
+                raise ComponentFileError(f"{place}: expected SHA-256 {found}, got another: damaged; {WAY_OUT}")
         return self.places()
 
     def places(self) -> dict[str, tuple[int, int]]:
@@ -134,7 +116,7 @@ class Stored:
         for number, shard in enumerate(self.manifest.shards):
             for row, own in enumerate(self.entries(shard).ids):
                 if own in found:
-                    raise ComponentFileError(f"{self.folder}: expected every id once, got {own!r} twice; {_WAY_OUT}")
+                    raise ComponentFileError(f"{self.folder}: expected every id once, got {own!r} twice; {WAY_OUT}")
                 found[own] = (number, row)
         return found
 
@@ -145,7 +127,7 @@ class Stored:
             DataError: rows that are not finite.
             OutputWriteError: no right, no room.
         """
-        data, text = _npy(rows), _ids_text(entries)
+        data, text = _npy(rows), ids_text(entries)
         shard = Shard("", kind, len(rows), hashlib.sha256(data).hexdigest(), hashlib.sha256(text).hexdigest())
         name = hashlib.sha256(f"{kind} {shard.sha256} {shard.ids_sha256}".encode()).hexdigest()[:16]
         _write(self.folder / SHARDS / f"{name}.npy", data)
@@ -159,7 +141,7 @@ class Stored:
             data = _npy(own)
             kinds[kind] = hashlib.sha256(data).hexdigest()
             _write(self.folder / BACKGROUND / f"{kinds[kind][:16]}.npy", data)
-        text = _ids_text(entries)
+        text = ids_text(entries)
         ids = hashlib.sha256(text).hexdigest()
         _write(self.folder / BACKGROUND / f"{ids[:16]}.json", text)
         return Background(len(entries.ids), ids, kinds)
@@ -207,9 +189,6 @@ class Stored:
         for folder in (self.folder / EXTRACTORS).glob("*"):
             if f"{EXTRACTORS}/{folder.name}" not in extractors:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-_WAY_OUT = "take it from a backup, or build the gallery anew"
 
 
 def index_file(folder: Path, kind: str) -> Path:
@@ -279,71 +258,15 @@ def _take(lock: Any, folder: Path) -> None:
         raise ConfigError(f"{folder}: another process writes to this gallery; wait for its end, or stop it") from error
 
 
-def _read_entries(file: Path, digest: str, count: int) -> Entries:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ComponentFileError(f"{file}: expected ids, got {error}; {_WAY_OUT}") from error
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise ComponentFileError(f"{file}: expected the ids that {MANIFEST_FILE} names, got others; {_WAY_OUT}")
-    try:
-        values = parse_json(data)
-        entries = Entries(tuple(values["ids"]), tuple(values["sha256"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ComponentFileError(f"{file}: expected ids and hashes, got something else ({error})") from error
-    if not len(entries.ids) == len(entries.hashes) == count:
-        raise ComponentFileError(f"{file}: expected {count} ids and hashes, got {len(entries.ids)} ids")
-    for own in entries.ids:
-        check_id(own)
-    return entries
-
-
-def check_id(own: object) -> str:
-    """Refuse what is no path below a folder.
-
-    Raises:
-        ComponentFileError: something else.
-    """
-    parts = PurePosixPath(own).parts if isinstance(own, str) else ()
-    if not parts or ".." in parts or PurePosixPath(str(own)).is_absolute() or "\0" in str(own):
-        raise ComponentFileError(f"expected a path below the images' folder as an id, got {own!r:.120}")
-    return str(own)
-
-
-def ids_of(files: Sequence[Path], root: Path) -> dict[str, Path]:
-    """The files' ids, in their order.
-
-    Raises:
-        DataError: a name that is no text, or two that look alike (one letter composed, one decomposed).
-    """
-    found: dict[str, Path] = {}
-    seen: dict[str, str] = {}
-    for file in files:
-        own = file.relative_to(root).as_posix()
-        try:
-            own.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(f"{root}: expected file names in UTF-8, got {os.fsencode(own)!r}; rename it") from error
-        alike = unicodedata.normalize("NFC", own)
-        if alike in seen:
-            raise DataError(f"{root}: expected ids that differ, got {seen[alike]!r} and {own!r}; rename one")
-        seen[alike], found[own] = own, file
-    return found
-
-
 def _open_rows(file: Path, shape: tuple[int, int]) -> Rows:
     try:
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ComponentFileError(f"{file}: expected embeddings, got {error}; {_WAY_OUT}") from error
+        raise ComponentFileError(f"{file}: expected embeddings, got {error}; {WAY_OUT}") from error
     if not isinstance(rows, np.ndarray) or rows.dtype != np.float32 or rows.shape != shape:
         found = f"{rows.shape}, {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise ComponentFileError(f"{file}: expected {shape}, float32, got {found}; {_WAY_OUT}")
+        raise ComponentFileError(f"{file}: expected {shape}, float32, got {found}; {WAY_OUT}")
     return rows
-
-
-def _ids_text(entries: Entries) -> bytes:
-    return json.dumps({"ids": entries.ids, "sha256": entries.hashes}).encode()
 
 
 def _npy(rows: Rows) -> bytes:
@@ -357,36 +280,3 @@ def _npy(rows: Rows) -> bytes:
 def _write(file: Path, data: bytes) -> None:
     with replaced_file(file) as partial:
         partial.write_bytes(data)
-
-
-def relative(place: str | Path, folder: Path) -> str:
-    """A path as seen from a folder, with "/"; as it is where there is none (another drive)."""
-    try:
-        return Path(os.path.relpath(Path(place).resolve(), folder.resolve())).as_posix()
-    except ValueError:
-        return str(place)
-
-
-def resolved(place: str, folder: Path) -> Path:
-    """The path that ``relative`` gave, from here."""
-    return Path(os.path.normpath(folder.resolve() / place))
-
-
-def facts_of(manifest: Manifest) -> Mapping[str, Any]:
-    """What a person asks about a gallery, as JSON values."""
-    counts = {key: sum(shard.rows for shard in manifest.shards if shard.kind == key) for key in manifest.kinds_present}
-    return {
-        "num_images": manifest.num_images,
-        "rows": {
-            key: {
-                "made_by": kind.made_by,
-                "spaces": list(kind.spaces),
-                "dimension": kind.dimension,
-                "images": counts[key],
-            }
-            for key, kind in manifest.kinds.items()
-            if key in counts
-        },
-        "spaces": {space: manifest.spaces[space].architecture for space in manifest.spaces_present},
-        "upgrade": None if manifest.upgrade is None else manifest.upgrade.way,
-    }

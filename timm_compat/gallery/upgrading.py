@@ -20,6 +20,7 @@ from typing_extensions import Unpack
 from timm_compat.errors import ConfigError, DataError
 from timm_compat.gallery.building import ImageFile, Writer, embedded_kind, kind_key
 from timm_compat.gallery.embedding import opened, query_model
+from timm_compat.gallery.ids import Entries, resolved
 from timm_compat.gallery.manifest import BLENDED, MAPPED, Background, Kind, Upgrade
 from timm_compat.gallery.planning import SAMPLE
 from timm_compat.gallery.sampling import (
@@ -32,7 +33,7 @@ from timm_compat.gallery.sampling import (
     through_interface,
 )
 from timm_compat.gallery.searching import Gallery
-from timm_compat.gallery.stored import EXTRACTORS, Entries, Rows, Stored, alone, read_manifest, resolved
+from timm_compat.gallery.stored import EXTRACTORS, Rows, Stored, alone, read_manifest
 from timm_compat.gallery.ways import BLEND, JOIN, LEAST_PAIRS, MAP, REEMBED, Pairs, apply_linear, blended, fit_linear
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.run_options import RunKeywords, RunOptions
