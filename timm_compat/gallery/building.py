@@ -83,7 +83,7 @@ def build(
     is dropped.
 
     A process may be killed at any moment: what was kept so far stands, and the next call goes on; at most the images
-    of one shard (1,024) are embedded again. In memory are the ids and hashes of all images, and the rows of one shard.
+    of one shard (512) are embedded again. In memory are the ids and hashes of all images, and the rows of one shard.
 
     Args:
         images: a folder of images, at any depth; their paths in it become the ids.

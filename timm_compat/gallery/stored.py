@@ -26,7 +26,7 @@ from timm_compat.storage.files import check_new_folder, file_sha256, replaced_fi
 MANIFEST_FILE = "gallery.json"
 SHARDS, BACKGROUND, EXTRACTORS, FAISS = "shards", "background", "extractors", "faiss"
 LOCK_FILE = ".lock"
-SHARD_ROWS = 1024  # embedded before they are kept: what a process that is killed has to do again, at most
+SHARD_ROWS = 512  # embedded before they are kept: what a process that is killed has to do again, at most
 
 Rows = NDArray[np.float32]
 
