@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=default.test_images)
     parser.add_argument("--epochs", type=int, default=default.epochs)
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
-    parser.add_argument("--learning-rate", type=float, default=default.lr)
+    parser.add_argument("--lr", type=float, default=default.lr)
     parser.add_argument("--backbones", nargs="+", default=default.backbones, help="five timm models")
     parser.add_argument("--mixed-precision", default="no")
     parser.add_argument("--tables", nargs="+", choices=TABLES, help="these only")
