@@ -229,6 +229,10 @@ def test_a_half_upgraded_gallery_goes_on(half: Path, fresh: dict[str, np.ndarray
     assert all(np.allclose(rows[own], fresh[own], atol=1e-4) for own in rows)
     assert [path.name for path in (half / "cut").iterdir() if path.name != ".lock"].count("background") == 1
     assert not list((half / "cut" / "background").iterdir())
+    before = (half / "cut" / "gallery.json").stat().st_mtime_ns
+    again = tc.gallery.upgrade(half / "cut", half / "new", "reembed")  # nothing is left to do
+    assert (again.report.converted, again.report.left) == (COUNT, 0)
+    assert (half / "cut" / "gallery.json").stat().st_mtime_ns == before
     shutil.rmtree(half / "old")  # nothing needs it any more
     assert precision(tc.gallery.load(half / "cut"), half / "photos") > 0.9
 

@@ -54,7 +54,7 @@ def check_way(stored: Stored, new: CompatExtractor, way: str) -> None:
     if not manifest.num_images:
         raise DataError(f"{stored.folder}: expected a gallery with images, got an empty one; build it")
     current = manifest.kinds[manifest.current]
-    if manifest.kinds_present == (manifest.current,) and current.digest == new.digest():
+    if way != REEMBED and manifest.kinds_present == (manifest.current,) and current.digest == new.digest():
         raise ConfigError(f"{stored.folder}: expected another extractor, got the one that embedded every image already")
     if way != REEMBED and len(manifest.spaces_present) > 1:
         raise ConfigError(

@@ -222,6 +222,8 @@ def _background(stored: Stored, drawn: Sample, rows: Mapping[str, Tensor]) -> Ba
 def _reembed(stored: Stored, new: CompatExtractor, seed: int, options: RunOptions) -> int:
     """Every image that is on disk as it was, shard by shard; returns how many rows are of the new kind."""
     key = kind_key(query_model(new, stored.folder))
+    if stored.manifest.kinds_present == (key,):
+        return stored.manifest.num_images
     if stored.manifest.upgrade is None or stored.manifest.upgrade.kind != key:
         _begin(stored, new, key, seed, options)
     root, writer = resolved(stored.manifest.images, stored.folder), Writer(stored)
