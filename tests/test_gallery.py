@@ -186,6 +186,14 @@ def test_bad_input_meets_our_errors(place: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
     with pytest.raises(tc.errors.ConfigError, match="expected an extractor for a new gallery"):
         tc.gallery.build(photos, tmp_path / "none")
+    draft = tc.create_extractor("test_resnet", tc.CompatSpace(16, methods=["rotation"]), img_size=32)
+    with pytest.raises(tc.errors.DraftSpaceError, match="final space"):
+        tc.gallery.build(photos, tmp_path / "none", draft)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"no image")
+    with pytest.raises(tc.errors.DataError, match=r"a\.png"):
+        tc.gallery.build(tmp_path / "bad", tmp_path / "none", place / "old")
+    assert not (tmp_path / "none").exists()
     with pytest.raises(tc.errors.SpaceMismatchError, match="gallery upgrade --to"):
         tc.gallery.build(photos, gallery, place / "new")
     with pytest.raises(tc.errors.SpaceMismatchError, match=r"gallery upgrade.*join"):

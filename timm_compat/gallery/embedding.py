@@ -13,7 +13,14 @@ from timm_compat.data.image_dataset import ImageDataset, mode_of
 from timm_compat.data.image_files import CLASS_NAME, ImageFiles
 from timm_compat.data.listing import list_images
 from timm_compat.data.raw_batches import LeftOut, RawImages
-from timm_compat.errors import CompatError, ComponentFileError, ConfigError, DataError, SpaceMismatchError
+from timm_compat.errors import (
+    CompatError,
+    ComponentFileError,
+    ConfigError,
+    DataError,
+    DraftSpaceError,
+    SpaceMismatchError,
+)
 from timm_compat.gallery.ids import relative, resolved
 from timm_compat.gallery.manifest import Kind, Manifest, QueryModel
 from timm_compat.models.extractor import CompatExtractor
@@ -48,12 +55,17 @@ def opened(extractor: CompatExtractor | str | Path) -> CompatExtractor:
 
     Raises:
         ConfigError: features of level "map".
+        DraftSpaceError: its space may still change.
         ComponentFileError, HubError: as ``from_pretrained``.
     """
     loaded = CompatExtractor.from_pretrained(extractor) if isinstance(extractor, str | Path) else extractor
     found: CompatExtractor = unwrapped(loaded)
     if found.space.level != "pooled":
         raise ConfigError('gallery: expected an extractor of level "pooled", got level "map": its features are maps')
+    if not found.space.is_final:
+        raise DraftSpaceError(
+            "gallery: expected an extractor of a final space, got a draft: train it, or finalize() it"
+        )
     return found
 
 

@@ -4,6 +4,7 @@ A shard's files are written before the manifest names them, and removed after it
 process in between leaves the old state or the new one, and files that the next writer removes.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -239,12 +240,21 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.close()
+        if not is_gallery(folder):
+            _leave_nothing(folder)
 
 
 def _is_left_behind(folder: Path) -> bool:
     """Whether a folder is empty, or holds what a writer that was killed before its first shard was whole left there."""
     names = {found.name for found in folder.iterdir() if not found.name.startswith(f".{MANIFEST_FILE}.")}
     return not names or (LOCK_FILE in names and names <= {LOCK_FILE, SHARDS})
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Remove what ``alone`` made where nothing came of it."""
+    with contextlib.suppress(OSError):
+        (folder / LOCK_FILE).unlink()
+        folder.rmdir()
 
 
 def _take(lock: Any, folder: Path) -> None:
