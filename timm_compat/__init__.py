@@ -1,14 +1,15 @@
 """timm-compat: any timm backbone as a compatible feature extractor; extractors and heads join without fine-tuning.
 
 What most programs need stands here. ``tc.data`` holds data sets, ``tc.evaluation`` further scores, ``tc.experiments``
-the runs that recipes describe, ``tc.errors`` every error. Modules behind these are private.
+the runs that recipes describe, ``tc.gallery`` stored embeddings, ``tc.errors`` every error. Modules behind these are
+private.
 """
 
 import importlib
 import warnings
 from typing import Any
 
-from timm_compat import data, errors, evaluation
+from timm_compat import data, errors, evaluation, gallery
 from timm_compat._version import __version__
 from timm_compat.config import TrainConfig
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
@@ -75,6 +76,7 @@ __all__ = [
     "experiments",
     "extract_features",
     "fit",
+    "gallery",
     "join",
     "linear_probe",
     "load",
