@@ -76,7 +76,7 @@ class Gallery:
     Example:
         >>> from PIL import Image
         >>> from pathlib import Path
-        >>> Path("photos").mkdir(exist_ok=True)
+        >>> Path("pictures").mkdir(exist_ok=True)
         >>> for name in ("red", "green", "blue"):
         ...     Image.new("RGB", (40, 30), name).save(f"pictures/{name}.png")
         >>> extractor = tc.create_extractor("test_resnet", tc.CompatSpace(16, methods=["rotation"]).finalize())
