@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import timm_compat as tc
+from timm_compat import experiments
 
 PACKAGE = Path(__file__).resolve().parents[1] / "timm_compat"
 ROOT = "timm_compat"
@@ -81,41 +82,35 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluation.report_text",),
     (
         *("training.members", "training.views", "training.old_head", "training.history"),
-        "training.accelerators",
+        *("training.accelerators", "training.callbacks"),
     ),
     ("training.terms", "training.checkpoint", "training.feature_cache"),
     ("training.joint",),
     ("training.optimization", "training.streams"),
     ("training.loop",),
     ("training.fit",),
-    ("applications.parts", "applications.datasets", "applications.copies", "applications.trials"),
-    ("applications.build",),
+    ("experiments.parts", "experiments.networks", "experiments.result"),
+    ("experiments.build", "experiments.engine"),
     (
-        *within("applications.classifier_transfer", "recipe", "networks"),
-        *within("applications.domain_adaptation", "recipe"),
-        *within("applications.transfer_learning", "recipe", "curve", "live_bytes", "starts"),
+        *within("experiments.adapt", "recipe"),
+        *within("experiments.finetune", "recipe", "cost"),
+        *within("experiments.transfer", "recipe", "networks"),
     ),
     (
-        *within("applications.classifier_transfer", "transfer", "upgrade", "tables"),
-        *within("applications.domain_adaptation", "domains", "networks"),
-        *within("applications.transfer_learning", "target", "cost"),
+        *within("experiments.adapt", "domains", "selection"),
+        *within("experiments.finetune", "learning"),
+        *within("experiments.transfer", "exchange", "upgrade", "tables"),
     ),
+    (*within("experiments.adapt", "modes"), *within("experiments.finetune", "sources")),
+    within("experiments.finetune", "sections"),
+    within("experiments.finetune", "tables"),
     (
-        *within("applications.classifier_transfer", "pictures"),
-        *within("applications.domain_adaptation", "selection", "given"),
-        *within("applications.transfer_learning", "networks", "learning"),
+        "experiments.*",
+        *within("experiments.adapt", "run"),
+        *within("experiments.finetune", "run"),
+        *within("experiments.transfer", "run"),
     ),
-    (
-        *within("applications.classifier_transfer", "run"),
-        *within("applications.domain_adaptation", "modes"),
-        *within("applications.transfer_learning", "sections"),
-    ),
-    (
-        *within("applications.domain_adaptation", "run"),
-        *within("applications.transfer_learning", "summary"),
-    ),
-    within("applications.transfer_learning", "picture"),
-    ("applications.*", *within("applications.transfer_learning", "run")),
+    ("experiments",),
     ("cli.image_options", "cli.model_options", "cli.places", "cli.recipe_options", "cli.run_options"),
     ("cli.*",),
     ("cli.main",),
@@ -127,6 +122,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 PUBLIC_NAMES = [
     "Asked",
     "AuxiliaryHead",
+    "Callback",
     "CommonClassesHead",
     "CompatExtractor",
     "CompatModel",
@@ -152,6 +148,7 @@ PUBLIC_NAMES = [
     "data",
     "errors",
     "evaluation",
+    "experiments",
     "extract_features",
     "fit",
     "gallery",
@@ -166,12 +163,17 @@ PUBLIC_NAMES = [
     "swap",
 ]
 PUBLIC_PACKAGES = {
+    "data": ["ArrayDataset", "ImageDataset", "load_dataset", "load_digits"],
+    "experiments": [
+        *("AdaptRecipe", "AdaptResult", "ClassifierTransferRecipe", "ClassifierTransferResult", "ExperimentResult"),
+        *("FinetuneRecipe", "FinetuneResult", "Recipe", "RecipeResult", "read_recipe", "run_adaptation"),
+        *("run_classifier_transfer", "run_finetune", "run_recipe"),
+    ],
+    "evaluation": ["MatrixOverSeeds", "RetrievalScores", "negative_flip_rate", "over_seeds", "retrieve"],
     "gallery": [
         *("BuildReport", "Gallery", "GallerySearch", "Hit", "Record", "UpgradePlan", "UpgradeReport", "WayScores"),
         *("build", "from_qdrant", "load", "plan", "read_records", "to_qdrant", "upgrade"),
     ],
-    "data": ["ArrayDataset", "ImageDataset", "load_dataset", "load_digits"],
-    "evaluation": ["MatrixOverSeeds", "RetrievalScores", "negative_flip_rate", "over_seeds", "retrieve"],
 }
 
 
@@ -268,7 +270,7 @@ def test_public_names_are_pinned() -> None:
 
 @pytest.mark.parametrize("package", PUBLIC_PACKAGES)
 def test_public_names_of_packages_are_pinned(package: str) -> None:
-    public = getattr(tc, package)
+    public = {"data": tc.data, "evaluation": tc.evaluation, "experiments": experiments, "gallery": tc.gallery}[package]
     assert public.__all__ == dir(public) == PUBLIC_PACKAGES[package]
     for name in public.__all__:
         assert getattr(public, name).__name__ == name
