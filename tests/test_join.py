@@ -1,8 +1,10 @@
 """Joining a frozen backbone to a space in closed form."""
 
 import copy
+import warnings
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from sklearn.metrics import r2_score
@@ -175,6 +177,28 @@ class TestJoin:
         joined.save_pretrained(tmp_path / "joined")
         loaded = tc.CompatExtractor.from_pretrained(tmp_path / "joined")
         assert torch.equal(tc.extract_features(loaded, images), tc.extract_features(joined, images))
+
+    def test_says_where_the_classes_mislead(self) -> None:
+        # One backbone, whose classifier says "a" to what the space calls "j": only images tell the truth.
+        names, pool = list("abcdefghij"), torch.randint(0, 256, (120, 3, 64, 64), dtype=torch.uint8)
+        pool[:, :, :, :] = pool[:, :, ::16, ::16].repeat_interleave(16, 2).repeat_interleave(16, 3)
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=10)
+        extractor, head = tc.split(model, class_names=names, images=pool, img_size=64)
+        arguments = {"reference": extractor, "heads": [head], "img_size": 64}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            misled = tc.join(extractor.space, model, pool, class_names=names[::-1], **arguments)
+            freed = tc.join(extractor.space, model, pool, class_names=names[::-1], classes=False, **arguments)
+        (share,) = misled.fit_report.without_classes.values()
+        assert share.share > misled.fit_report.agreement + 0.1
+        assert f"agree on {share.share:.0%}" in misled.fit_report.advice
+        assert "classes=False, --no-classes" in misled.fit_report.advice
+        assert freed.fit_report.num_common_classes == 0
+        assert freed.fit_report.agreement > misled.fit_report.agreement + 0.1
+        assert freed.fit_report.without_classes == {}
+        with pytest.raises(tc.errors.ConfigError, match=r"join: expected images, .*classes=False"):
+            tc.join(extractor.space, model, class_names=names, classes=False)
 
     def test_bad_input(self, space, reference, images) -> None:
         other = tc.CompatSpace(16, ["x"], ["rotation"]).finalize()

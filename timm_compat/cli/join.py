@@ -32,6 +32,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--head", action="append", default=[], metavar="ID|DIR", help="tell how often this head agrees (repeat)"
     )
+    parser.add_argument(
+        "--no-classes", dest="classes", action="store_false", help="let images alone count, not the classes in common"
+    )
     add_model_options(parser, "the backbone's")
     add_image_options(parser, "unlabelled images")
     add_run_options(parser)
@@ -59,7 +62,16 @@ def run(options: argparse.Namespace) -> None:
     if reference is not None:
         settings.setdefault("in_chans", reference.data_config["input_size"][0])
     images = given_images(options, settings.get("in_chans"))
-    extractor = join(space, options.backbone, images, reference=reference, heads=heads, **settings, **running)
+    extractor = join(
+        space,
+        options.backbone,
+        images,
+        reference=reference,
+        heads=heads,
+        classes=options.classes,
+        **settings,
+        **running,
+    )
     report: JoinReport = extractor.fit_report
     facts = {
         "output": str(folder), "space": space.fingerprint, "backbone": options.backbone, "fit": report.to_dict(),

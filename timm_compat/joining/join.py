@@ -15,7 +15,16 @@ from timm_compat.errors import BackboneError, ConfigError, DataError
 from timm_compat.evaluation.scores import linear_cka
 from timm_compat.joining.closed_form import ALONE, Centre, ClosedForm
 from timm_compat.joining.evidence import HELD_OUT_EVERY, HeldOut, ImageEvidence, class_rows, has_own_classes
-from timm_compat.joining.report import Agreement, JoinReport, agreement, divergence, explained, name_of, warn_where_poor
+from timm_compat.joining.report import (
+    SURE_AGREEMENT,
+    Agreement,
+    JoinReport,
+    agreement,
+    divergence,
+    explained,
+    name_of,
+    warn_where_poor,
+)
 from timm_compat.methods.ridge import Moments
 from timm_compat.models.classifier import Classifier, open_classifier
 from timm_compat.models.extractor import CompatExtractor, create_extractor, origin_facts
@@ -43,6 +52,7 @@ def join(
     pretrained: bool = False,
     weights: str | Path | None = None,
     class_names: Iterable[str] | None = None,
+    classes: bool = True,
     img_size: int | tuple[int, int] | None = None,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
@@ -70,6 +80,8 @@ def join(
         pretrained: whether to load timm's weights (by name only).
         weights: a safetensors file of the plain timm model (by name only).
         class_names: names of the network's own classes, where timm does not know them.
+        classes: whether the classes in common count; without, images alone do. They serve all heads, but can mislead
+            where the images are of another world than those that the classifiers learned from, such as sketches.
         img_size: H = W, or (H, W), of the backbone's images; its own if None.
         device: where the networks run; see ``RunOptions``, as for the next four.
         batch_size: images at a time.
@@ -104,7 +116,9 @@ def join(
     classifier, extractor = _opened(
         space, model, pretrained=pretrained, weights=weights, class_names=class_names, img_size=img_size, **timm_kwargs
     )
-    rows, num_classes = class_rows(classifier, space, heads)
+    if images is None and not classes:
+        raise ConfigError("join: expected images, as nothing else is left with classes=False, got none")
+    rows, num_classes = class_rows(classifier, space, heads) if classes else (None, 0)
     if images is None and rows is None:
         raise _nothing_to_rest_on(extractor.architecture, space, classifier)
     centre = None if rows is None else _centre(extractor)
@@ -120,10 +134,13 @@ def join(
         known, trial = _known_heads(space, heads), ClosedForm(fitted, rows, centre)
         strength = ALONE[0] if rows is not None else _chosen(interface, trial, features, known)
         measured = _measured(_with_map(interface, trial.map(strength)), features, known)
+        given = {name: head for name, head in known.items() if name != OWN_CLASSES}
+        unsure = rows is not None and any(measured[0][name].share < SURE_AGREEMENT for name in given)
+        alone = _without_classes(interface, ClosedForm(fitted, None), features, given) if unsure else {}
         everything = fitted.merged(held_out)
         interface.set_linear(*ClosedForm(everything, rows, centre).map(strength))
         shift = _shift(everything) if space.normalization == "batch" else None
-        report = JoinReport(num_classes, everything.count, *measured, shift, time.perf_counter() - start)
+        report = JoinReport(num_classes, everything.count, *measured, shift, time.perf_counter() - start, alone)
     extractor.fit_report = report
     extractor.facts = replace(extractor.facts, training=_training_facts(report))
     warn_where_poor(extractor.architecture, report, stacklevel=4)  # torch.no_grad wraps join
@@ -253,6 +270,13 @@ def _measured(
     joined, targets = interface(held_out.new), held_out.space
     agreements = {name: agreement(joined, targets, head) for name, head in known.items()}
     return agreements, explained(joined, targets), linear_cka(joined, targets)
+
+
+def _without_classes(
+    interface: Interface, trial: ClosedForm, held_out: HeldOut, heads: Mapping[str, nn.Module]
+) -> dict[str, Agreement]:
+    """Agreement under every head, had the images alone counted."""
+    return _measured(_with_map(interface, trial.map(_chosen(interface, trial, held_out, heads))), held_out, heads)[0]
 
 
 def _shift(images: Moments) -> float:

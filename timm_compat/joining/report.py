@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from timm_compat.methods.ridge import LEAST_SPREAD
 from timm_compat.models.heads import TaskHead
 
 LOW_AGREEMENT = 0.4
+SURE_AGREEMENT = 0.8  # under which it is tried whether images alone would do better
+WORTH_TELLING = 0.05
 LOW_R2 = 0.3  # where neither classes nor heads say more
 FEW_IMAGES = 100  # without classes in common
 MANY_IMAGES = 500
@@ -58,6 +60,8 @@ class JoinReport:
         shift: how far the images are from those that the reference learned from: mean square of its features' means in
             units of their variance; None without images, or where the space does not normalise by "batch".
         seconds: in all.
+        without_classes: ``agreements`` of the given heads, had the images alone counted; measured where a head agrees
+            on little.
     """
 
     num_common_classes: int
@@ -67,6 +71,7 @@ class JoinReport:
     cka: float | None
     shift: float | None
     seconds: float
+    without_classes: Mapping[str, Agreement] = field(default_factory=dict)
 
     @property
     def agreement(self) -> float | None:
@@ -94,6 +99,12 @@ class JoinReport:
             wishes.append("unlabelled images and a reference extractor: 30 of the heads' own kind help already")
         elif self.num_images < MANY_IMAGES:
             wishes.append(f"more images of the heads' own kind than {self.num_images}")
+        for name, alone in self.without_classes.items():
+            if alone.share > self.agreements[name].share + WORTH_TELLING:
+                wishes.append(
+                    f"the images alone a say (classes=False, --no-classes), for they agree on {alone.share:.0%} under "
+                    f"{name}; other heads may lose"
+                )
         if self.shift is not None and self.shift > FAR_SHIFT:
             wishes.append("images nearer to those that the reference learned from")
         return "; ".join(wishes)
