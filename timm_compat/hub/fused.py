@@ -94,6 +94,7 @@ def fused_card(config: Mapping[str, Any], repo_id: str, *, picture: bool = False
         picture=picture,
         relation="merge",
         base_models=[source.location for source in sources.values() if source],
+        class_names=names,
     )
 
 

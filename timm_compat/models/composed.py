@@ -234,6 +234,7 @@ class CompatModel(Component, nn.Module):
             picture=picture,
             relation="merge",
             base_models=self._base_models(sources.values()),
+            class_names=self.class_names,
         )
 
 

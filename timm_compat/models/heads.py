@@ -187,7 +187,15 @@ class TaskHead(Component, nn.Module):
             "feature_dim": str(self.space.feature_dim),
             "space": self.space.fingerprint,
         }
-        return render_card("head", values, self.space.tags("head"), self.facts, repo_id=repo_id, picture=picture)
+        return render_card(
+            "head",
+            values,
+            self.space.tags("head"),
+            self.facts,
+            repo_id=repo_id,
+            picture=picture,
+            class_names=self.class_names,
+        )
 
 
 class AuxiliaryHead(nn.Module):

@@ -17,6 +17,8 @@ from timm_compat.vocabulary import printable
 
 CARD_ROLES = ("extractor", "fused", "head", "model", "space")
 PLACEHOLDER = "path-or-repo-id"
+CLASS_NAMES = "class_names"  # key of the front matter: a search need not look at every head's config
+MOST_NAMES, LONGEST_NAME = 100, 80  # that stand there; of larger heads none do
 PIPELINE_TAGS = {
     "extractor": "image-feature-extraction",
     "model": "image-classification",
@@ -52,6 +54,7 @@ def render_card(
     picture: bool = False,
     relation: str | None = None,
     base_models: Sequence[str] = (),
+    class_names: Sequence[str] = (),
 ) -> str:
     """A whole card: YAML front matter, then the filled template.
 
@@ -64,6 +67,7 @@ def render_card(
         picture: whether a picture of the matrix lies beside the card.
         relation: to the base models: "finetune", "adapter" or "merge".
         base_models: Hub ids; the facts' own if empty.
+        class_names: what a head or model knows, in order.
 
     Raises:
         ConfigError: unknown role, or the template asks for a value that is not given.
@@ -82,11 +86,18 @@ def render_card(
         raise ConfigError(f"the {role} card needs the fact {error.args[0]!r}; given: {given}") from error
     origin = list(base_models) or ([] if known.base_model is None else [known.base_model])
     name = (repo_id or f"timm-compat {role}").rpartition("/")[2]
-    return f"---\n{_front_matter(role, name, tags, known, origin, relation)}\n---\n\n{body}"
+    front = _front_matter(role, name, tags, known, origin, relation, class_names)
+    return f"---\n{front}\n---\n\n{body}"
 
 
 def _front_matter(
-    role: str, name: str, tags: Sequence[str], facts: Facts, origin: Sequence[str], relation: str | None
+    role: str,
+    name: str,
+    tags: Sequence[str],
+    facts: Facts,
+    origin: Sequence[str],
+    relation: str | None,
+    class_names: Sequence[str],
 ) -> str:
     from huggingface_hub import ModelCardData
 
@@ -95,6 +106,8 @@ def _front_matter(
         more = {"model_name": name, "eval_results": _eval_results(facts.results), "metrics": ["accuracy"]}
     if origin and relation:
         more["base_model_relation"] = relation
+    if 0 < len(class_names) <= MOST_NAMES and max(map(len, class_names)) <= LONGEST_NAME:
+        more[CLASS_NAMES] = list(class_names)
     data = ModelCardData(
         library_name="timm" if role == "fused" else "timm-compat",
         license=facts.license,
