@@ -53,6 +53,9 @@ def _add_push(commands: Any) -> None:
     parser = commands.add_parser("push", help="publish a component's folder on the Hub")
     parser.add_argument("folder", type=Path, metavar="DIR", help="as save_pretrained wrote it")
     parser.add_argument("repo_id", metavar="ID", help="owner/name; made where it does not exist")
+    parser.add_argument(
+        "--subfolder", metavar="DIR", default="", help="of the repository, for several components in one"
+    )
     parser.add_argument("--license", metavar="ID", help="such as apache-2.0; yours to choose, none is made up")
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument("--private", dest="private", action="store_true", default=None)
@@ -78,6 +81,7 @@ def run_push(options: argparse.Namespace) -> None:
     """
     component = load(options.folder)
     settings = {
+        "subfolder": options.subfolder,
         "private": options.private,
         "revision": options.revision,
         "create_pr": options.create_pr,
@@ -91,7 +95,9 @@ def run_push(options: argparse.Namespace) -> None:
         stated = Facts.from_config(read_facts(options.folder)[0][ROOT_KEY]).license
         source = push_fused(options.folder, options.repo_id, license_id=_license(options, stated), **settings)
     facts = {"repo_id": source.location, "commit": source.commit, "sha256": dict(source.sha256)}
-    line = f"{source.location} at commit {source.commit}"
+    if source.subfolder:
+        facts["subfolder"] = source.subfolder
+    line = f"{'/'.join(filter(None, (source.location, source.subfolder)))} at commit {source.commit}"
     if source.pull_request is not None:
         facts["pull_request"] = source.pull_request
         line = f"{line}, to be merged: {printable(source.pull_request)}"

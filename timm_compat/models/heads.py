@@ -174,7 +174,7 @@ class TaskHead(Component, nn.Module):
         except (KeyError, TypeError, ConfigError) as error:
             raise ComponentFileError(f"config.json: expected a head's settings, got {error!r}") from error
 
-    def card(self, repo_id: str | None = None, *, picture: bool = False) -> str:
+    def card(self, repo_id: str | None = None, *, picture: bool = False, subfolder: str = "") -> str:
         """The text of its card.
 
         Raises:
@@ -195,6 +195,7 @@ class TaskHead(Component, nn.Module):
             repo_id=repo_id,
             picture=picture,
             class_names=self.class_names,
+            subfolder=subfolder,
         )
 
 

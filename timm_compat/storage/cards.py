@@ -55,6 +55,8 @@ def render_card(
     relation: str | None = None,
     base_models: Sequence[str] = (),
     class_names: Sequence[str] = (),
+    subfolder: str = "",
+    timm_source: str | None = None,
 ) -> str:
     """A whole card: YAML front matter, then the filled template.
 
@@ -68,6 +70,8 @@ def render_card(
         relation: to the base models: "finetune", "adapter" or "merge".
         base_models: Hub ids; the facts' own if empty.
         class_names: what a head or model knows, in order.
+        subfolder: of the repository, where the component lies in one.
+        timm_source: repository that plain timm reads; the component's own if None.
 
     Raises:
         ConfigError: unknown role, or the template asks for a value that is not given.
@@ -75,7 +79,7 @@ def render_card(
     known = Facts() if facts is None else facts
     filled = {
         **{name: _one_line(value).replace("|", "\\|") for name, value in values.items()},  # many stand in a table
-        "source": repo_id or PLACEHOLDER,
+        **_places(repo_id or PLACEHOLDER, subfolder, timm_source),
         "results": _results(role, known, picture),
         "provenance": _provenance(known, base_models),
     }
@@ -88,6 +92,17 @@ def render_card(
     name = (repo_id or f"timm-compat {role}").rpartition("/")[2]
     front = _front_matter(role, name, tags, known, origin, relation, class_names)
     return f"---\n{front}\n---\n\n{body}"
+
+
+def _places(source: str, subfolder: str, timm_source: str | None) -> dict[str, str]:
+    """Where the component is, as Python: for ``from_pretrained``, and for plain timm, which knows no subfolders."""
+    place = f'"{source}", subfolder="{subfolder}"' if subfolder else f'"{source}"'
+    if timm_source is not None or not subfolder:
+        name = f'"hf-hub:{source if timm_source is None else _one_line(timm_source)}"'
+        return {"place": place, "timm_name": name, "timm_imports": "import timm"}
+    folder = f"{{snapshot_download('{source}', allow_patterns='{subfolder}/*')}}/{subfolder}"
+    imports = "import timm\nfrom huggingface_hub import snapshot_download"
+    return {"place": place, "timm_name": f'f"local-dir:{folder}"', "timm_imports": imports}
 
 
 def _front_matter(
