@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACES = {"--cifar10": "ROOT", "--digits": "ROOT", "--output": "DIR"}
+PLACES = {"--cifar10": "ROOT", "--digits": "ROOT", "--photos": "ROOT", "--weights": "DIR", "--output": "DIR"}
 
 
 def commit() -> str:

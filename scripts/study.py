@@ -3,6 +3,7 @@
 
     .venv/bin/python scripts/study.py --epochs 2 --images 300              # digits, embedded: a look at the machinery
     .venv/bin/python scripts/study.py --cifar10 ROOT --digits ROOT         # CPU, reduced: some 90 minutes of one core
+    .venv/bin/python scripts/study.py --tables gallery --photos ROOT --weights DIR --images 1400  # real photos
     .venv/bin/python scripts/study.py --cifar10 ROOT --images 25000 --epochs 30 --mixed-precision bf16 \
         --backbones resnet18 mobilenetv3_small_100 resnet26d convnext_atto vit_tiny_patch16_224  # full size, GPU
 
@@ -32,6 +33,8 @@ from studies.tasks import Scale
 
 from timm_compat.storage.files import library_versions, replace_text
 
+ROOTS = ("root", "digits_root", "photos_root", "weights_root")
+
 
 def cell_file(folder: Path, table: str, row: str, seed: int) -> Path:
     return folder / "cells" / f"{table}-{hashlib.sha256(row.encode()).hexdigest()[:10]}-{seed}.json"
@@ -40,8 +43,8 @@ def cell_file(folder: Path, table: str, row: str, seed: int) -> Path:
 def run(folder: Path, table: str, row: str, seed: int, scale: Scale) -> None:
     """Measure one cell, unless it is there."""
     file, settings = cell_file(folder, table, row, seed), json.loads(json.dumps(asdict(scale)))
-    roots = ("root", "digits_root")
-    shown = {**settings, **{key: settings[key] is not None for key in roots}}  # which data, not where it lies
+    shown = {key: found for key, found in settings.items() if key not in ROOTS or found is not None or key in ROOTS[:2]}
+    shown |= {key: shown[key] is not None for key in ROOTS if key in shown}  # which data, not where it lies
     if file.is_file():
         known = json.loads(file.read_text(encoding="utf-8"))["scale"]
         if known != shown:
@@ -74,11 +77,13 @@ def main() -> None:
     default = Scale()
     parser.add_argument("--cifar10", metavar="ROOT", help="folder with torchvision's CIFAR-10; the digits if left out")
     parser.add_argument("--digits", metavar="ROOT", help="folder with torchvision's MNIST and USPS")
+    parser.add_argument("--photos", metavar="ROOT", help="folder of photos with caltech101 and pacs in it")
+    parser.add_argument("--weights", metavar="DIR", help="folder with safetensors of timm's models over ImageNet")
     parser.add_argument("--images", type=int, default=default.images, help="of every member, at most")
     parser.add_argument("--test-images", type=int, default=default.test_images)
     parser.add_argument("--epochs", type=int, default=default.epochs)
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
-    parser.add_argument("--learning-rate", type=float, default=default.lr)
+    parser.add_argument("--lr", type=float, default=default.lr)
     parser.add_argument("--backbones", nargs="+", default=default.backbones, help="five timm models")
     parser.add_argument("--mixed-precision", default="no")
     parser.add_argument("--tables", nargs="+", choices=TABLES, help="these only")
@@ -91,10 +96,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     scale = Scale(
-        arguments.cifar10, arguments.digits, arguments.images, arguments.test_images, arguments.epochs,
+        arguments.cifar10, arguments.digits, arguments.photos, arguments.weights,
+        arguments.images, arguments.test_images, arguments.epochs,
         arguments.batch_size, arguments.lr, tuple(arguments.backbones), arguments.mixed_precision,
     )  # fmt: skip
-    tables = [name for name in arguments.tables or TABLES if name != "data_sets" or arguments.digits is not None]
+    given = {"data_sets": arguments.digits, "gallery": arguments.photos and arguments.weights}
+    tables = [name for name in arguments.tables or TABLES if given.get(name, "none needed") is not None]
     tables = [] if arguments.show else tables
     for seed in arguments.seeds:
         for table in tables:

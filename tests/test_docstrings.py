@@ -12,12 +12,13 @@ from hub_server import LoopbackHub
 import timm_compat as tc
 from timm_compat.methods import registry
 
-# What functions give back: their examples show it.
+# What functions take or give back: their examples show it.
 GIVEN_BACK = {"FitResult", "Found", "JoinReport", "MatrixOverSeeds", "RecombinationMatrix", "RetrievalScores"} | {
     *("SearchResult", "Result", "Seen", "Asked"),
+    *(name for name in tc.experiments.__all__ if name.endswith(("Recipe", "Result"))),
 }
 ERRORS = {name: found for name, found in vars(tc.errors).items() if inspect.isclass(found)}
-PACKAGES = {"data": tc.data, "evaluation": tc.evaluation}
+PACKAGES = {name: getattr(tc, name) for name in ("data", "evaluation", "experiments", "gallery")}
 PUBLIC = {
     **{name: getattr(tc, name) for name in tc.__all__ if name != "__version__"},
     **{f"{home}.{name}": getattr(package, name) for home, package in PACKAGES.items() for name in package.__all__},

@@ -3,18 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
-from studies import groups, joins, pairs
+from studies import groups, joins, pairs, upgrades
 from studies.groups import Architectures, Chain, DataSets
 from studies.joins import Join
 from studies.pairs import Pair
 from studies.tasks import Scale
+from studies.upgrades import Upgrade
 
 ALIGNED = {"alignment": "contrastive"}
 COMMON, BOTH = ("common_classes",), ("common_classes", "rotation")
 SAME = (0, 0)  # one architecture for both members
 SMALL_JOIN = ((0, 1), (1, 0))
 
-Row = Pair | Architectures | Chain | DataSets | Join
+LITE0, LITE2 = "tf_efficientnet_lite0", "tf_efficientnet_lite2"
+
+Row = Pair | Architectures | Chain | DataSets | Join | Upgrade
 
 TABLES: dict[str, dict[str, Row]] = {
     "methods": {
@@ -85,6 +88,11 @@ TABLES: dict[str, dict[str, Row]] = {
         "16 features": Join(16, SMALL_JOIN, (), methods=False),
         "256 features": Join(256, SMALL_JOIN, (), methods=False),
     },
+    "gallery": {
+        f"{photos}: {words}": Upgrade(photos, old, new)
+        for photos in ("caltech101", "pacs")
+        for words, old, new in (("lite0 to lite2", LITE0, LITE2), ("lite2 to lite0", LITE2, LITE0))
+    },
 }
 MEASURES: dict[type, Callable[..., dict[str, Any]]] = {
     Pair: pairs.measure,
@@ -92,6 +100,7 @@ MEASURES: dict[type, Callable[..., dict[str, Any]]] = {
     Chain: groups.chain,
     DataSets: groups.data_sets,
     Join: joins.measure,
+    Upgrade: upgrades.measure,
 }
 
 
