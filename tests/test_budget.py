@@ -27,7 +27,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An extractor's folder without its weights: nothing may ask for them before the network was judged."""
+    """An extractor's folder without its weights: nothing may ask for them before the network was checked."""
     saved = make_parts().extractor.save_pretrained(tmp_path_factory.mktemp("budget") / "extractor")
     for file in saved.glob("*.safetensors"):
         file.unlink()

@@ -156,6 +156,7 @@ def _ids(found: tc.gallery.GallerySearch) -> list[list[str]]:
     return [[hit.id for hit in hits] for hits in found.hits]
 
 
+@pytest.mark.slow
 def test_a_joined_extractor_searches_the_same_space(place: Path) -> None:
     old = tc.CompatExtractor.from_pretrained(place / "old")
     images = tc.data.load_dataset("images", place / "photos")

@@ -89,6 +89,7 @@ def test_a_plan_measures_what_retrieval_measures(shared: Path, fresh: dict[str, 
     assert "| reembed |" in str(plan)
 
 
+@pytest.mark.slow
 def test_without_labels_nothing_shows_that_a_model_is_better(shared: Path) -> None:
     plan = tc.gallery.plan(shared / "gallery", shared / "new", sample=COUNT)
     assert plan.way("reembed").recall_at_1 == plan.way("reembed").recall_at_10 == 1
@@ -120,7 +121,7 @@ def test_recommendations(join, mapped, blend, full, gflop: float, expected: str,
     assert words in reason
 
 
-@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("way", [pytest.param("join", marks=pytest.mark.slow), *WAYS[2:]])
 def test_each_way_leaves_a_gallery_that_is_whole_and_searched(
     place: Path, fresh: dict[str, np.ndarray], way: str
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_half_upgraded_gallery_goes_on(half: Path, fresh: dict[str, np.ndarray
     assert precision(tc.gallery.load(half / "cut"), half / "photos") > 0.9
 
 
+@pytest.mark.slow
 def test_a_mapped_gallery_can_be_re_embedded(place: Path, fresh: dict[str, np.ndarray]) -> None:
     tc.gallery.upgrade(place / "gallery", place / "new", "map", sample=COUNT)
     rows = stored_rows(tc.gallery.upgrade(place / "gallery", place / "new", "reembed"))
@@ -277,6 +279,7 @@ def test_bad_settings(place: Path) -> None:
     assert not (place / "photos" / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["gallery", "upgrade", str(place / "gallery"), "--to", str(place / "new"), "--sample", str(COUNT)]
     assert main([*words, "--labels", "folder", "--json"]) == 0

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import timm_compat as tc
-from timm_compat.methods.pseudo_labels import centre_labels, information, mean_entropy, surest
+from timm_compat.methods.pseudo_labels import centre_labels, information, mean_entropy, most_confident
 from timm_compat.models.batch_statistics import measure_statistics
 
 
@@ -33,11 +33,11 @@ def test_a_class_that_nothing_looks_like_attracts_nothing() -> None:
     assert labels.tolist() == [0, 1] * 5
 
 
-def test_the_surest_of_every_class() -> None:
+def test_the_most_confident_of_every_class() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
     margins = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.9, 0.8, 0.0])
-    assert surest(labels, margins, 0.5).tolist() == [1, 2, 4, 6]
-    assert surest(labels, margins, 1.0).tolist() == list(range(7))
+    assert most_confident(labels, margins, 0.5).tolist() == [1, 2, 4, 6]
+    assert most_confident(labels, margins, 1.0).tolist() == list(range(7))
 
 
 def test_information_is_that_of_sure_and_varied_predictions() -> None:

@@ -67,6 +67,10 @@ def load(folder: str | Path) -> Gallery:
 
     Raises:
         ComponentFileError: no gallery, or files that are missing or of another size.
+
+    Example:
+        >>> tc.gallery.load("photos.gallery").search("photos/7.png", k=1).hits[0][0].id
+        '7.png'
     """
     return Gallery(Stored.open(folder))
 
@@ -101,6 +105,13 @@ def build(
         DataError: no image, one that cannot be decoded, ids that clash, or a folder that has no image of the gallery.
         SpaceMismatchError: a gallery of another model.
         OutputWriteError: no right, no room.
+
+    Example:
+        >>> tc.gallery.build("photos", "another.gallery", "extractor").report.embedded
+        60
+        >>> again = tc.gallery.build("photos", "another.gallery")
+        >>> again.report.embedded, again.report.kept
+        (0, 60)
     """
     start, options = time.perf_counter(), RunOptions(**run)
     place, root = Path(folder), Path(images)

@@ -68,6 +68,11 @@ def plan(
     Raises:
         ConfigError: a gallery of several spaces (its upgrade is not over), or the extractor that it has already.
         DataError: fewer than 40 images of the gallery are on disk: no way can be measured, no map be fitted.
+
+    Example:
+        >>> plan = tc.gallery.plan("photos.gallery", "new-extractor", sample=60)
+        >>> plan.recommendation  # without labels nothing shows that the new model is better
+        'keep'
     """
     options, new = RunOptions(**run), opened(to)
     stored = gallery._stored if isinstance(gallery, Gallery) else Stored.open(gallery)

@@ -43,6 +43,11 @@ def read_records(gallery: Gallery) -> Iterator[Record]:
 
     Raises:
         ComponentFileError: a damaged gallery.
+
+    Example:
+        >>> record = next(tc.gallery.read_records(tc.gallery.load("photos.gallery")))
+        >>> record.id, record.vector.shape
+        ('0.png', (32,))
     """
     facts = {key: _facts(gallery, key) for key in gallery.manifest.kinds_present}
     for kind, ids, hashes, rows in gallery.shards():
@@ -65,6 +70,13 @@ def to_qdrant(gallery: Gallery, client: Any, collection: str) -> int:
         ConfigError: a collection of other vectors.
         DataError: an empty gallery.
         MissingExtraError: qdrant-client is not installed.
+
+    Example:
+        >>> from qdrant_client import QdrantClient
+        >>> client = QdrantClient(path="database")
+        >>> tc.gallery.to_qdrant(tc.gallery.load("photos.gallery"), client, "photos")
+        60
+        >>> client.close()
     """
     models = require("qdrant_client", "qdrant").models
     if not len(gallery):
@@ -92,6 +104,14 @@ def from_qdrant(client: Any, collection: str) -> Iterator[Record]:
     Raises:
         ConfigError: no such collection.
         DataError: a point that is no entry of a gallery.
+
+    Example:
+        >>> from qdrant_client import QdrantClient
+        >>> client = QdrantClient(path="database")
+        >>> written = tc.gallery.to_qdrant(tc.gallery.load("photos.gallery"), client, "photos")
+        >>> sorted(record.id for record in tc.gallery.from_qdrant(client, "photos"))[:2]
+        ['0.png', '1.png']
+        >>> client.close()
     """
     if not client.collection_exists(collection):
         raise ConfigError(f"collection: expected one that exists, got {collection!r}; write it: to_qdrant")

@@ -76,12 +76,12 @@ class Gallery:
     Example:
         >>> from PIL import Image
         >>> from pathlib import Path
-        >>> Path("photos").mkdir(exist_ok=True)
+        >>> Path("pictures").mkdir(exist_ok=True)
         >>> for name in ("red", "green", "blue"):
-        ...     Image.new("RGB", (40, 30), name).save(f"photos/{name}.png")
+        ...     Image.new("RGB", (40, 30), name).save(f"pictures/{name}.png")
         >>> extractor = tc.create_extractor("test_resnet", tc.CompatSpace(16, methods=["rotation"]).finalize())
-        >>> gallery = tc.gallery.build("photos", "gallery", extractor)
-        >>> len(gallery), gallery.search("photos/red.png", k=1).hits[0][0].id
+        >>> gallery = tc.gallery.build("pictures", "gallery", extractor)
+        >>> len(gallery), gallery.search("pictures/red.png", k=1).hits[0][0].id
         (3, 'red.png')
     """
 

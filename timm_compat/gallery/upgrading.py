@@ -102,6 +102,11 @@ def upgrade(
             already, or another process that writes to it.
         DataError: too few images of the gallery are on disk to fit a map; to re-embed, none.
         OutputWriteError: no right, no room.
+
+    Example:
+        >>> gallery = tc.gallery.upgrade("photos.gallery", "new-extractor", "reembed")
+        >>> gallery.search("photos/7.png", k=1).hits[0][0].id
+        '7.png'
     """
     start, options = time.perf_counter(), RunOptions(**run)
     if way not in APPLICABLE:

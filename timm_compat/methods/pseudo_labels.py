@@ -36,7 +36,7 @@ def centre_labels(features: Tensor, probabilities: Tensor) -> tuple[Tensor, Tens
     return nearest.indices[:, 0], nearest.values[:, 0] - nearest.values[:, 1]
 
 
-def surest(labels: Tensor, margins: Tensor, share: float) -> Tensor:
+def most_confident(labels: Tensor, margins: Tensor, share: float) -> Tensor:
     """Places of the images with the largest margins, the same share of every class, in ascending order.
 
     Args:

@@ -17,7 +17,7 @@ from timm_compat.experiments.adapt.recipe import LEARNT, AdaptRecipe
 from timm_compat.experiments.adapt.selection import LAST, TARGET, Watch, choose, opinion, regret, unlabelled_scores
 from timm_compat.experiments.engine import Experiment
 from timm_compat.experiments.networks import copied_pair
-from timm_compat.methods.pseudo_labels import centre_labels, surest
+from timm_compat.methods.pseudo_labels import centre_labels, most_confident
 from timm_compat.models.batch_statistics import measure_statistics
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
@@ -134,7 +134,7 @@ class SeedRun:
         return copied_pair(trained.extractor, trained.head, space)
 
     def _pseudo_labels(self, mode: str) -> Adapted:
-        """Train the target extractor under the frozen source head on what it is surest of, round after round."""
+        """Train the target extractor on what it is most confident of, under the frozen source head, in rounds."""
         start = self.adapted(self._start_of_pseudo_labels())
         extractor, head = copy.deepcopy(start.extractor), copy.deepcopy(start.head).requires_grad_(False)
         refinement, rounds = self.recipe.refinement, list[tuple[dict[str, float], CompatExtractor]]()
@@ -155,7 +155,7 @@ class SeedRun:
     def _believed(self, extractor: CompatExtractor, head: TaskHead, share: float) -> Images:
         features, probabilities = opinion(extractor, head, self.domains.target)
         labels, margins = centre_labels(features, probabilities)
-        return self.domains.target.with_labels(labels, head.class_names).subset(surest(labels, margins, share))
+        return self.domains.target.with_labels(labels, head.class_names).subset(most_confident(labels, margins, share))
 
     def _new(self, space: CompatSpace, name: str) -> CompatExtractor:
         recipe = self.recipe

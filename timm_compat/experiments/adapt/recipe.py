@@ -21,7 +21,7 @@ MODES: Mapping[str, str] = {
     "shared": "one extractor with own BatchNorm statistics of each domain, self-supervised on both",
     "separate_warm": "as separate, from the trained source network",
     "shared_warm": "as shared, from the trained source network",
-    "pseudo_labels": "the most informed of the above, then trained on its own surest predictions",
+    "pseudo_labels": "the most informed of the above, then trained on its own most confident predictions",
     "target_supervised": "trained on the target's labels: the upper bound",
 }
 TOGETHER = ("separate", "shared", "separate_warm", "shared_warm")  # source and target are trained jointly

@@ -26,7 +26,7 @@ from timm_compat.vocabulary import listed
 
 NAME, LEAST_IMAGES = "target", 2
 
-Judge = Callable[[], float]
+Evaluate = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def check_head(key: str, head: TaskHead, target: Target) -> None:
         )
 
 
-def judge(extractor: CompatExtractor, head: TaskHead, test: Images) -> Judge:
+def evaluator(extractor: CompatExtractor, head: TaskHead, test: Images) -> Evaluate:
     """Accuracy, in [0, 1], of the two as they are when it is called; images pass a frozen backbone once."""
     expected = vocabulary_positions(test.class_names, head.class_names)[test.labels]
     cached = None
@@ -113,11 +113,11 @@ def learn(
     target: Target,
     config: TrainConfig,
     *,
-    measure: Judge | None = None,
+    measure: Evaluate | None = None,
     progress: str | None = None,
 ) -> Curve:
     """Train in place; ``measure``, or else the pair's accuracy, is asked at the beginning and after every epoch."""
-    measure = measure or judge(extractor, head, target.test)
+    measure = measure or evaluator(extractor, head, target.test)
     member = Member(NAME, extractor, head, target.train)
     cost, recorder = measure_cost(member, config), _Recorder(measure)
     fit(extractor.space, [member], replace(config, output_dir=None), callbacks=[recorder], progress=progress)
@@ -129,7 +129,7 @@ def learn(
 class _Recorder(Callback):
     """Seconds of the training so far and accuracy, at its beginning and after every epoch; measuring takes no time."""
 
-    def __init__(self, measure: Judge) -> None:
+    def __init__(self, measure: Evaluate) -> None:
         self.measure = measure
 
     def on_train_begin(self) -> None:

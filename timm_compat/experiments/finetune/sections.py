@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from timm_compat.experiments.finetune.cost import Curve
-from timm_compat.experiments.finetune.learning import Target, check_head, judge, learn
+from timm_compat.experiments.finetune.learning import Target, check_head, evaluator, learn
 from timm_compat.experiments.finetune.recipe import FinetuneRecipe
 from timm_compat.experiments.finetune.sources import Networks
 from timm_compat.experiments.networks import copied, new_head, untrained
@@ -67,7 +67,7 @@ def _start(recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks
 def _as_it_is(extractor: CompatExtractor, head: TaskHead, target: Target) -> Way:
     def run(progress: str | None) -> Learned:
         whole = new_head(head.space, target.train.class_names, head)
-        accuracy = judge(extractor, whole, target.seen_by(extractor).test)()
+        accuracy = evaluator(extractor, whole, target.seen_by(extractor).test)()
         return Learned(Curve((0,), (0.0,), (accuracy,)), None, None)
 
     return run
@@ -84,9 +84,9 @@ def _cheap_head(recipe: FinetuneRecipe, seed: int, target: Target, networks: Net
 
     def training(teacher: CompatExtractor, runs_on: CompatExtractor) -> Way:
         def run(progress: str | None) -> Learned:
-            frozen, judged = copied(teacher, "frozen"), copied(runs_on, "frozen")
+            frozen, expensive = copied(teacher, "frozen"), copied(runs_on, "frozen")
             head = new_head(frozen.space, target.train.class_names)
-            measure = judge(judged, head, target.seen_by(judged).test)
+            measure = evaluator(expensive, head, target.seen_by(expensive).test)
             curve = learn(frozen, head, target.seen_by(frozen), config, measure=measure, progress=progress)
             return Learned(curve, None, new_head(cheap.space, head.class_names, head))
 
