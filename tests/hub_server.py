@@ -15,6 +15,7 @@ from hub_store import Commit, Repo, Store, User
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 PAGE = 2  # models a page, so that clients have to turn pages
+REAL_PAGE = 1000  # what the real Hub gives at most, and where nothing is asked for
 
 
 @dataclass
@@ -65,6 +66,7 @@ class LoopbackHub:
         self.store = Store() if store is None else store
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
+        self.page = PAGE
         self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
@@ -80,6 +82,7 @@ class LoopbackHub:
         self.store.clear()
         self.faults.clear()
         self.seen.clear()
+        self.page = PAGE
 
     def fail(self, pattern: str, kind: str, value: Any = None, times: int = 10**6, **more: Any) -> None:
         self.faults.append(Fault(pattern, kind, value, times, **more))
@@ -290,12 +293,16 @@ class _Handler(BaseHTTPRequestHandler):
             if self._fits(info):
                 found.append(info)
         start, limit = int(self.query.get("cursor", ["0"])[0]), int(self.query.get("limit", ["1000"])[0])
-        end = start + min(PAGE, limit)
+        end = start + min(self.hub.page, limit)
         headers = {}
         if end < len(found):
             again = urlencode({**self.query, "cursor": [str(end)], "limit": [str(limit)]}, doseq=True)
             headers["Link"] = f'<{self.hub.url}/api/models?{again}>; rel="next"'
-        return self._json(found[start:end], **headers)
+        return self._json([self._expanded(info) for info in found[start:end]], **headers)
+
+    def _expanded(self, info: dict[str, Any]) -> dict[str, Any]:
+        wanted = self.query.get("expand")
+        return {key: info[key] for key in ("_id", "id", "modelId", *wanted)} if wanted else info
 
     def _fits(self, info: dict[str, Any]) -> bool:
         tags = set(self.query.get("filter", []))

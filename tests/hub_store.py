@@ -1,9 +1,11 @@
 """What the tests' Hub remembers: users, repositories with their commits, branches and tags, and the files' bytes."""
 
+import copy
 import functools
 import hashlib
 import itertools
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +77,13 @@ class Store:
         self.upload_mode = "lfs"
         self.takes_pull_requests = False
         self.counter = itertools.count()
+
+    def copy(self, repo_id: str, copies: Iterable[str]) -> None:
+        """The same commits under other names."""
+        for name in copies:
+            twin = copy.copy(self.repos[repo_id])
+            twin.repo_id, twin.commits, twin.branches = name, dict(twin.commits), dict(twin.branches)
+            self.repos[name] = twin
 
     def put(self, content: bytes) -> str:
         key = hashlib.sha256(content).hexdigest()

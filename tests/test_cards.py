@@ -23,7 +23,6 @@ VALUES = {
     "space": "0123456789abcdef",
     "input_size": "3 x 32 x 32",
     "weights": "in this repository",
-    "timm_source": "alice/extractor",
     "class_names": "cat, dog",
     "num_classes": "2",
     "normalization": "batch",
@@ -58,7 +57,8 @@ def test_a_card_is_front_matter_and_a_filled_template(role: str) -> None:
         role, "image-classification" if role == "fused" else None
     )
     assert front == {"library_name": "timm" if role == "fused" else "timm-compat", "tags": TAGS}
-    empty = {"source": "path-or-repo-id", "results": "", "provenance": ""}
+    places = {"place": '"path-or-repo-id"', "timm_name": '"hf-hub:path-or-repo-id"', "timm_imports": "import timm"}
+    empty = {**places, "results": "", "provenance": ""}
     assert body == "\n" + Template(card_template(role)).substitute(VALUES | empty)
     assert "0123456789abcdef" in body
 

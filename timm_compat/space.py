@@ -361,7 +361,7 @@ class CompatSpace(Component):
     def _state(self) -> str:
         return self._fingerprint or f"draft {self._draft_id[:6]}"
 
-    def card(self, repo_id: str | None = None, *, picture: bool = False) -> str:
+    def card(self, repo_id: str | None = None, *, picture: bool = False, subfolder: str = "") -> str:
         """The text of its card.
 
         Raises:
@@ -375,7 +375,15 @@ class CompatSpace(Component):
             "class_names": listed(self.class_names, shown_as=named_in_words) or "none",
             "space": self.fingerprint,
         }
-        return render_card("space", values, self.tags("space"), self.facts, repo_id=repo_id, picture=picture)
+        return render_card(
+            "space",
+            values,
+            self.tags("space"),
+            self.facts,
+            repo_id=repo_id,
+            picture=picture,
+            subfolder=subfolder,
+        )
 
 
 def check_space(space: object) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def add_parser(commands: Any) -> None:
         add_place_options(parser)
     find = commands.add_parser("search", help="components on the Hub that fit")
     find.add_argument("--space", metavar="ID|DIR|FINGERPRINT", help="a space, any component of it, or its fingerprint")
-    find.add_argument("--role", help="extractor, head, space or model")
+    find.add_argument("--fits", metavar="ID|DIR", help="what can be used with this component: of a head the extractors")
+    find.add_argument("--role", help="extractor, head, space (listed with how many parts each has) or model")
     find.add_argument("--classes", metavar="A,B", help="names that a head or model must know")
     find.add_argument("--dim", type=int, help="feature dimensions")
     find.add_argument("--author", help="user or organisation")
@@ -51,6 +53,9 @@ def _add_push(commands: Any) -> None:
     parser = commands.add_parser("push", help="publish a component's folder on the Hub")
     parser.add_argument("folder", type=Path, metavar="DIR", help="as save_pretrained wrote it")
     parser.add_argument("repo_id", metavar="ID", help="owner/name; made where it does not exist")
+    parser.add_argument(
+        "--subfolder", metavar="DIR", default="", help="of the repository, for several components in one"
+    )
     parser.add_argument("--license", metavar="ID", help="such as apache-2.0; yours to choose, none is made up")
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument("--private", dest="private", action="store_true", default=None)
@@ -76,6 +81,7 @@ def run_push(options: argparse.Namespace) -> None:
     """
     component = load(options.folder)
     settings = {
+        "subfolder": options.subfolder,
         "private": options.private,
         "revision": options.revision,
         "create_pr": options.create_pr,
@@ -89,7 +95,9 @@ def run_push(options: argparse.Namespace) -> None:
         stated = Facts.from_config(read_facts(options.folder)[0][ROOT_KEY]).license
         source = push_fused(options.folder, options.repo_id, license_id=_license(options, stated), **settings)
     facts = {"repo_id": source.location, "commit": source.commit, "sha256": dict(source.sha256)}
-    line = f"{source.location} at commit {source.commit}"
+    if source.subfolder:
+        facts["subfolder"] = source.subfolder
+    line = f"{'/'.join(filter(None, (source.location, source.subfolder)))} at commit {source.commit}"
     if source.pull_request is not None:
         facts["pull_request"] = source.pull_request
         line = f"{line}, to be merged: {printable(source.pull_request)}"
@@ -163,6 +171,7 @@ def run_search(options: argparse.Namespace) -> None:
     """
     found = search(
         _fingerprint(options.space),
+        fits=options.fits,
         role=options.role,
         classes=options.classes.split(",") if options.classes else (),
         dim=options.dim,
@@ -171,10 +180,20 @@ def run_search(options: argparse.Namespace) -> None:
     )
     for repo_id, reason in (*found.refused, *found.faults):
         print(f"timm-compat: left out {printable(repo_id)}: {printable(reason)}", file=sys.stderr)
+    if found.more:
+        print(f"timm-compat: there may be more than these {len(found)}: see --limit", file=sys.stderr)
     if options.json:
-        print(json.dumps([asdict(row) for row in found]))
-    else:
-        print(found.to_markdown() if found else "nothing that fits")
+        print(json.dumps([{**asdict(row), **_counted(found.members.get(row.space))} for row in found]))
+        return
+    print(found.to_markdown() if found else "nothing that fits")
+    for fingerprint, members in found.members.items():
+        if not members["space"]:
+            parts = ", ".join(f"{count} {kind}" for kind, count in _counted(members).items())
+            print(f"not published itself: {printable(fingerprint)} ({parts})")
+
+
+def _counted(members: Mapping[str, int] | None) -> dict[str, int]:
+    return {f"{role}s": members[role] for role in ("extractor", "head", "model")} if members else {}
 
 
 def _fingerprint(space: str | None) -> str | None:

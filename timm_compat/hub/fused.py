@@ -64,7 +64,7 @@ def read_fused(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def fused_card(config: Mapping[str, Any], repo_id: str, *, picture: bool = False) -> str:
+def fused_card(config: Mapping[str, Any], repo_id: str, *, picture: bool = False, subfolder: str = "") -> str:
     """The text of a fused model's card, from its checked ``config.json``.
 
     Raises:
@@ -94,6 +94,8 @@ def fused_card(config: Mapping[str, Any], repo_id: str, *, picture: bool = False
         picture=picture,
         relation="merge",
         base_models=[source.location for source in sources.values() if source],
+        class_names=names,
+        subfolder=subfolder,
     )
 
 

@@ -27,14 +27,20 @@ from timm_compat.storage.files import (
     to_json,
 )
 from timm_compat.storage.hub_calls import ask
-from timm_compat.storage.source import Source, check_repo_id
+from timm_compat.storage.source import Source, check_repo_id, check_subfolder
 
 SCRATCH = "timm-compat-push-"
 SCRATCH_SECONDS = 60  # a younger one may be about to be locked
 
 
 def push(
-    component: Component, repo_id: str, *, overwrite_card: bool = False, settings: Mapping[str, Any], **options: Any
+    component: Component,
+    repo_id: str,
+    *,
+    subfolder: str = "",
+    overwrite_card: bool = False,
+    settings: Mapping[str, Any],
+    **options: Any,
 ) -> Source:
     """Publish a component; see ``Component.push_to_hub``.
 
@@ -43,14 +49,17 @@ def push(
         HubError: the Hub refuses or fails.
     """
     check_repo_id(repo_id)
+    check_subfolder(subfolder)
     with _scratch_folder() as scratch:
         folder = component.save_pretrained(scratch / "component", **settings)
         picture = draw_matrix(component.facts.matrix, folder / PICTURE_FILE)
-        card = component.card(repo_id, picture=picture, **settings)
-        return push_folder(folder, repo_id, card, overwrite_card=overwrite_card, **options)
+        card = component.card(repo_id, picture=picture, subfolder=subfolder, **settings)
+        return push_folder(folder, repo_id, card, subfolder=subfolder, overwrite_card=overwrite_card, **options)
 
 
-def push_fused(folder: Path, repo_id: str, *, license_id: str | None = None, **options: Any) -> Source:
+def push_fused(
+    folder: Path, repo_id: str, *, subfolder: str = "", license_id: str | None = None, **options: Any
+) -> Source:
     """Publish the folder of a fused model, as ``save_pretrained(..., fused=True)`` wrote it, under a new card.
 
     What a person wrote on the folder's card goes along.
@@ -58,6 +67,7 @@ def push_fused(folder: Path, repo_id: str, *, license_id: str | None = None, **o
     Args:
         folder: the model's.
         repo_id: "owner/name".
+        subfolder: of the repository.
         license_id: an id that the Hub knows; the one that the folder states if None.
         **options: as ``push_folder``.
 
@@ -70,11 +80,11 @@ def push_fused(folder: Path, repo_id: str, *, license_id: str | None = None, **o
     if license_id is not None:
         config[ROOT_KEY]["license"] = license_id
     picture = _plain_file(folder, PICTURE_FILE) is not None
-    card = fused_card(config, check_repo_id(repo_id), picture=picture)
+    card = fused_card(config, check_repo_id(repo_id), picture=picture, subfolder=check_subfolder(subfolder))
     own = _plain_file(folder, CARD_FILE)
     if own is not None:
         card = merge_cards(_text(own), card, config[ROOT_KEY])
-    return push_folder(folder, repo_id, card, config=config, **options)
+    return push_folder(folder, repo_id, card, subfolder=subfolder, config=config, **options)
 
 
 def push_folder(
@@ -82,6 +92,7 @@ def push_folder(
     repo_id: str,
     card: str,
     *,
+    subfolder: str = "",
     config: Mapping[str, Any] | None = None,
     private: bool | None = None,
     revision: str | None = None,
@@ -98,7 +109,8 @@ def push_folder(
         repo_id: "owner/name".
         card: text of ``README.md``.
         config: stands for the folder's ``config.json`` if given.
-        private, revision, create_pr, token, commit_message, overwrite_card, force: as ``Component.push_to_hub``.
+        subfolder, private, revision, create_pr, token, commit_message, overwrite_card, force: as
+            ``Component.push_to_hub``.
 
     Raises:
         ComponentFileError: the folder holds no component, or links.
@@ -109,7 +121,7 @@ def push_folder(
 
     files = {name: _plain_file(folder, name) for name in KNOWN_FILES}
     ours = (config or read_config(folder))[ROOT_KEY]
-    target = Repository(check_repo_id(repo_id), revision, token)
+    target = Repository(check_repo_id(repo_id), revision, token, check_subfolder(subfolder))
     target.prepare(private, make_branch=revision is not None and not create_pr)
     before = target.check_content(ours["role"], force)
     content: dict[str, bytes | Path] = {name: file for name, file in files.items() if file is not None}
@@ -119,8 +131,9 @@ def push_folder(
     ).encode()
     if config is not None:
         content[CONFIG_FILE] = to_json(config).encode()
-    operations: list[Any] = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
-    operations += [CommitOperationDelete(name) for name in KNOWN_FILES if name in target.sizes and name not in content]
+    gone = [target.path(name) for name in KNOWN_FILES if target.path(name) in target.sizes and name not in content]
+    operations: list[Any] = [CommitOperationAdd(target.path(name), data) for name, data in sorted(content.items())]
+    operations += map(CommitOperationDelete, gone)
     try:
         answer = ask(
             repo_id,
@@ -136,8 +149,8 @@ def push_folder(
             repeatable=False,
         )
     except HubError as error:
-        return Source(repo_id, target.commit_after(error, content), "", ours["sha256"])
-    return Source(repo_id, answer.oid, "", ours["sha256"], answer.pr_url)
+        return Source(repo_id, target.commit_after(error, content), subfolder, ours["sha256"])
+    return Source(repo_id, answer.oid, subfolder, ours["sha256"], answer.pr_url)
 
 
 def draw_matrix(matrix: Mapping[str, Any] | None, file: Path) -> bool:

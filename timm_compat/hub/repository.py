@@ -1,7 +1,7 @@
 """A repository as it is before a push, and what became of one whose answer got lost."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from timm_compat.errors import (
@@ -15,6 +15,7 @@ from timm_compat.errors import (
 from timm_compat.storage.files import (
     CARD_FILE,
     CONFIG_FILE,
+    KNOWN_FILES,
     MAX_CONFIG_BYTES,
     ROOT_KEY,
     file_sha256,
@@ -28,12 +29,22 @@ FRESH_FILES = frozenset({CARD_FILE, ".gitattributes", ".gitignore", "LICENSE", "
 
 
 class Repository:
-    """A model repository that is to be pushed to."""
+    """A model repository, or one subfolder of it, that is to be pushed to.
 
-    def __init__(self, repo_id: str, revision: str | None, token: str | bool | None) -> None:
-        self.repo_id, self.revision, self.token = repo_id, revision, token
+    ``sizes`` holds all its files by their paths in the repository; the methods take names within the subfolder.
+    """
+
+    def __init__(self, repo_id: str, revision: str | None, token: str | bool | None, subfolder: str = "") -> None:
+        self.repo_id, self.revision, self.token, self.subfolder = repo_id, revision, token, subfolder
         self.commit = ""
         self.sizes: dict[str, int] = {}
+
+    def __str__(self) -> str:
+        return f"{self.repo_id}/{self.subfolder}" if self.subfolder else self.repo_id
+
+    def path(self, name: str) -> str:
+        """A file's path in the repository."""
+        return f"{self.subfolder}/{name}" if self.subfolder else name
 
     def prepare(self, private: bool | None, make_branch: bool) -> None:
         """Have repository and branch, and know what they hold.
@@ -63,7 +74,7 @@ class Repository:
         self.sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
     def check_content(self, role: str, force: bool) -> dict[str, Any] | None:
-        """Refuse to replace what is something else: a repository holds one component.
+        """Refuse to replace what is something else: a repository's root, or a subfolder, holds one component.
 
         Args:
             role: of the component that is to be pushed.
@@ -73,26 +84,27 @@ class Repository:
             Our part of the ``config.json`` that is there; None without.
 
         Raises:
-            ConfigError: the repository holds another component, or files of somebody else's.
+            ConfigError: the place holds another component, or files of somebody else's.
         """
         theirs = self._our_config()
-        foreign = sorted(self.sizes.keys() - FRESH_FILES)
+        self._check_no_file_is_in_the_way()
+        foreign = self._foreign()
         if force or not foreign or (theirs or {}).get("role") == role:
             return theirs
         holds = f"a component of role {theirs.get('role')!r:.20}" if theirs else f"something else ({foreign[0]:.80})"
         raise ConfigError(
-            f"{self.repo_id}: holds {holds} already; push the {role} to a repository of its own, or replace what is "
-            "there: force=True (--force)"
+            f"{self}: holds {holds} already; push the {role} to a place of its own, another repository or "
+            "another subfolder, or replace what is there: force=True (--force)"
         )
 
     def read(self, name: str, most_bytes: int) -> bytes | None:
         """A small file; None where there is none, or a larger one."""
         from huggingface_hub import hf_hub_download
 
-        size = self.sizes.get(name)
+        size = self.sizes.get(self.path(name))
         if size is None or size > most_bytes:
             return None
-        path = ask(self.repo_id, hf_hub_download, self.repo_id, name, revision=self.commit, token=self.token)
+        path = ask(self.repo_id, hf_hub_download, self.repo_id, self.path(name), revision=self.commit, token=self.token)
         return Path(path).read_bytes()
 
     def commit_after(self, error: HubError, content: Mapping[str, bytes | Path]) -> str:
@@ -115,13 +127,28 @@ class Repository:
                 "again"
             ) from error
         held = {file.rfilename: file for file in info.siblings or ()}
-        if all(name in held and _is_same(held[name], data) for name, data in content.items()):
+        sent = {self.path(name): data for name, data in content.items()}
+        if all(path in held and _is_same(held[path], data) for path, data in sent.items()):
             return str(info.sha)
         state = "nothing was changed there so far" if info.sha == self.commit else f"it is at commit {info.sha} now"
         raise type(error)(
             f"{error}; {self.repo_id}: {state}, but what is on its way may still arrive: look there "
             "before you push again"
         ) from error
+
+    def _foreign(self) -> list[str]:
+        # Components in subfolders are no reason not to push one to the root.
+        if self.subfolder:
+            within = {path for path in self.sizes if path.startswith(f"{self.subfolder}/")}
+            return sorted(within - {self.path(CARD_FILE)})
+        folders = {path.removesuffix(CONFIG_FILE) for path in self.sizes if path.endswith(f"/{CONFIG_FILE}")}
+        others = {f"{folder}{name}" for folder in folders for name in KNOWN_FILES}
+        return sorted(self.sizes.keys() - FRESH_FILES - others)
+
+    def _check_no_file_is_in_the_way(self) -> None:
+        for folder in (PurePosixPath(self.subfolder), *PurePosixPath(self.subfolder).parents):
+            if str(folder) in self.sizes:
+                raise ConfigError(f"subfolder: expected a folder, got {folder}, a file of {self.repo_id}; rename one")
 
     def _our_config(self) -> dict[str, Any] | None:
         data = self.read(CONFIG_FILE, MAX_CONFIG_BYTES)

@@ -1,25 +1,27 @@
-"""Find components that fit: the server's tags give candidates, each candidate's config.json decides."""
+"""Find components that fit: the listing's tags give candidates, each shown candidate's config.json decides."""
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
 from timm_compat.errors import ComponentFileError, ConfigError, HubAccessError, HubError, HubNotFoundError
+from timm_compat.hub.listing import ListedFiles, Listing
+from timm_compat.hub.question import ROLE_TAG, SPACE_TAG, Question, checked_question
 from timm_compat.imagenet import listed_words
-from timm_compat.space import FINGERPRINT_DIGITS, CompatSpace
+from timm_compat.space import CompatSpace
+from timm_compat.storage.component import Component
 from timm_compat.storage.facts import Facts
 from timm_compat.storage.files import ROLES, ROOT_KEY, check_format
-from timm_compat.storage.hub_calls import ask
-from timm_compat.storage.reading import HubFiles
 from timm_compat.storage.source import check_repo_id
 from timm_compat.table import markdown_table
 from timm_compat.vocabulary import normal_name, printable
 
-DEFAULT_LIMIT = 100
-BATCH = 64  # candidates between two looks at whether there are enough
+DEFAULT_LIMIT = 16  # with one request each, and one for the listing, a search stays under 20
+MOST_AT_ONCE = 64  # candidates between two looks at whether there are enough
 PARALLEL = 8  # candidates that are looked at at once
 FORMAT_TAG = "timm-compat-format:"
 LISTING = "listing"  # in faults: what failed is the list of candidates itself
@@ -62,6 +64,9 @@ class SearchResult(Sequence[Found]):
 
     Attributes:
         rows: one for each.
+        more: whether candidates are left that nobody looked at: ask for more with ``limit``.
+        members: of a search for spaces: for every fingerprint that any listed component names, how many components
+            there are by role. Counted from tags, which nothing checks.
         refused: candidates that are not what their tags promise: (repository, reason).
         faults: candidates that could not be looked at because the Hub failed: (repository, reason); ("listing",
             reason) where the list of candidates itself broke off.
@@ -70,6 +75,8 @@ class SearchResult(Sequence[Found]):
     rows: tuple[Found, ...]
     refused: tuple[tuple[str, str], ...] = ()
     faults: tuple[tuple[str, str], ...] = ()
+    more: bool = False
+    members: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,7 +89,9 @@ class SearchResult(Sequence[Found]):
         return self.rows[index]
 
     def to_markdown(self) -> str:
-        """A table."""
+        """A table; of a search for spaces one with how many parts each has."""
+        if self.members:
+            return _spaces_table(self)
         lines = [["repository", "role", "architecture", "D", "classes", "parameters", "accuracy", "licence", "space"]]
         return markdown_table([*lines, *map(_cells, self.rows)], words=range(len(lines[0])))
 
@@ -90,6 +99,7 @@ class SearchResult(Sequence[Found]):
 def search(
     space: CompatSpace | str | None = None,
     *,
+    fits: Component | str | Path | None = None,
     role: str | None = None,
     classes: Collection[str] = (),
     dim: int | None = None,
@@ -100,12 +110,15 @@ def search(
 ) -> SearchResult:
     """Components on the Hub that fit, of every format that can be read.
 
-    Candidates are listed page by page and looked at several at once, until ``limit`` of them fit or there are no more.
+    Candidates are listed up to 1,000 a request; ``config.json`` is fetched, one request each and several at once, of
+    as many as are shown.
 
     Args:
         space: a final space, or its fingerprint.
-        role: "extractor", "head", "space" or "model".
-        classes: names that a head or model must know.
+        fits: a component, its folder or its Hub id, instead of a space: for an extractor the heads of its space, for a
+            head the extractors, for a model or a space both.
+        role: "extractor", "head", "space" or "model"; of spaces, ``members`` says how many parts they have.
+        classes: names that a head or model must know. Cards list up to 100; of larger heads the config is looked at.
         dim: feature dimensions.
         author: user or organisation.
         limit: most results.
@@ -113,7 +126,8 @@ def search(
         cache_dir: of the Hub's client.
 
     Raises:
-        ConfigError: a role, fingerprint or number that is none.
+        ConfigError: a role, fingerprint or number that is none, or a role that cannot fit.
+        ComponentFileError: ``fits`` is no component.
         DraftSpaceError: the space is a draft.
         HubError: the Hub refuses or fails before anything was found; later failures are in the result's ``faults``.
 
@@ -122,38 +136,19 @@ def search(
         ...     print(found.repo_id, found.class_names[:2])
         alice/digits-head ('0', '1')
     """
-    fingerprint = space.fingerprint if isinstance(space, CompatSpace) else space
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise ConfigError(f"limit: expected a positive integer, got {limit!r}")
-    wanted = _tags(fingerprint, role, dim)
-
-    def judge(info: Any) -> "_Judgement | None":
-        if not set(wanted) <= set(info.tags or ()) or author not in (None, str(info.id).partition("/")[0]):
-            return None  # a server may ignore filters
-        try:
-            _check_format_tag(info.tags)
-            row = _look(info, token, cache_dir)
-        except (ComponentFileError, ConfigError, HubNotFoundError, HubAccessError) as error:
-            return _Judgement(refused=str(error))
-        except HubError as error:
-            return _Judgement(fault=str(error))
-        reason = _why_not(row, fingerprint, role, classes, dim)
-        return _Judgement(row=row) if reason is None else _Judgement(refused=reason) if reason else None
-
-    listing = _Listing(wanted, author, token)
-    rows: list[Found] = []
-    refused: list[tuple[str, str]] = []
+    wanted = checked_question(space, fits, role, classes, dim, author, token, cache_dir)
+    counts_parts = wanted.roles == ("space",)
+    tags = wanted.tags(any_role=counts_parts)
+    listing = Listing(tags, None if counts_parts else author, cards=bool(classes), token=token)
     faults: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="timm-compat-search") as pool:
-        while len(rows) < limit and (batch := _next_batch(listing, faults)):
-            judged = [(str(info.id), one) for info, one in zip(batch, pool.map(judge, batch), strict=True) if one]
-            rows += [one.row for _, one in judged if one.row is not None]
-            refused += [(repo_id, one.refused) for repo_id, one in judged if one.refused]
-            faults += [(repo_id, one.fault) for repo_id, one in judged if one.fault]
-            if len(judged) > 1 and all(one.fault for _, one in judged):
-                faults.append((LISTING, "none of the last candidates could be looked at: the search ends here"))
-                break
-    return SearchResult(tuple(rows[:limit]), tuple(refused), tuple(faults))
+    listed: Iterable[Any] = _until_it_fails(listing, faults)
+    if counts_parts:
+        listed = list(listed)
+    result = _look_at(filter(wanted.accepts, listed), wanted, limit, token, cache_dir)
+    members = _count_members(listed) if isinstance(listed, list) else {}
+    return replace(result, faults=(*faults, *result.faults), members=members)
 
 
 @dataclass(frozen=True)
@@ -165,74 +160,67 @@ class _Judgement:
     fault: str = ""
 
 
-class _Listing:
-    """The server's candidates, some at a time; after a failure it begins anew and passes over what it gave."""
-
-    def __init__(self, wanted: Sequence[str], author: str | None, token: str | bool | None) -> None:
-        self.wanted, self.author, self.token = list(wanted), author, token
-        self.given: set[str] = set()
-        self._running: Iterator[Any] | None = None
-
-    def next(self) -> list[Any]:
-        """Up to ``BATCH`` further ones; none at the end.
-
-        Raises:
-            HubError: the Hub refuses or fails.
-        """
-        return ask("search", self._take, token=self.token)
-
-    def _take(self, token: str | bool | None) -> list[Any]:
-        from huggingface_hub import HfApi
-
-        if self._running is None:
-            self._running = iter(
-                HfApi().list_models(filter=self.wanted, author=self.author, full=True, cardData=True, token=token)
-            )
+def _look_at(
+    candidates: Iterator[Any], wanted: Question, limit: int, token: str | bool | None, cache_dir: str | Path | None
+) -> SearchResult:
+    # As many as are still missing are looked at in one go, and twice as many each time that too few fit.
+    def judge(info: Any) -> _Judgement:
         try:
-            fresh = (info for info in self._running if info.id not in self.given)
-            taken = list(itertools.islice(fresh, BATCH))
-        except BaseException:
-            self._running = None  # a generator that failed has ended
-            raise
-        self.given.update(info.id for info in taken)
-        return taken
+            _check_format_tag(info)
+            row = _look(info, token, cache_dir)
+        except (ComponentFileError, ConfigError, HubNotFoundError, HubAccessError) as error:
+            return _Judgement(refused=str(error))
+        except HubError as error:
+            return _Judgement(fault=str(error))
+        reason = _why_not(wanted, row)
+        return _Judgement(row=row) if reason is None else _Judgement(refused=reason)
+
+    rows: list[Found] = []
+    refused: list[tuple[str, str]] = []
+    faults: list[tuple[str, str]] = []
+    count = limit
+    with ThreadPoolExecutor(PARALLEL, thread_name_prefix="timm-compat-search") as pool:
+        while len(rows) < limit and (batch := list(itertools.islice(candidates, min(count, MOST_AT_ONCE)))):
+            judged = [(str(info.id), one) for info, one in zip(batch, pool.map(judge, batch), strict=True)]
+            rows += [one.row for _, one in judged if one.row is not None]
+            refused += [(repo_id, one.refused) for repo_id, one in judged if one.refused]
+            faults += [(repo_id, one.fault) for repo_id, one in judged if one.fault]
+            if len(judged) > 1 and all(one.fault for _, one in judged):
+                faults.append((LISTING, "none of the last candidates could be looked at: the search ends here"))
+                break
+            count = max(limit - len(rows), 2 * len(batch))
+    more = len(rows) > limit or (len(rows) == limit and next(candidates, None) is not None)
+    return SearchResult(tuple(rows[:limit]), tuple(refused), tuple(faults), more)
 
 
-def _next_batch(listing: _Listing, faults: list[tuple[str, str]]) -> list[Any]:
+def _until_it_fails(listing: Listing, faults: list[tuple[str, str]]) -> Iterator[Any]:
     try:
-        return listing.next()
+        yield from listing
     except HubError as error:
         if not listing.given:
             raise
         faults.append((LISTING, f"it broke off after {len(listing.given)} candidates: {error}"))
-        return []
 
 
-def _check_format_tag(tags: Sequence[str]) -> None:
-    stated = [tag.removeprefix(FORMAT_TAG) for tag in tags if tag.startswith(FORMAT_TAG)]
-    for number in stated:
+def _count_members(listed: Iterable[Any]) -> dict[str, dict[str, int]]:
+    members: dict[str, Counter[str]] = {}
+    for info in listed:
+        for fingerprint in _stated(info, SPACE_TAG)[:1]:
+            members.setdefault(fingerprint, Counter()).update(_stated(info, ROLE_TAG)[:1])
+    return {fingerprint: {role: count[role] for role in ROLES} for fingerprint, count in members.items()}
+
+
+def _stated(info: Any, kind: str) -> list[str]:
+    return [tag.removeprefix(kind) for tag in info.tags or () if tag.startswith(kind)]
+
+
+def _check_format_tag(info: Any) -> None:
+    for number in _stated(info, FORMAT_TAG):
         check_format("its tags", int(number) if number.isascii() and number.isdigit() and len(number) < 9 else number)
 
 
-def _tags(fingerprint: str | None, role: str | None, dim: int | None) -> list[str]:
-    if role is not None and role not in ROLES:
-        raise ConfigError(f"role: expected one of {', '.join(ROLES)}, got {role!r}")
-    if fingerprint is not None and not (
-        isinstance(fingerprint, str)
-        and len(fingerprint) == FINGERPRINT_DIGITS
-        and set(fingerprint) <= set("0123456789abcdef")
-    ):
-        raise ConfigError(
-            f"space: expected a CompatSpace or its fingerprint of {FINGERPRINT_DIGITS} hex digits, got {fingerprint!r}"
-        )
-    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
-        raise ConfigError(f"dim: expected a positive integer, got {dim!r}")
-    asked = (("role", role), ("space", fingerprint), ("dim", dim))
-    return ["timm-compat", *(f"timm-compat-{name}:{value}" for name, value in asked if value is not None)]
-
-
 def _look(info: Any, token: str | bool | None, cache_dir: str | Path | None) -> Found:
-    files = HubFiles(check_repo_id(info.id), revision=info.sha, token=token, cache_dir=cache_dir)
+    files = ListedFiles(check_repo_id(info.id), revision=info.sha, token=token, cache_dir=cache_dir)
     config = files.config()
     ours = config[ROOT_KEY]
     space = CompatSpace.from_config(ours.get("space"))
@@ -261,22 +249,27 @@ def _architecture(config: dict[str, Any]) -> str | None:
 
 
 def _license(info: Any) -> str | None:
-    found = [tag.partition(":")[2] for tag in info.tags or () if tag.startswith("license:")]
-    return found[0] if found else None
+    return next(iter(_stated(info, "license:")), None)
 
 
-def _why_not(
-    row: Found, fingerprint: str | None, role: str | None, classes: Collection[str], dim: int | None
-) -> str | None:
+def _spaces_table(found: SearchResult) -> str:
+    lines = [["space", "D", "extractors", "heads", "models", "repository", "licence"]]
+    for row in found.rows:
+        counts = found.members.get(row.space, {})
+        numbers = [str(counts.get(role, 0)) for role in ("extractor", "head", "model")]
+        lines.append([row.space, str(row.feature_dim), *numbers, row.repo_id, printable(row.license or "not stated")])
+    return markdown_table(lines, words=(0, 5, 6))
+
+
+def _why_not(wanted: Question, row: Found) -> str | None:
     # None where it fits, "" where it is simply another one, else how its tags contradict its config.
-    for name, wanted, held in (
-        ("space", fingerprint, row.space),
-        ("role", role, row.role),
-        ("dim", dim, row.feature_dim),
-    ):
-        if wanted is not None and wanted != held:
-            return f"its tags say {name} {wanted}, its config.json says {held}"
-    return None if {normal_name(name) for name in classes} <= set(row.class_names) else ""
+    asked = {"space": (wanted.space, row.space), "dim": (wanted.dim, row.feature_dim)}
+    for name, (expected, held) in asked.items():
+        if expected is not None and expected != held:
+            return f"its tags say {name} {expected}, its config.json says {held}"
+    if wanted.roles and row.role not in wanted.roles:
+        return f"its tags say role {' or '.join(wanted.roles)}, its config.json says {row.role}"
+    return None if wanted.classes <= set(row.class_names) else ""
 
 
 def _cells(row: Found) -> list[str]:

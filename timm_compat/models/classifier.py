@@ -128,7 +128,8 @@ def _built(
 ) -> Any:
     if weights is not None:
         with torch.device("meta"):
-            count: int | None = count_classes(build_model(model_name, img_size=size, **timm_kwargs), weights)
+            # Any number will do, and some (DINOv2, DINOv3) have no classifier unless one is asked for.
+            count: int | None = count_classes(build_model(model_name, 2, img_size=size, **timm_kwargs), weights)
     else:
         count = None if pretrained or names is None else len(names)
     model = build_model(model_name, count, pretrained=pretrained, img_size=size, **timm_kwargs)

@@ -207,7 +207,9 @@ class CompatModel(Component, nn.Module):
         """SHA-256 over all weights and statistics."""
         return tensors_sha256(plain_state(self))
 
-    def card(self, repo_id: str | None = None, *, picture: bool = False, fused: bool = False) -> str:
+    def card(
+        self, repo_id: str | None = None, *, picture: bool = False, subfolder: str = "", fused: bool = False
+    ) -> str:
         """The text of its card; that of the fused model if ``fused``.
 
         Raises:
@@ -234,6 +236,8 @@ class CompatModel(Component, nn.Module):
             picture=picture,
             relation="merge",
             base_models=self._base_models(sources.values()),
+            class_names=self.class_names,
+            subfolder=subfolder,
         )
 
 
@@ -283,7 +287,10 @@ def _part(part: CompatExtractor | TaskHead) -> dict[str, Any]:
 
 def place_text(source: Source | None) -> str:
     """Where a part of a model was published, for its card."""
-    return f"`{source.location}` at commit `{source.commit}`" if source and source.commit else "not published as it is"
+    if source is None or source.commit is None:
+        return "not published as it is"
+    subfolder = f", subfolder `{source.subfolder}`," if source.subfolder else ""
+    return f"`{source.location}`{subfolder} at commit `{source.commit}`"
 
 
 def _parts(ours: Mapping[str, Any]) -> tuple[CompatExtractor, TaskHead]:

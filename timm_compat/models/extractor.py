@@ -21,7 +21,7 @@ from timm_compat.models.thin import base_tensors, find_base, implied_identity, l
 from timm_compat.models.unwrapping import plain_name, plain_state, unwrapped
 from timm_compat.space import CompatSpace, check_space
 from timm_compat.storage.base import Base
-from timm_compat.storage.cards import PLACEHOLDER, render_card
+from timm_compat.storage.cards import render_card
 from timm_compat.storage.component import Component
 from timm_compat.storage.facts import Facts
 from timm_compat.storage.files import (
@@ -266,7 +266,9 @@ class CompatExtractor(Component, nn.Module):
         """Of backbone and interface."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def card(self, repo_id: str | None = None, *, picture: bool = False, thin: bool = False) -> str:
+    def card(
+        self, repo_id: str | None = None, *, picture: bool = False, subfolder: str = "", thin: bool = False
+    ) -> str:
         """The text of its card.
 
         Raises:
@@ -282,7 +284,6 @@ class CompatExtractor(Component, nn.Module):
             "space": self.space.fingerprint,
             "input_size": " x ".join(str(side) for side in (channels, *size)),
             "weights": f"those of {self.facts.base_model}, fetched from there" if thin else "in this repository",
-            "timm_source": (self.facts.base_model if thin else repo_id) or PLACEHOLDER,
         }
         return render_card(
             "extractor",
@@ -292,6 +293,8 @@ class CompatExtractor(Component, nn.Module):
             repo_id=repo_id,
             picture=picture,
             relation=self.relation,
+            subfolder=subfolder,
+            timm_source=self.facts.base_model if thin else None,
         )
 
 

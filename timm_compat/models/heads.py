@@ -174,7 +174,7 @@ class TaskHead(Component, nn.Module):
         except (KeyError, TypeError, ConfigError) as error:
             raise ComponentFileError(f"config.json: expected a head's settings, got {error!r}") from error
 
-    def card(self, repo_id: str | None = None, *, picture: bool = False) -> str:
+    def card(self, repo_id: str | None = None, *, picture: bool = False, subfolder: str = "") -> str:
         """The text of its card.
 
         Raises:
@@ -187,7 +187,16 @@ class TaskHead(Component, nn.Module):
             "feature_dim": str(self.space.feature_dim),
             "space": self.space.fingerprint,
         }
-        return render_card("head", values, self.space.tags("head"), self.facts, repo_id=repo_id, picture=picture)
+        return render_card(
+            "head",
+            values,
+            self.space.tags("head"),
+            self.facts,
+            repo_id=repo_id,
+            picture=picture,
+            class_names=self.class_names,
+            subfolder=subfolder,
+        )
 
 
 class AuxiliaryHead(nn.Module):

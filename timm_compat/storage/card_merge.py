@@ -8,7 +8,7 @@ from typing import Any
 OUR_TAGS = "timm-compat"
 MARK = re.compile(r"<!-- (?P<end>/?)timm-compat:(?P<name>[\w-]+) -->\n?")
 LISTS = ("base_model", "datasets", "metrics")
-OURS_ALONE = ("model-index", "base_model_relation", "pipeline_tag", "library_name")
+OURS_ALONE = ("model-index", "base_model_relation", "pipeline_tag", "library_name", "class_names")
 
 
 def merge_cards(old: str, new: str, replaced: Mapping[str, Any] | None = None) -> str:

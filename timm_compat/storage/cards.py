@@ -17,6 +17,8 @@ from timm_compat.vocabulary import printable
 
 CARD_ROLES = ("extractor", "fused", "head", "model", "space")
 PLACEHOLDER = "path-or-repo-id"
+CLASS_NAMES = "class_names"  # key of the front matter: a search need not look at every head's config
+MOST_NAMES, LONGEST_NAME = 100, 80  # that stand there; of larger heads none do
 PIPELINE_TAGS = {
     "extractor": "image-feature-extraction",
     "model": "image-classification",
@@ -52,6 +54,9 @@ def render_card(
     picture: bool = False,
     relation: str | None = None,
     base_models: Sequence[str] = (),
+    class_names: Sequence[str] = (),
+    subfolder: str = "",
+    timm_source: str | None = None,
 ) -> str:
     """A whole card: YAML front matter, then the filled template.
 
@@ -64,6 +69,9 @@ def render_card(
         picture: whether a picture of the matrix lies beside the card.
         relation: to the base models: "finetune", "adapter" or "merge".
         base_models: Hub ids; the facts' own if empty.
+        class_names: what a head or model knows, in order.
+        subfolder: of the repository, where the component lies in one.
+        timm_source: repository that plain timm reads; the component's own if None.
 
     Raises:
         ConfigError: unknown role, or the template asks for a value that is not given.
@@ -71,7 +79,7 @@ def render_card(
     known = Facts() if facts is None else facts
     filled = {
         **{name: _one_line(value).replace("|", "\\|") for name, value in values.items()},  # many stand in a table
-        "source": repo_id or PLACEHOLDER,
+        **_places(repo_id or PLACEHOLDER, subfolder, timm_source),
         "results": _results(role, known, picture),
         "provenance": _provenance(known, base_models),
     }
@@ -82,11 +90,29 @@ def render_card(
         raise ConfigError(f"the {role} card needs the fact {error.args[0]!r}; given: {given}") from error
     origin = list(base_models) or ([] if known.base_model is None else [known.base_model])
     name = (repo_id or f"timm-compat {role}").rpartition("/")[2]
-    return f"---\n{_front_matter(role, name, tags, known, origin, relation)}\n---\n\n{body}"
+    front = _front_matter(role, name, tags, known, origin, relation, class_names)
+    return f"---\n{front}\n---\n\n{body}"
+
+
+def _places(source: str, subfolder: str, timm_source: str | None) -> dict[str, str]:
+    """Where the component is, as Python: for ``from_pretrained``, and for plain timm, which knows no subfolders."""
+    place = f'"{source}", subfolder="{subfolder}"' if subfolder else f'"{source}"'
+    if timm_source is not None or not subfolder:
+        name = f'"hf-hub:{source if timm_source is None else _one_line(timm_source)}"'
+        return {"place": place, "timm_name": name, "timm_imports": "import timm"}
+    folder = f"{{snapshot_download('{source}', allow_patterns='{subfolder}/*')}}/{subfolder}"
+    imports = "import timm\nfrom huggingface_hub import snapshot_download"
+    return {"place": place, "timm_name": f'f"local-dir:{folder}"', "timm_imports": imports}
 
 
 def _front_matter(
-    role: str, name: str, tags: Sequence[str], facts: Facts, origin: Sequence[str], relation: str | None
+    role: str,
+    name: str,
+    tags: Sequence[str],
+    facts: Facts,
+    origin: Sequence[str],
+    relation: str | None,
+    class_names: Sequence[str],
 ) -> str:
     from huggingface_hub import ModelCardData
 
@@ -95,6 +121,8 @@ def _front_matter(
         more = {"model_name": name, "eval_results": _eval_results(facts.results), "metrics": ["accuracy"]}
     if origin and relation:
         more["base_model_relation"] = relation
+    if 0 < len(class_names) <= MOST_NAMES and max(map(len, class_names)) <= LONGEST_NAME:
+        more[CLASS_NAMES] = list(class_names)
     data = ModelCardData(
         library_name="timm" if role == "fused" else "timm-compat",
         license=facts.license,

@@ -42,13 +42,14 @@ class Component:
         """Write the component to a new folder."""
 
     @abstractmethod
-    def card(self, repo_id: str | None = None, *, picture: bool = False) -> str:
-        """The text of its card, for that repository; ``picture`` where one of the matrix lies beside it."""
+    def card(self, repo_id: str | None = None, *, picture: bool = False, subfolder: str = "") -> str:
+        """The text of its card, for that place; ``picture`` where one of the matrix lies beside it."""
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
+        subfolder: str = "",
         private: bool | None = None,
         revision: str | None = None,
         create_pr: bool = False,
@@ -65,6 +66,8 @@ class Component:
 
         Args:
             repo_id: "owner/name"; made where it does not exist.
+            subfolder: of the repository, for several components in one; nothing outside it is touched, so neither is
+                the repository's own card, whose tags decide what searches find.
             private: whether a new repository is private; the owner's default if None.
             revision: branch to commit to; made where it does not exist, "main" if None.
             create_pr: open a pull request instead.
@@ -79,7 +82,8 @@ class Component:
             Repository, commit and hashes; also in ``source``.
 
         Raises:
-            ConfigError: the id is none, or the repository holds a component of another role, or something else.
+            ConfigError: the id or the subfolder is none, or the place holds a component of another role, or something
+                else.
             DraftSpaceError: the space is a draft.
             HubError: the Hub refuses or fails. Where the answer to an upload got lost, the Hub is asked what is there,
                 and the message says what it holds.
@@ -89,6 +93,7 @@ class Component:
         source = _push(
             self,
             repo_id,
+            subfolder=subfolder,
             private=private,
             revision=revision,
             create_pr=create_pr,

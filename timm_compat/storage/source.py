@@ -9,6 +9,8 @@ from typing import Any, TypedDict
 from timm_compat.errors import ConfigError
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+SUBFOLDER = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", re.ASCII)  # that is pushed to
+LONGEST_SUBFOLDER = 200
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -85,3 +87,17 @@ def check_repo_id(repo_id: str) -> str:
     if not isinstance(repo_id, str) or not REPO_ID.fullmatch(repo_id):
         raise ConfigError(f"repo_id: expected a Hub id of the form 'owner/name', got {repo_id!r:.120}")
     return repo_id
+
+
+def check_subfolder(subfolder: str) -> str:
+    """Refuse what is no folder's name, or several with "/" between.
+
+    Raises:
+        ConfigError: something else.
+    """
+    known = isinstance(subfolder, str) and len(subfolder) <= LONGEST_SUBFOLDER and SUBFOLDER.fullmatch(subfolder)
+    if subfolder != "" and not known:
+        raise ConfigError(
+            f"subfolder: expected letters, digits, '.', '_' and '-', such as 'heads/birds', got {subfolder!r:.80}"
+        )
+    return subfolder
