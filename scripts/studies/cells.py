@@ -1,12 +1,14 @@
 """Every table of the study: its rows, and how one row is measured for one seed."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-from studies import groups, joins, pairs
+from studies import groups, joins, pairs, pretrained
 from studies.groups import Architectures, Chain, DataSets
 from studies.joins import Join
 from studies.pairs import Pair
+from studies.pretrained import Under
 from studies.tasks import Scale
 
 ALIGNED = {"alignment": "contrastive"}
@@ -14,7 +16,9 @@ COMMON, BOTH = ("common_classes",), ("common_classes", "rotation")
 SAME = (0, 0)  # one architecture for both members
 SMALL_JOIN = ((0, 1), (1, 0))
 
-Row = Pair | Architectures | Chain | DataSets | Join
+PRETRAINED = "pretrained"  # its rows are all pairs of the networks that are at hand
+
+Row = Pair | Architectures | Chain | DataSets | Join | Under
 
 TABLES: dict[str, dict[str, Row]] = {
     "methods": {
@@ -97,4 +101,14 @@ MEASURES: dict[type, Callable[..., dict[str, Any]]] = {
 
 def measure(row: Row, scale: Scale, seed: int) -> dict[str, Any]:
     """One cell."""
+    if isinstance(row, Under):
+        return pretrained.measure(row, seed)
     return MEASURES[type(row)](row, scale, seed)
+
+
+def settings(row: Row, scale: Scale) -> dict[str, Any]:
+    """What must agree for a kept cell to stand: which data and how much of it, not where it lies."""
+    if isinstance(row, Under):
+        return row.settings()
+    roots = {name: getattr(scale, name) is not None for name in ("root", "digits_root")}
+    return {**asdict(scale), **roots}

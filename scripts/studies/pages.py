@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from studies.cells import PRETRAINED
+from studies.pretrained_pages import write_pretrained
 from studies.rows import Cells, Rows, chain_rows, group_rows, join_rows, matrix_of, pair_rows
 from timm_compat.evaluation.plots import bars, heat_map, lines
 from timm_compat.storage.files import replace_text
@@ -30,7 +32,7 @@ ALL = "all"
 
 
 def write_pages(cells: Cells, folder: Path, command: str) -> None:
-    """Write ``study.md``, ``study.json`` and pictures.
+    """Write ``study.md``, ``study.json`` and pictures, and what ``write_pretrained`` writes.
 
     Args:
         cells: what was measured.
@@ -38,6 +40,11 @@ def write_pages(cells: Cells, folder: Path, command: str) -> None:
         command: that measured it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if PRETRAINED in cells:
+        write_pretrained(cells[PRETRAINED], folder)
+    cells = {table: rows for table, rows in cells.items() if table != PRETRAINED}
+    if not cells:
+        return
     parts = ["# Tables of the study", _facts(cells, command)]
     for table, rows in cells.items():
         parts += [f"## {TITLES[table]}", _table(table, rows)]
@@ -49,17 +56,18 @@ def write_pages(cells: Cells, folder: Path, command: str) -> None:
 def _facts(cells: Cells, command: str) -> str:
     every = [cell for rows in cells.values() for found in rows.values() for cell in found]
     one, seeds = every[0], sorted({cell["seed"] for cell in every})
-    scale = one["scale"]
+    scale = one["settings"]
     data = "CIFAR-10" if scale["root"] else "scikit-learn's digits"
     size = f"{scale['images']} images a member, {scale['epochs']} epochs, {scale['test_images']} test images"
     hours = sum(cell["processor_seconds"] for cell in every) / 3600
-    versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in one["made"]["versions"].items())
+    commits = ", ".join(sorted({cell["made"]["commit"] for cell in every}))
     return (
         f"{data}, {size}, batches of {scale['batch_size']}, backbones A {scale['backbones'][0]} and B "
         f"{scale['backbones'][1]} unless a table says otherwise. Mean ± standard deviation over seeds "
-        f"{', '.join(map(str, seeds))}, as many as a row names; otherwise one seed. {one['device']}, {hours:.1f} "
-        f"hours of processor time, commits {', '.join(sorted({cell['commit'] for cell in every}))}, {versions}, "
-        f"{max(cell['date'] for cell in every)}.\n\n"
+        f"{', '.join(map(str, seeds))}, as many as a row names; otherwise one seed. {_device(one['made'])}, "
+        f"{hours:.1f} hours of processor time, commits {commits}, {versions}, "
+        f"{max(cell['made']['date'] for cell in every)}.\n\n"
         f"    {command}\n\n"
         "Native: extractors under their own heads; recombined: under each other's; both over all classes of the head, "
         "then over the classes in common and over the head's private ones, where there are both. Mended by a map: "
@@ -101,11 +109,20 @@ def _joins(rows: Mapping[str, list[dict[str, Any]]]) -> str:
     return markdown_table([heading, *body])
 
 
+def _device(made: Mapping[str, Any]) -> str:
+    return made["machine"]["gpu"] or f"CPU, {made['threads']} thread(s)"
+
+
 def _document(cells: Cells, command: str) -> dict[str, Any]:
     every = [cell for rows in cells.values() for found in rows.values() for cell in found]
-    shared = ("scale", "device", "python", "versions")
-    kept = [{key: value for key, value in cell.items() if key not in shared} for cell in every]
-    return {"schema": 1, "command": command, **{key: every[0][key] for key in shared}, "cells": _rounded(kept)}
+    first, shared = every[0]["made"], ("settings", "made")
+    kept = [
+        {**{key: value for key, value in cell.items() if key not in shared},
+         "commit": cell["made"]["commit"], "date": cell["made"]["date"]}
+        for cell in every
+    ]  # fmt: skip
+    facts = {"scale": every[0]["settings"], "device": _device(first), "versions": first["versions"]}
+    return {"schema": 1, "command": command, **facts, "cells": _rounded(kept)}
 
 
 def _rounded(value: Any) -> Any:

@@ -1,10 +1,11 @@
 """From the results of single cells to the numbers of a table: one value a seed for every row and column."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from kept import read_kept
 
 from studies.joins import SIZES
 
@@ -12,16 +13,16 @@ Cells = Mapping[str, Mapping[str, list[dict[str, Any]]]]
 Rows = dict[str, dict[str, list[float]]]
 
 
-def read_cells(folder: Path, order: Mapping[str, Mapping[str, Any]]) -> Cells:
-    """By table and row, in the order of the study, the results of all seeds."""
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
-    found.sort(key=lambda cell: cell["seed"])
-    tables = {
-        table: {row: [cell for cell in found if (cell["table"], cell["row"]) == (table, row)] for row in rows}
-        for table, rows in order.items()
-    }
-    present = {table: {row: cells for row, cells in rows.items() if cells} for table, rows in tables.items()}
-    return {table: rows for table, rows in present.items() if rows}
+def read_cells(folder: Path, order: Mapping[str, Iterable[str]]) -> Cells:
+    """By table and row, in the order of the study, the results of all seeds; rows that it does not list come last."""
+    found = read_kept(folder)
+    tables: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for table, rows in order.items():
+        cells = sorted((cell for cell in found if cell["table"] == table), key=lambda cell: cell["seed"])
+        present = dict.fromkeys([*rows, *(cell["row"] for cell in cells)])
+        by_row = {row: [cell for cell in cells if cell["row"] == row] for row in present}
+        tables[table] = {row: chosen for row, chosen in by_row.items() if chosen}
+    return {table: rows for table, rows in tables.items() if rows}
 
 
 def pair_rows(table: Mapping[str, list[dict[str, Any]]]) -> Rows:
