@@ -41,7 +41,7 @@ def write_pages(cells: Cells, folder: Path, command: str) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if PRETRAINED in cells:
-        write_pretrained(cells[PRETRAINED], folder)
+        write_pretrained(cells[PRETRAINED], folder, command)
     cells = {table: rows for table, rows in cells.items() if table != PRETRAINED}
     if not cells:
         return

@@ -57,18 +57,19 @@ JOINS = {"joined by classes alone": NONE, "joined by classes and photos of the h
 SHOWN_LOSSES = 10
 
 
-def write_pretrained(cells: Cells, folder: Path) -> None:
+def write_pretrained(cells: Cells, folder: Path, command: str) -> None:
     """Write ``pretrained.md``, ``pretrained.json`` and pictures.
 
     Args:
         cells: by "NEW under OLD", its draws.
         folder: where to.
+        command: that measured it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ones = list(numbers.every(cells))
     if not ones:
         return
-    parts = [INTRODUCTION, _made(cells), "## The networks", _networks(cells), IMAGENET_NOTE]
+    parts = [INTRODUCTION, _made(cells, command), "## The networks", _networks(cells), IMAGENET_NOTE]
     if any(name in SIDES for name in numbers.networks(cells)):
         parts.append(MADE_NOTE)
     parts += ["## Ways to another network's heads", _ways(cells, ones)]
@@ -78,11 +79,11 @@ def write_pretrained(cells: Cells, folder: Path) -> None:
     parts += ["## A standard space: centred ImageNet logits", _standard(cells)]
     parts += ["## What a join states before any label is seen", _coverage(cells, ones)]
     replace_text(folder / "pretrained.md", "\n\n".join(part for part in parts if part) + "\n")
-    replace_text(folder / "pretrained.json", json.dumps(_document(cells), separators=(",", ":")) + "\n")
+    replace_text(folder / "pretrained.json", json.dumps(_document(cells, command), separators=(",", ":")) + "\n")
     draw(cells, ones, folder)
 
 
-def _made(cells: Cells) -> str:
+def _made(cells: Cells, command: str) -> str:
     every = [cell for draws in cells.values() for cell in draws]
     origin, seeds = every[0]["made"], sorted({cell["seed"] for cell in every})
     commits = ", ".join(sorted({cell["made"]["commit"] for cell in every}))
@@ -92,7 +93,7 @@ def _made(cells: Cells) -> str:
     counts = every[0]["settings"]["photos"]
     photos = "; ".join(f"{kind} {found['train']} to train, {found['test']} to test" for kind, found in counts.items())
     return (
-        f"`{origin['command']}`: {len(cells)} pairs, draws of the photos {', '.join(map(str, seeds))} (pools of all "
+        f"`{command}`: {len(cells)} pairs, draws of the photos {', '.join(map(str, seeds))} (pools of all "
         f"photos, of 1,000 and of a domain are not drawn again), {seconds / 60:.0f} minutes of processor time on "
         f"cached features, at most {memory:,.0f} MB; {machine['gpu'] or machine['cpu']}, {machine['cores']} cores, "
         f"{origin['threads']} thread(s); commits {commits}; {versions}; {max(cell['made']['date'] for cell in every)}. "
@@ -144,7 +145,8 @@ def _chosen_ways(ones: Sequence[One]) -> list[tuple[str, str, Wanted]]:
 def _ways(cells: Cells, ones: Sequence[One]) -> str:
     """Means over all pairs: accuracy and share of native, for each group of heads."""
     groups = numbers.groups(cells)
-    body = [_fixed(cells, words, key) for words, key in FIXED.items()]
+    known = {key for result in numbers.first_cells(cells).values() for key in result}
+    body = [_fixed(cells, words, key) for words, key in FIXED.items() if key in known]
     for way, pools, wanted in _chosen_ways(ones):
         columns = [_accuracy_and_share(ones, kinds, wanted) for kinds in groups.values()]
         if any(columns):
@@ -289,6 +291,8 @@ def _failing(cells: Cells, ones: Sequence[One]) -> list[str]:
          f"{change:+.3f}", _percent(one.share(kind))]
         for change, one, kind in lost[:SHOWN_LOSSES]
     ]  # fmt: skip
+    if not body:
+        return [" ".join(text)]
     heading = ["pair", "head", "photos beside the classes", "change of accuracy by the photos", "share of native"]
     return [" ".join(text), "The largest losses:", markdown_table([heading, *body], words=(0, 1, 2))]
 
@@ -381,9 +385,9 @@ def _coverage(cells: Cells, ones: Sequence[One]) -> str:
     return text + "\n\n" + markdown_table([heading, *body])
 
 
-def _document(cells: Cells) -> dict[str, Any]:
+def _document(cells: Cells, command: str) -> dict[str, Any]:
     kept = [{key: cell[key] for key in ("row", "seed", "result", "processor_seconds", "made")} for cell in _flat(cells)]
-    return {"schema": 1, "settings": _flat(cells)[0]["settings"]["photos"], "cells": _rounded(kept)}
+    return {"schema": 1, "command": command, "settings": _flat(cells)[0]["settings"]["photos"], "cells": _rounded(kept)}
 
 
 def _flat(cells: Cells) -> list[Mapping[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from kept import read_kept
 
 from studies.joins import SIZES
+from timm_compat.evaluation.baselines import BASELINE_TITLES
 
 Cells = Mapping[str, Mapping[str, list[dict[str, Any]]]]
 Rows = dict[str, dict[str, list[float]]]
@@ -46,7 +47,7 @@ def _columns(results: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def group_rows(table: Mapping[str, list[dict[str, Any]]]) -> Rows:
-    """Native and recombined accuracy of any number of members; the worst exchanged pair beside."""
+    """Native and recombined accuracy of any number of members; the worst exchanged pair beside, and what mends them."""
     rows: Rows = {}
     for row, cells in table.items():
         own = [[value for pair, value in cell["result"]["all"].items() if _is_own(pair)] for cell in cells]
@@ -56,6 +57,9 @@ def group_rows(table: Mapping[str, list[dict[str, Any]]]) -> Rows:
             "recombined": [statistics.fmean(values) for values in other],
             "worst pair": [min(values) for values in other],
         }
+        for name, words in BASELINE_TITLES.items():
+            if all("mended" in cell["result"] for cell in cells):
+                rows[row][words] = [cell["result"]["mended"][name] for cell in cells]
     return rows
 
 
