@@ -5,7 +5,7 @@ import torch
 
 import timm_compat as tc
 from timm_compat.data.augmentation import shift
-from timm_compat.data.batches import BatchStream
+from timm_compat.data.streams import BatchStream
 
 
 def small_set(count: int = 10) -> tc.data.ArrayDataset:

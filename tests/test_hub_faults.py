@@ -288,7 +288,7 @@ EXTRACTOR_CASES = [
     ("giant width", set_argument("channel_multiplier", 10**12), "channel_multiplier: expected at most"),
     ("giant depth", set_argument("depths", [10**9, 2]), "depths: expected at most 1000"),
     ("infinite number", set_argument("drop_rate", float("inf")), "expected JSON.*finite number"),
-    ("object", set_argument("norm_layer", {"py/object": "os.system"}), "expected numbers, texts"),
+    ("object", set_argument("norm_layer", {"py/object": "os.system"}), "expected numbers, strings"),
 ]
 
 

@@ -10,7 +10,7 @@ from sklearn.metrics import r2_score
 import timm_compat as tc
 from timm_compat.data.image_files import load_images
 from timm_compat.evaluation.intervals import wilson_interval
-from timm_compat.methods.linear_cka import linear_cka
+from timm_compat.evaluation.scores import linear_cka
 
 # Backbones with random weights explain little.
 POOR_FIT = pytest.mark.filterwarnings("ignore:join")

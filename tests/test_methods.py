@@ -11,13 +11,13 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from timm_compat.errors import DataError, ImageError
+from timm_compat.evaluation.scores import linear_cka
 from timm_compat.methods.alignment import contrastive_losses, l2_losses
 from timm_compat.methods.common_classes import common_class_losses, vocabulary_positions
 from timm_compat.methods.flip import turn_over
 from timm_compat.methods.focal_distillation import focal_distillation_losses
 from timm_compat.methods.influence import extend_classifier, influence_losses
 from timm_compat.methods.initial_weights import same_start, start_name
-from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.methods.location import enlarge_quadrants
 from timm_compat.methods.method import Asked, Seen
 from timm_compat.methods.registry import self_supervised_tasks

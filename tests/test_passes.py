@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_compat as tc
 from timm_compat.evaluation.columns import matrix_of_columns
-from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.matrix import pair_accuracy
 from timm_compat.models import passes as engine
 from timm_compat.models.batch_size import default_batch_size
 from timm_compat.models.passes import passes

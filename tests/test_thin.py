@@ -89,6 +89,18 @@ class TestSaving:
         with torch.no_grad():
             batch = torch.randn(2, *extractor.data_config["input_size"])
             assert torch.equal(tc.compose(loaded, head)(batch), tc.compose(extractor, head)(batch))
+        # The interface of a split is the identity, which has D x D numbers and says nothing.
+        features = extractor.space.feature_dim
+        assert (tmp_path / "thin" / "interface.safetensors").stat().st_size < 4 * features * features
+
+    @pytest.mark.parametrize("said", [7, "zeros", "identity"])
+    def test_an_interface_that_cannot_be_what_it_says(self, extractor, tmp_path: Path, said: Any) -> None:
+        folder = extractor.save_pretrained(tmp_path / "thin", thin=True)  # of 8 features from more: no identity
+        config = json.loads((folder / "config.json").read_text())
+        config["timm_compat"]["interface_weight"] = said
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(tc.errors.ComponentFileError, match="interface_weight: expected"):
+            tc.CompatExtractor.from_pretrained(folder)
 
 
 class TestLoading:

@@ -410,13 +410,13 @@ def _fingerprint(definition: Mapping[str, Any]) -> str:
 
 def _check_digest(reference: object) -> str:
     if not isinstance(reference, str) or not reference:
-        raise ConfigError(f"reference: expected an extractor's digest(), a text, got {reference!r:.80}")
+        raise ConfigError(f"reference: expected an extractor's digest(), a string, got {reference!r:.80}")
     return reference
 
 
 def _str_map(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for pair in value.items() for item in pair):
-        raise TypeError(f"expected texts by name, got {value!r:.80}")
+        raise TypeError(f"expected strings by name, got {value!r:.80}")
     return dict(value)
 
 

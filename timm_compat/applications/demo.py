@@ -12,12 +12,11 @@ import numpy as np
 
 from timm_compat._extras import require
 from timm_compat.config import TrainConfig
+from timm_compat.data.array_files import load_digits
 from timm_compat.data.arrays import ArrayDataset
-from timm_compat.data.digits import load_digits
 from timm_compat.errors import ConfigError, MissingExtraError
 from timm_compat.evaluation.baselines import retrained_head_accuracy
-from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
-from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.matrix import RecombinationMatrix, pair_accuracy, recombination_matrix
 from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead

@@ -17,7 +17,7 @@ from timm_compat.evaluation.matrix import measure
 from timm_compat.evaluation.report import ComponentFacts, EvaluationReport, Retrieval
 from timm_compat.evaluation.report_pictures import draw_pictures
 from timm_compat.evaluation.retrieval import retrieve
-from timm_compat.methods.linear_cka import linear_cka
+from timm_compat.evaluation.scores import linear_cka
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.passes import DEFAULTS
 from timm_compat.models.run_options import RunOptions

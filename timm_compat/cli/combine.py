@@ -88,7 +88,7 @@ def run_compose(options: argparse.Namespace) -> None:
 
 
 def _check_fit(extractor: str, head: str, where: Where) -> list[Files]:
-    # By their configs alone, in one line; the files, so that the weights are those that were judged.
+    # By their configs alone, in one line; the files, so that the weights are those that were checked.
     spaces, found = [], []
     for role, location in (("extractor", extractor), ("head", head)):
         files = open_files(location, **where)

@@ -1,20 +1,25 @@
-"""Images and labels in one NumPy file."""
+"""Images that come as arrays: npz files, and the digits that scikit-learn brings along."""
 
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.listing import ALL
 from timm_compat.data.map_style import numbered, whole_labels
-from timm_compat.errors import DataError
+from timm_compat.errors import ConfigError, DataError
+from timm_compat.seeding import generator
 
 CLASS_NAMES_KEY = "class_names"
 
 # Keys of images and labels, with "{split}_" before them where a file holds several splits.
 KEYS = (("images", "labels"), ("x", "y"))
+SPLITS = ("train", "test")
+TEST_SHARE = 0.25
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
 
 
 def load_npz(path: Path, split: str) -> ArrayDataset:
@@ -63,3 +68,29 @@ def _find_keys(present: list[str], path: Path, split: str) -> tuple[str, str]:
             return pair
     undivided = "arrays images and labels, or " if whole else ""
     raise DataError(f"{path}: expected {undivided}{split}_images and {split}_labels, got {', '.join(present)}")
+
+
+def load_digits(split: str = "train") -> ArrayDataset:
+    """1,797 digits of 8 x 8 grey pixels (Alpaydin and Kaynak, UCI 1998), split once and for all.
+
+    Args:
+        split: "train" (1,348 images) or "test" (449).
+
+    Raises:
+        ConfigError: another split.
+
+    Example:
+        >>> digits = tc.data.load_digits("test")
+        >>> digits.images.shape, digits.class_names[:3]
+        (torch.Size([449, 1, 8, 8]), ('0', '1', '2'))
+    """
+    from sklearn.datasets import load_digits as load
+
+    if split not in SPLITS:
+        raise ConfigError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    images, labels = load(return_X_y=True)
+    pixels = torch.as_tensor(images, dtype=torch.float32).reshape(-1, 8, 8) * (255 / 16)
+    digits = ArrayDataset.from_arrays(pixels.round().to(torch.uint8), labels, CLASS_NAMES)
+    order = torch.randperm(len(digits), generator=generator(0, "digits"))
+    first_train = round(len(digits) * TEST_SHARE)
+    return digits.subset(order[:first_train] if split == "test" else order[first_train:])

@@ -17,7 +17,7 @@ from timm_compat.seeding import derive_seed
 
 
 @dataclass(frozen=True)
-class Place:
+class Sample:
     """One image of a batch.
 
     Attributes:
@@ -41,7 +41,7 @@ class _Decoded:
 def decoded_for(
     dataset: ImageDataset,
     transforms: Sequence[Transform],
-    batches: Iterable[list[Place]],
+    batches: Iterable[list[Sample]],
     *,
     seed: int = 0,
     name: str = "",
@@ -87,21 +87,21 @@ class _Samples(Dataset[_Decoded | DataError]):
     seed: int
     name: str
 
-    def __getitem__(self, place: Place) -> _Decoded | DataError:
+    def __getitem__(self, sample: Sample) -> _Decoded | DataError:
         # Errors travel as values: raised in a worker, a message would arrive inside a traceback of thirty lines.
         try:
-            found = self.dataset.find(place.index)
+            found = self.dataset.find(sample.index)
         except DataError as error:
             return DataError(str(error))
         images = []
         for transform in self.transforms:
-            with _seeded(derive_seed(self.seed, self.name, "augment", str(place.position))):
+            with _seeded(derive_seed(self.seed, self.name, "augment", str(sample.position))):
                 pixels = transform(found.image)
             if not isinstance(pixels, Tensor) or pixels.ndim != 3 or pixels.dtype != torch.uint8:
                 what = f"{tuple(pixels.shape)}, {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
                 return DataError(f"transform: expected to get a tensor (C, H, W) of uint8, got {what}")
             images.append(pixels)
-        return _Decoded(tuple(images), self.dataset.labels[place.index], found.skipped)
+        return _Decoded(tuple(images), self.dataset.labels[sample.index], found.skipped)
 
 
 def _collate(samples: Sequence[_Decoded | DataError]) -> _Decoded | DataError:

@@ -109,15 +109,15 @@ def split_folder(root: Path, split: str, *, labelled: bool) -> Path:
     Raises:
         DataError: there is no such split; the message lists what there is.
     """
-    place = next((place for place in _places(root) if _splits(place, labelled)), None)
-    if place is None:
+    folder = next((folder for folder in _roots(root) if _splits(folder, labelled)), None)
+    if folder is None:
         return _of_undivided(root, split, labelled)
     if split == ALL and not labelled:
         return root
-    splits = _splits(place, labelled)
-    found = _named(place, split, labelled) or [at for at in splits if split_kind(at.name) == split_kind(split)]
+    splits = _splits(folder, labelled)
+    found = _named(folder, split, labelled) or [at for at in splits if split_kind(at.name) == split_kind(split)]
     if len(found) != 1:
-        raise DataError(f"{place}: expected a folder {split}, got {_names(found or splits)}")
+        raise DataError(f"{folder}: expected a folder {split}, got {_names(found or splits)}")
     return found[0]
 
 
@@ -135,16 +135,16 @@ def _of_undivided(root: Path, split: str, labelled: bool) -> Path:
     return folders[0] if wraps else root
 
 
-def _named(place: Path, split: str, labelled: bool) -> list[Path]:
+def _named(folder: Path, split: str, labelled: bool) -> list[Path]:
     """The folder that bears just this name, or failing that one which differs by case."""
-    folders = [folder for folder in _folders(place) if not labelled or _folders(folder)]
+    folders = [child for child in _folders(folder) if not labelled or _folders(child)]
     exact = [folder for folder in folders if folder.name == split]
     return exact or [folder for folder in folders if folder.name.lower() == split.lower()]
 
 
 def is_divided(root: Path, *, labelled: bool = True) -> bool:
     """Whether a folder holds splits."""
-    return any(_splits(place, labelled) for place in _places(root))
+    return any(_splits(folder, labelled) for folder in _roots(root))
 
 
 def split_kind(name: str) -> str:
@@ -205,13 +205,13 @@ def _folders(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     return found
 
 
-def _places(root: Path) -> list[Path]:
+def _roots(root: Path) -> list[Path]:
     folders = _folders(root)
     return [root, *(folder for folder in folders if folder.name.lower() in WRAPPERS)]
 
 
-def _splits(place: Path, labelled: bool) -> list[Path]:
-    folders = _folders(place)
+def _splits(folder: Path, labelled: bool) -> list[Path]:
+    folders = _folders(folder)
     named = [folder for folder in folders if split_kind(folder.name) in SPLITS]
     if labelled:  # a folder of images alone is a class, such as that of trains
         return [folder for folder in named if _folders(folder)]

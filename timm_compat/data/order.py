@@ -29,8 +29,8 @@ class PassOrder:
     def indices(self, step: int) -> Tensor:
         """Indices into the data set, (batch_size,), of a step counted from 0."""
         positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        passes, places = positions // self.size, positions % self.size
-        chosen = [self._order(int(number))[places[passes == number]] for number in passes.unique()]
+        passes, offsets = positions // self.size, positions % self.size
+        chosen = [self._order(int(number))[offsets[passes == number]] for number in passes.unique()]
         return torch.cat(chosen)
 
     def _order(self, number: int) -> Tensor:
@@ -55,8 +55,8 @@ class Share:
     offset: int = 0
     stride: int = 1
 
-    def places(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of the chosen images (n,) of the whole batch are held here, and their places in this pass."""
+    def indices(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the chosen images (n,) of the whole batch are held here, and their indices in this pass."""
         mine = ((chosen - self.offset) % self.stride == 0).nonzero().flatten()
         return mine, (chosen[mine] - self.offset) // self.stride
 

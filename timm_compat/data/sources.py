@@ -9,9 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from timm_compat.data.array_files import load_npz
+from timm_compat.data.array_files import load_digits, load_npz
 from timm_compat.data.arrays import ArrayDataset
-from timm_compat.data.digits import load_digits
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.data.image_files import load_folder, load_images
 from timm_compat.data.labelled import LabelledSet

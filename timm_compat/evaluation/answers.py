@@ -137,18 +137,18 @@ class _Found:
         predicted = np.full((*runs.shape, count), NOT_RUN, dtype=np.int64)
         confidence = np.full(predicted.shape, np.nan, dtype=np.float32)
         if cells:
-            places, (rows, columns) = self._places(self.positions), zip(*cells, strict=True)
-            confidence[rows, columns] = gathered(_joined(self.confidence), places, count).T.numpy()
-            predicted[rows, columns] = gathered(_joined(self.predicted), places, count).T.numpy()
+            indices, (rows, columns) = self._indices(self.positions), zip(*cells, strict=True)
+            confidence[rows, columns] = gathered(_joined(self.confidence), indices, count).T.numpy()
+            predicted[rows, columns] = gathered(_joined(self.predicted), indices, count).T.numpy()
         features = {}
         if wanted.any():
             ranks = wanted.cumsum(0) - 1  # among the kept ones
-            places = ranks[self._places(self.kept)]
+            indices = ranks[self._indices(self.kept)]
             for name, part in zip(names, self.features, strict=True):
-                features[name] = gathered(_joined(part), places, int(wanted.sum()))
+                features[name] = gathered(_joined(part), indices, int(wanted.sum()))
         return Outputs(predicted, confidence, features)
 
-    def _places(self, positions: list[Tensor]) -> Tensor:
+    def _indices(self, positions: list[Tensor]) -> Tensor:
         return torch.cat([torch.zeros(0, dtype=torch.int64), *positions])
 
 

@@ -48,9 +48,9 @@ def matrix_of_columns(
     for names in groups.values():
         group = {name: heads[name] for name in names}
         crossed = check_parts(extractors, group, cross_space)
-        images, places = _united([tests[name] for name in names])
+        images, indices = _united([tests[name] for name in names])
         targets = {}
-        for name, own in zip(names, places, strict=True):
+        for name, own in zip(names, indices, strict=True):
             found = find_targets({name: heads[name]}, tests[name])[name]
             positions = torch.full((len(images),), UNKNOWN)
             positions[own] = found.positions
@@ -78,24 +78,24 @@ def _in_order(matrix: RecombinationMatrix, names: tuple[str, ...]) -> Recombinat
 
 
 def _united(datasets: Sequence[Images]) -> tuple[Images, list[Tensor]]:
-    """One set of the images of several, each once, and the places of each one's images in it; labels mean nothing."""
+    """One set of the images of several, each once, and the indices of each one's images in it; labels mean nothing."""
     first = datasets[0]
     if all(dataset is first for dataset in datasets):
         return first, [torch.arange(len(first))] * len(datasets)
     known: dict[Hashable, int] = {}
     entries: list[tuple[Any, int]] = []
-    places = []
+    indices = []
     for dataset in datasets:
         seen: dict[Hashable, int] = {}
         own = []
         for index, key in enumerate(dataset.image_keys()):
             seen[key] = seen.get(key, 0) + 1  # an image that a set holds twice counts twice
-            place = known.setdefault((key, seen[key]), len(known))
-            if place == len(entries):
+            position = known.setdefault((key, seen[key]), len(known))
+            if position == len(entries):
                 entries.append((dataset, index))
-            own.append(place)
-        places.append(torch.tensor(own))
-    return type(first).collected(entries, NO_CLASS), places
+            own.append(position)
+        indices.append(torch.tensor(own))
+    return type(first).collected(entries, NO_CLASS), indices
 
 
 def side_by_side(matrices: Sequence[RecombinationMatrix]) -> RecombinationMatrix:

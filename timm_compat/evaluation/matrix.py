@@ -123,7 +123,7 @@ class RecombinationMatrix:
             own = np.flatnonzero(self.native[:, column] & ~np.isnan(self.accuracy[:, column]))
             if len(own):
                 kept = known.expected[column] >= 0
-                old, new = (known.predicted[place, column][kept] for place in (own[0], row))
+                old, new = (known.predicted[index, column][kept] for index in (own[0], row))
                 result[row, column] = rate(old, new, known.expected[column][kept])
         return result
 
@@ -390,3 +390,12 @@ def _matrix(
         predictions=Predictions(outputs.predicted, outputs.confidence, expected),
         left_out=tuple(int((positions < 0).sum()) for positions in expected),
     )
+
+
+def pair_accuracy(extractor: CompatExtractor, head: TaskHead, dataset: Images) -> float:
+    """Accuracy in [0, 1] on the images of classes that the head knows.
+
+    Raises:
+        CompatError: as ``recombination_matrix`` does.
+    """
+    return float(recombination_matrix({"": extractor}, {"": head}, dataset).accuracy[0, 0])

@@ -70,8 +70,8 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = NUM_B
         return float("nan")
     if not ((sure >= 0) & (sure <= 1)).all():
         raise DataError(f"confidence: expected probabilities from 0 to 1, got {sure.min():g} to {sure.max():g}")
-    places = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(places, weights=correct.astype(np.float64) - sure, minlength=bins)
+    bins_of = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(bins_of, weights=correct.astype(np.float64) - sure, minlength=bins)
     return float(np.abs(gaps).sum() / len(sure))
 
 

@@ -121,13 +121,13 @@ def pooled_features(
 ) -> Tensor:
     """Features (N, D) of a labelled set on the CPU, float32; those at level "map" averaged over positions."""
     size = extractor.space.feature_dim
-    rows, places, filled = torch.empty(len(images), size), torch.empty(len(images), dtype=torch.int64), 0
+    rows, positions, filled = torch.empty(len(images), size), torch.empty(len(images), dtype=torch.int64), 0
     for passed in passes([extractor], images, options=options, description=description):
         block = slice(filled, filled + len(passed.positions))
         rows[block] = passed.outputs[0].flatten(2).mean(dim=2) if passed.outputs[0].ndim == 4 else passed.outputs[0]
-        places[block] = passed.positions
+        positions[block] = passed.positions
         filled = block.stop
-    return gathered(rows[:filled], places[:filled], len(images))
+    return gathered(rows[:filled], positions[:filled], len(images))
 
 
 def _check_classes(images: ArrayDataset | ImageDataset) -> None:
@@ -145,14 +145,14 @@ def _check_classes(images: ArrayDataset | ImageDataset) -> None:
 
 
 def _positions(test: ArrayDataset | ImageDataset, names: tuple[str, ...]) -> Tensor:
-    places = {name: place for place, name in enumerate(names)}
-    unknown = sorted({test.class_names[label] for label in test.labels.unique().tolist()} - places.keys())
+    indices = {name: index for index, name in enumerate(names)}
+    unknown = sorted({test.class_names[label] for label in test.labels.unique().tolist()} - indices.keys())
     if unknown:
         raise DataError(
             f"probe: expected test images of the head's classes ({', '.join(names[:3])}, ...), got {unknown[0]} and "
             f"{len(unknown) - 1} more that it does not learn; see dataset.of_classes and dataset.renamed"
         )
-    return torch.tensor([places.get(name, -1) for name in test.class_names])[test.labels.cpu()]
+    return torch.tensor([indices.get(name, -1) for name in test.class_names])[test.labels.cpu()]
 
 
 def _measured(told: Tensor, by: str) -> dict[str, Any]:

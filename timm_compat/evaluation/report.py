@@ -159,10 +159,10 @@ class EvaluationReport:
         costs = [compatibility_cost(self.alone[name], own[name]) for name in known]
         found = {"compatibility_cost": mean_of_measured(np.array(costs))}
         if matrix.rows == matrix.columns:
-            places = [matrix.rows.index(name) for name in known]
+            indices = [matrix.rows.index(name) for name in known]
             gains = [
                 update_gain(matrix.accuracy[new, old], matrix.accuracy[old, old], self.alone[matrix.rows[new]])
-                for new in places
+                for new in indices
                 for old in range(new)
             ]
             found["update_gain"] = mean_of_measured(np.array(gains))

@@ -88,8 +88,8 @@ def retrieve(
     """
     _check_settings(ranks, distance, depth, search)
     _check_sides(queries, query_labels, gallery, gallery_labels, same_images)
-    places = {name: place.cpu() for name, place in (("query", query_labels), ("gallery", gallery_labels))}
-    relevant = _relevant(places["query"], places["gallery"], same_images)
+    labels = {name: given.cpu() for name, given in (("query", query_labels), ("gallery", gallery_labels))}
+    relevant = _relevant(labels["query"], labels["gallery"], same_images)
     counted = relevant > 0
     if not counted.any():
         raise DataError("gallery: expected images of a query's class (other than the query itself), got none")
@@ -97,7 +97,7 @@ def retrieve(
     precision = 0.0
     for rows, order in _orders(_scaled(queries, distance), _scaled(gallery, distance), same_images, depth, search):
         kept = counted[rows]
-        match = (places["gallery"][order] == places["query"][rows, None])[kept].double()
+        match = (labels["gallery"][order] == labels["query"][rows, None])[kept].double()
         for k in hits:
             hits[k] += float(match[:, :k].amax(dim=1).sum())
         ranked = match.cumsum(dim=1) / torch.arange(1, match.shape[1] + 1)

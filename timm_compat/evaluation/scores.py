@@ -6,7 +6,9 @@ oldest first; for retrieval a row is the model of the queries and a column that 
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from timm_compat.errors import DataError
 
@@ -156,3 +158,10 @@ def _square(matrix: Array) -> Array:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise DataError(f"matrix: expected one row and one column a model, got shape {matrix.shape}")
     return matrix
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Similarity in [0, 1] of features (n, F) and (n, D) of the same n images; NaN where one side does not vary."""
+    x, y = (features.double() - features.double().mean(dim=0) for features in (x, y))
+    within = torch.linalg.matrix_norm(x.T @ x) * torch.linalg.matrix_norm(y.T @ y)
+    return float(torch.linalg.matrix_norm(y.T @ x).square() / within)

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from timm_compat.data.raw_batches import RawImages
 from timm_compat.errors import BackboneError, ConfigError, DataError
-from timm_compat.joining.classes import class_rows, has_own_classes
+from timm_compat.evaluation.scores import linear_cka
 from timm_compat.joining.closed_form import ALONE, Centre, ClosedForm
-from timm_compat.joining.evidence import HELD_OUT_EVERY, HeldOut, ImageEvidence
+from timm_compat.joining.evidence import HELD_OUT_EVERY, HeldOut, ImageEvidence, class_rows, has_own_classes
 from timm_compat.joining.report import Agreement, JoinReport, agreement, divergence, explained, name_of, warn_where_poor
-from timm_compat.methods.linear_cka import linear_cka
 from timm_compat.methods.ridge import Moments
 from timm_compat.models.classifier import Classifier, open_classifier
 from timm_compat.models.extractor import CompatExtractor, create_extractor, origin_facts
@@ -118,9 +117,9 @@ def join(
         if home_of(extractor).type == "cpu":
             extractor.to(home_of(reference))
         fitted, held_out, features = _seen(extractor, reference, images, options)
-        judges, trial = _judges(space, heads), ClosedForm(fitted, rows, centre)
-        strength = ALONE[0] if rows is not None else _chosen(interface, trial, features, judges)
-        measured = _measured(_with_map(interface, trial.map(strength)), features, judges)
+        known, trial = _known_heads(space, heads), ClosedForm(fitted, rows, centre)
+        strength = ALONE[0] if rows is not None else _chosen(interface, trial, features, known)
+        measured = _measured(_with_map(interface, trial.map(strength)), features, known)
         everything = fitted.merged(held_out)
         interface.set_linear(*ClosedForm(everything, rows, centre).map(strength))
         shift = _shift(everything) if space.normalization == "batch" else None
@@ -218,14 +217,14 @@ def _seen(
     return fitted, held_out, features
 
 
-def _judges(space: CompatSpace, heads: Sequence[TaskHead]) -> dict[str, nn.Module]:
+def _known_heads(space: CompatSpace, heads: Sequence[TaskHead]) -> dict[str, nn.Module]:
     """Frozen copies on the CPU of the heads whose answers are compared, by what the report calls them."""
-    judges: dict[str, nn.Module] = {}
+    known: dict[str, nn.Module] = {}
     if has_own_classes(space) and all(head.class_names != space.class_names for head in heads):
-        judges[OWN_CLASSES] = CommonClassesHead(space)
+        known[OWN_CLASSES] = CommonClassesHead(space)
     for head in heads:
-        judges[name_of(head, list(judges))] = copy.deepcopy(head).cpu().eval()
-    return judges
+        known[name_of(head, list(known))] = copy.deepcopy(head).cpu().eval()
+    return known
 
 
 def _with_map(interface: Interface, linear: tuple[Tensor, Tensor]) -> Interface:
@@ -235,24 +234,24 @@ def _with_map(interface: Interface, linear: tuple[Tensor, Tensor]) -> Interface:
     return copied
 
 
-def _chosen(interface: Interface, trial: ClosedForm, held_out: HeldOut, judges: Mapping[str, nn.Module]) -> float:
+def _chosen(interface: Interface, trial: ClosedForm, held_out: HeldOut, known: Mapping[str, nn.Module]) -> float:
     """How strongly to believe in a rotation: what serves the heads best on held-out images, else what explains most."""
 
     def loss(strength: float) -> float:
         joined = _with_map(interface, trial.map(strength))(held_out.new)
-        if not judges:
+        if not known:
             return -explained(joined, held_out.space)
-        return sum(divergence(joined, held_out.space, head) for head in judges.values())
+        return sum(divergence(joined, held_out.space, head) for head in known.values())
 
     return min(ALONE, key=loss)
 
 
 def _measured(
-    interface: Interface, held_out: HeldOut, judges: Mapping[str, nn.Module]
+    interface: Interface, held_out: HeldOut, known: Mapping[str, nn.Module]
 ) -> tuple[dict[str, Agreement], float, float]:
     """Agreement under every head, R^2 and CKA on held-out images, of the map that was fitted without them."""
     joined, targets = interface(held_out.new), held_out.space
-    agreements = {name: agreement(joined, targets, head) for name, head in judges.items()}
+    agreements = {name: agreement(joined, targets, head) for name, head in known.items()}
     return agreements, explained(joined, targets), linear_cka(joined, targets)
 
 

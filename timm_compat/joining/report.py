@@ -53,7 +53,7 @@ class JoinReport:
             gets right: where the new one is the better network, its accuracy can be higher than that.
         r2: share of the reference features' variance that the map explains on held-out images; None without images. It
             ranks joins badly: a map that keeps what heads read may explain less.
-        cka: linear CKA between its features and the reference's, in [0, 1] (``methods/linear_cka.py``); None without
+        cka: linear CKA between its features and the reference's, in [0, 1] (``evaluation/scores.py``); None without
             images.
         shift: how far the images are from those that the reference learned from: mean square of its features' means in
             units of their variance; None without images, or where the space does not normalise by "batch".

@@ -65,8 +65,8 @@ class CommonClasses(Method):
 
 def vocabulary_positions(class_names: Sequence[str], vocabulary: Sequence[str]) -> Tensor:
     """For each of a task's classes its position in the vocabulary, or -1: (K,), int64."""
-    places = {name: position for position, name in enumerate(vocabulary)}
-    return torch.tensor([places.get(name, NOT_COMMON) for name in class_names], dtype=torch.int64)
+    indices = {name: position for position, name in enumerate(vocabulary)}
+    return torch.tensor([indices.get(name, NOT_COMMON) for name in class_names], dtype=torch.int64)
 
 
 def common_class_losses(logits: Tensor, positions: Tensor) -> Tensor:

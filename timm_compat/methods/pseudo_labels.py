@@ -46,9 +46,9 @@ def surest(labels: Tensor, margins: Tensor, share: float) -> Tensor:
     """
     kept = []
     for label in labels.unique():
-        places = (labels == label).nonzero().flatten()
-        count = max(1, math.floor(share * len(places)))
-        kept.append(places[margins[places].argsort(descending=True, stable=True)[:count]])
+        indices = (labels == label).nonzero().flatten()
+        count = max(1, math.floor(share * len(indices)))
+        kept.append(indices[margins[indices].argsort(descending=True, stable=True)[:count]])
     return torch.cat(kept).sort().values
 
 

@@ -102,7 +102,7 @@ def checked_arguments(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     refused = sorted(RESERVED_ARGUMENTS & args.keys())
     if refused or not all(_is_plain(value) for value in args.values()):
         raise ComponentFileError(
-            f"config.json: model_args: expected numbers, texts or short lists of them, got {refused or args!r:.200}"
+            f"config.json: model_args: expected numbers, strings or short lists of them, got {refused or args!r:.200}"
         )
     for name, value in args.items():
         most = next((limit for part, limit in LIMITS.items() if part in name), MAX_NUMBER)

@@ -110,7 +110,7 @@ def known_names(model: Any, num_classes: int) -> tuple[str, ...] | None:
     """The class names that come with a timm model, or those of the ImageNet subset that it was trained on."""
     config: Mapping[str, Any] = model.pretrained_cfg
     labels = config.get("label_names")
-    if isinstance(labels, Mapping):  # by number, and JSON makes texts of these
+    if isinstance(labels, Mapping):  # by number, and JSON makes strings of these
         numbered = {int(number): name for number, name in labels.items()}
         labels = [numbered[number] for number in sorted(numbered)]
     if labels and len(labels) == num_classes == len(set(labels)):

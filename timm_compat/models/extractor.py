@@ -17,7 +17,7 @@ from timm_compat.models.backbone_config import backbone_facts, backbone_from_con
 from timm_compat.models.blank import build_shapes, with_tensors
 from timm_compat.models.interface import Interface
 from timm_compat.models.preprocess import Preprocess
-from timm_compat.models.thin import base_tensors, find_base
+from timm_compat.models.thin import base_tensors, find_base, implied_identity, leave_out_identity
 from timm_compat.models.unwrapping import plain_name, plain_state, unwrapped
 from timm_compat.space import CompatSpace, check_space
 from timm_compat.storage.base import Base
@@ -192,6 +192,7 @@ class CompatExtractor(Component, nn.Module):
             check_new_folder(folder)
             facts["base"] = find_base(backbone.model, self.facts, unbounded).to_config()
             del weights[WEIGHTS_FILE]
+            facts |= leave_out_identity(weights[INTERFACE_FILE])
         number = THIN_FORMAT if thin else None
         return write_component(folder, "extractor", facts, weights, self.card(thin=thin), root, unbounded, number)
 
@@ -238,7 +239,9 @@ class CompatExtractor(Component, nn.Module):
             raise ConfigError(f"base: expected none, for {files} holds its backbone's weights itself; drop it")
         else:
             weights = files.tensors(WEIGHTS_FILE, config, model.state_dict(), unbounded, convert)
-        fitted = files.tensors(INTERFACE_FILE, config, interface.state_dict(), convert=convert)
+        wanted = dict(interface.state_dict())
+        implied = implied_identity(config[ROOT_KEY], wanted)
+        fitted = files.tensors(INTERFACE_FILE, config, wanted, convert=convert) | implied
         tensors = {f"backbone.model.{name}": tensor for name, tensor in weights.items()}
         tensors |= {f"interface.{name}": tensor for name, tensor in fitted.items()}
         extractor = with_tensors(shapes, build, tensors)

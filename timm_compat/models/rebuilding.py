@@ -1,4 +1,4 @@
-"""Whether timm rebuilds a model from its name and arguments: judged by outputs, not by names and shapes alone.
+"""Whether timm rebuilds a model from its name and arguments: compared by outputs, not by names and shapes alone.
 
 A model may have been changed since timm built it: another pooling, other activations, another image size. What timm's
 arguments can say of that is said; of the rest nothing may be saved, for it would come back as another network.
@@ -123,8 +123,8 @@ def _pooling(model: Any) -> str | None:
     # The head's own comes first: timm leaves the model's text at what it was built with.
     head = getattr(model, "head", None)
     places = (getattr(head, "global_pool", None), getattr(head, "pool_type", None), getattr(model, "global_pool", None))
-    texts = (getattr(place, "pool_type", place) for place in places)
-    return next((text for text in texts if isinstance(text, str)), None)
+    names = (getattr(place, "pool_type", place) for place in places)
+    return next((name for name in names if isinstance(name, str)), None)
 
 
 def _image_size(model: Any) -> tuple[int, int] | None:

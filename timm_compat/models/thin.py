@@ -1,7 +1,8 @@
 """Thin extractors: the backbone's weights stay with the model that they came from, and are fetched from there."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from timm_compat.storage.facts import Facts
 from timm_compat.storage.files import Tensors, largest_file, read_safetensors
 from timm_compat.storage.source import Where
 
+KEY, WEIGHT, IDENTITY = "interface_weight", "projection.weight", "identity"
 MAX_CLASSIFIER_BYTES = 2**28  # what a base may hold besides the backbone: its classifier
 
 
@@ -68,6 +70,31 @@ def base_tensors(
     """
     path = base_file(base, file, _most_bytes(expected), where)
     return read_safetensors(path, expected, unbounded, convert=True, whole=False)
+
+
+def leave_out_identity(interface: dict[str, Tensor]) -> dict[str, str]:
+    """What the config says in place of an interface's weight that is the identity, as ``split`` makes it."""
+    weight = interface[WEIGHT]
+    if weight.ndim != 2 or not torch.equal(weight, torch.eye(*weight.shape).to(weight)) or len(set(weight.shape)) > 1:
+        return {}
+    del interface[WEIGHT]
+    return {KEY: IDENTITY}
+
+
+def implied_identity(config: Mapping[str, Any], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weight that a config says is the identity; it is taken out of what the file is expected to hold.
+
+    Raises:
+        ComponentFileError: something else is said, or the weight is not square.
+    """
+    if KEY not in config:
+        return {}
+    shape = tuple(expected[WEIGHT].shape)
+    if config[KEY] != IDENTITY or len(shape) != 2 or shape[0] != shape[1]:
+        raise ComponentFileError(
+            f"config.json: {KEY}: expected {IDENTITY!r} for a square weight, got {config[KEY]!r:.80} for {shape}"
+        )
+    return {WEIGHT: torch.eye(shape[0], dtype=expected.pop(WEIGHT).dtype)}
 
 
 def _most_bytes(expected: Tensors) -> int:

@@ -49,7 +49,7 @@ def read_as(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -
     Args:
         kind: the model that the document becomes.
         path: of the file, UTF-8, at most 1 MiB.
-        overrides: texts "PATH=VALUE" that set or replace values before anything is checked: "training.epochs=3",
+        overrides: strings "PATH=VALUE" that set or replace values before anything is checked: "training.epochs=3",
             "members.a.backbone=resnet18" (a member by its name, or by its number from 0), "space.methods=[rotation]".
 
     Raises:

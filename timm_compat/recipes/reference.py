@@ -58,7 +58,7 @@ def _summary(model: type[Any]) -> str:
 
 
 def _attributes(model: type[Any]) -> dict[str, str]:
-    """The section "Attributes" of a docstring, and of those that it inherits from: texts by name."""
+    """The section "Attributes" of a docstring, and of those that it inherits from: strings by name."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
         _, _, section = inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")

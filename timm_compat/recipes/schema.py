@@ -152,8 +152,8 @@ class MemberRecipe:
         img_size: H = W, or (H, W), of the images; the backbone's own if None.
         crop_pct: share of an image's side that the backbone sees; as ``create_extractor`` chooses it if None.
         out_index: at level "map" the stage to read.
-        arguments: timm's own keywords, such as ``in_chans``; their values are texts, numbers, switches, None, or lists
-            of these (a tuple becomes a list).
+        arguments: timm's own keywords, such as ``in_chans``; their values are strings, numbers, booleans, None, or
+            lists of these (a tuple becomes a list).
 
     Raises:
         ConfigError: a value out of range, ``weights`` together with ``pretrained``, an argument that has a key of its
@@ -206,7 +206,7 @@ class ReferenceRecipe:
 
 @recipe
 class Recipe:
-    """A whole training run. Paths are kept as texts, so that a recipe equals the one read back from its text.
+    """A whole training run. Paths are kept as strings, so that a recipe equals the one read back from its text.
 
     Attributes:
         space: where all members live.

@@ -35,7 +35,7 @@ OWN_KEYS = ("model", "space", "pretrained", "trainable", "out_index", "img_size"
 
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _INTEGER = re.compile(r"[-+]?(0|[1-9](_?[0-9]){0,30})")  # YAML 1.1 and 1.2 disagree about 010
-_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")  # a text in YAML 1.1 where the point is missing
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")  # a string in YAML 1.1 where the point is missing
 SUBJECT = re.compile(r"([A-Za-z_][\w.]*): ")  # the key that a message is about, where it starts with one
 # What pydantic's kinds of errors expected: by the whole word first, then by the word's beginning.
 _EXPECTED = {
@@ -210,7 +210,7 @@ def _arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_written(training: TrainConfig) -> TrainConfig:
-    """Paths as texts, and tuples among arguments as lists: what YAML can hold."""
+    """Paths as strings, and tuples among arguments as lists: what YAML can hold."""
     found: dict[str, Any] = {}
     for name, value in vars(training).items():
         if isinstance(value, PurePath):

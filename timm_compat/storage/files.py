@@ -43,7 +43,7 @@ KNOWN_KEYS = frozenset(
     {
         *("format", "role", "space", "sha256", "library_versions", "interface", "preprocessing", "class_names", "head"),
         *("parameters", "extractor", "parts", "fused", "license", "base_model", "base_model_commit", "member"),
-        *("datasets", "metrics", "training", "matrix", "base_model_relation", "base"),
+        *("datasets", "metrics", "training", "matrix", "base_model_relation", "base", "interface_weight"),
         *("license_name", "license_link", "language", "citation"),
     }
 )

@@ -158,8 +158,8 @@ class JointModule(nn.Module):
                 # Negatives are those of one pass, so every pass gets as many images.
                 count = aligned_per_pass(self.config, share.stride) * share.stride
                 order = torch.stack([order[order % share.stride == part] for part in range(share.stride)], 1).flatten()
-            _, places = share.places(order[:count])
-            drawn[source] = places.to(batch.labels.device), count
+            _, indices = share.indices(order[:count])
+            drawn[source] = indices.to(batch.labels.device), count
         return drawn
 
     def _pass(self, name: str, batches: Mapping[str, Batch], aligned: Aligned, share: Share) -> MemberPass:
@@ -182,9 +182,9 @@ class JointModule(nn.Module):
             task: Asked(part, answers.to(upright.device), count)
             for part, (task, (_, answers, count)) in zip(parts, drawn.items(), strict=True)
         }
-        return self._judged(name, batch, features, asked, aligned_features)
+        return self._with_logits(name, batch, features, asked, aligned_features)
 
-    def _judged(
+    def _with_logits(
         self, name: str, batch: Batch, features: Tensor, asked: Mapping[str, Asked], borrowed: Tensor
     ) -> MemberPass:
         """The pass with the own head's logits, where the member has labels."""
@@ -199,14 +199,14 @@ class JointModule(nn.Module):
         )
 
     def _draw(self, task: SelfSupervisedTask, name: str, size: int, share: Share) -> tuple[Tensor, Tensor, int]:
-        """This process's places and answers, and how many there are in the whole step."""
+        """This process's indices and answers, and how many there are in the whole step."""
         random, num_classes = generator(self.config.seed, task.name, name, str(share.step)), task.num_classes
         chosen, answers = draw_answers(size, self.config.self_supervised_fraction, num_classes, random)
         if self.config.self_supervised_all:
             answers = torch.arange(num_classes).repeat(len(chosen))
             chosen = chosen.repeat_interleave(num_classes)
-        mine, places = share.places(chosen)
-        return places, answers[mine], len(chosen)
+        mine, indices = share.indices(chosen)
+        return indices, answers[mine], len(chosen)
 
 
 def _mean_over_step(losses: Tensor, count: int, share: Share) -> Tensor:

@@ -15,11 +15,10 @@ from timm_compat.data.order import Batch, Share
 from timm_compat.errors import CompatError, ConfigError, TrainingError
 from timm_compat.seeding import derive_seed
 from timm_compat.storage.files import is_sound
-from timm_compat.training.checkpoint import Checkpoints
+from timm_compat.training.checkpoint import Checkpoints, clone_state
 from timm_compat.training.history import EpochMeans, Record, write_history
 from timm_compat.training.joint import JointModule
 from timm_compat.training.optimization import Schedule
-from timm_compat.training.state import clone_state
 from timm_compat.training.streams import Stream
 from timm_compat.training.views import POOL
 

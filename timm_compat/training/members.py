@@ -22,7 +22,7 @@ class Member:
     """One network of a space: its parts and the data set that they learn.
 
     Attributes:
-        name: told apart by it in logs and files.
+        name: its name in logs and files.
         extractor: trained in place.
         head: trained in place; its class names are the data set's, in any order. None for a member without labels,
             which learns from self-supervised tasks and alignment only.

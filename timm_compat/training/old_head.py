@@ -1,4 +1,4 @@
-"""A frozen old head as a judge of a new member: which classes both know, and the losses under it."""
+"""A frozen old head over a new member's features: which classes both know, and the losses under it."""
 
 import copy
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class OldHead:
         self.positions[unknown] = torch.arange(len(weight), len(weight) + len(unknown))
 
     def count(self, step_labels: Tensor) -> int:
-        """How many images of a step have a class that this head can judge."""
+        """How many images of a step have a class that this head knows."""
         return int((self.positions[step_labels.cpu()] != NOT_COMMON).sum())
 
     def influence(self, features: Tensor, labels: Tensor) -> Tensor:

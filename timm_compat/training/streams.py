@@ -7,10 +7,9 @@ from torch import Tensor
 
 from timm_compat.config import TrainConfig
 from timm_compat.data.arrays import ArrayDataset
-from timm_compat.data.batches import BatchStream
 from timm_compat.data.framing import same_framing
-from timm_compat.data.image_stream import ImageStream
 from timm_compat.data.order import Batch
+from timm_compat.data.streams import BatchStream, ImageStream
 from timm_compat.data.transforms import training_transform
 from timm_compat.methods.self_supervised import SelfSupervisedTask
 from timm_compat.space import CompatSpace

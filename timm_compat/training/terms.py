@@ -22,7 +22,7 @@ from timm_compat.training.members import Member, Reference, asked_tasks
 from timm_compat.training.old_head import OldHead
 from timm_compat.training.views import POOL, View
 
-# By source, the places of a pass's images to align, and how many there are in the whole step.
+# By source, the indices of a pass's images to align, and how many there are in the whole step.
 Aligned = Mapping[str, tuple[Tensor, int]]
 
 
@@ -50,7 +50,7 @@ class Step:
     Attributes:
         batches: by member, and the pool's.
         passes: by member.
-        aligned: places of the images to align, by source.
+        aligned: indices of the images to align, by source.
         share: what part of the step's batch this is.
     """
 
@@ -174,9 +174,9 @@ class DistillationTerm:
         logits, batch = step.passes[name].logits, step.batches[name]
         if logits is None or name not in self.old_heads:
             return None
-        places, count = step.aligned[name]
-        targets = self.view.targets(self.reference.extractor, batch.images, places)
-        return self.old_heads[name].distillation(logits[places], targets, batch.labels[places]), count
+        indices, count = step.aligned[name]
+        targets = self.view.targets(self.reference.extractor, batch.images, indices)
+        return self.old_heads[name].distillation(logits[indices], targets, batch.labels[indices]), count
 
 
 class AlignmentTerm:
@@ -227,22 +227,22 @@ class AlignmentTerm:
     def losses(self, name: str, step: Step) -> Losses:
         """For the images that were drawn."""
         source = self.source(name, step.batches, step.share.step)
-        places, count = step.aligned[source]
+        indices, count = step.aligned[source]
         passed = step.passes[name]
-        features = passed.seen.features[places] if source == name else passed.borrowed
-        targets = self._targets(name, source, places, step)
+        features = passed.seen.features[indices] if source == name else passed.borrowed
+        targets = self._targets(name, source, indices, step)
         if self.config.alignment == "l2":
             return l2_losses(features, targets), count
-        labels = step.batches[source].labels[places] if source in self.labelled else None
+        labels = step.batches[source].labels[indices] if source in self.labelled else None
         return contrastive_losses(features, targets, self.config.alignment_temperature, labels), count
 
-    def _targets(self, name: str, source: str, places: Tensor, step: Step) -> Tensor:
+    def _targets(self, name: str, source: str, indices: Tensor, step: Step) -> Tensor:
         if self.reference is not None:
-            return self.view.targets(self.reference.extractor, step.batches[source].images, places)
+            return self.view.targets(self.reference.extractor, step.batches[source].images, indices)
         # The partner is the teacher of this step: pulled from both sides, the two agree on what is easy to agree on,
         # at the price of their own tasks.
         partner = step.passes[self._partner(name, step.share.step)]
-        return (partner.borrowed if source == POOL else partner.seen.features[places]).detach()
+        return (partner.borrowed if source == POOL else partner.seen.features[indices]).detach()
 
     def _partner(self, name: str, step: int) -> str:
         # Every other member takes its turn, so that the cost of a step does not grow with their number.

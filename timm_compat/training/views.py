@@ -21,18 +21,18 @@ class View(Protocol):
         """The batch as this extractor's input (b, ...)."""
 
     def changed(
-        self, task: SelfSupervisedTask, name: str, upright: Tensor, batch: Any, places: Tensor, answers: Tensor
+        self, task: SelfSupervisedTask, name: str, upright: Tensor, batch: Any, indices: Tensor, answers: Tensor
     ) -> Tensor:
-        """Inputs of the images at these places, changed as the task's answers (n,) say: (n, ...)."""
+        """Inputs of the images at these indices, changed as the task's answers (n,) say: (n, ...)."""
 
     def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
         """Features of the space."""
 
-    def targets(self, extractor: CompatExtractor, batch: Any, places: Tensor) -> Tensor:
-        """The reference's features of the images at these places."""
+    def targets(self, extractor: CompatExtractor, batch: Any, indices: Tensor) -> Tensor:
+        """The reference's features of the images at these indices."""
 
-    def select(self, batch: Any, places: Tensor) -> Any:
-        """The batch's images at these places."""
+    def select(self, batch: Any, indices: Tensor) -> Any:
+        """The batch's images at these indices."""
 
 
 class ImageView:
@@ -52,24 +52,24 @@ class ImageView:
         name: str,
         upright: Tensor,
         batch: dict[str, Tensor],
-        places: Tensor,
+        indices: Tensor,
         answers: Tensor,
     ) -> Tensor:
         """Preprocessed images, changed."""
-        return task.change(upright[places], answers)
+        return task.change(upright[indices], answers)
 
     def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
         """Through backbone and interface."""
         return extractor(inputs)
 
     @torch.no_grad()
-    def targets(self, extractor: CompatExtractor, batch: dict[str, Tensor], places: Tensor) -> Tensor:
+    def targets(self, extractor: CompatExtractor, batch: dict[str, Tensor], indices: Tensor) -> Tensor:
         """Through the frozen reference."""
-        return extractor(self.upright(REFERENCE, extractor, self.select(batch, places)))
+        return extractor(self.upright(REFERENCE, extractor, self.select(batch, indices)))
 
-    def select(self, batch: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
+    def select(self, batch: dict[str, Tensor], indices: Tensor) -> dict[str, Tensor]:
         """Some of the images."""
-        return {framing: images[places] for framing, images in batch.items()}
+        return {framing: images[indices] for framing, images in batch.items()}
 
 
 class FeatureView:
@@ -92,20 +92,20 @@ class FeatureView:
         name: str,
         upright: Tensor,
         batch: dict[str, Tensor],
-        places: Tensor,
+        indices: Tensor,
         answers: Tensor,
     ) -> Tensor:
         """The backbone's features of changed images."""
-        return batch[name][places, self.numbers[task.name][answers].to(places.device)]
+        return batch[name][indices, self.numbers[task.name][answers].to(indices.device)]
 
     def features(self, extractor: CompatExtractor, inputs: Tensor) -> Tensor:
         """Through the interface alone."""
         return extractor.interface(inputs)
 
-    def targets(self, extractor: CompatExtractor, batch: dict[str, Tensor], places: Tensor) -> Tensor:
+    def targets(self, extractor: CompatExtractor, batch: dict[str, Tensor], indices: Tensor) -> Tensor:
         """The reference's features, which were computed as such."""
-        return batch[REFERENCE][places, 0]
+        return batch[REFERENCE][indices, 0]
 
-    def select(self, batch: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
+    def select(self, batch: dict[str, Tensor], indices: Tensor) -> dict[str, Tensor]:
         """Some of the images."""
-        return {name: features[places] for name, features in batch.items()}
+        return {name: features[indices] for name, features in batch.items()}

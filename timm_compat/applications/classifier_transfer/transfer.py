@@ -16,8 +16,7 @@ from timm_compat.applications.classifier_transfer.networks import (
 from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
 from timm_compat.applications.trials import Trials
 from timm_compat.evaluation.columns import matrix_of_columns
-from timm_compat.evaluation.matrix import RecombinationMatrix
-from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.matrix import RecombinationMatrix, pair_accuracy
 from timm_compat.evaluation.probe import linear_probe
 from timm_compat.models.heads import TaskHead
 from timm_compat.training.members import Member

@@ -24,7 +24,7 @@ from timm_compat.applications.domain_adaptation.selection import (
 )
 from timm_compat.applications.trials import Trials
 from timm_compat.config import TrainConfig
-from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.matrix import pair_accuracy
 from timm_compat.methods.pseudo_labels import centre_labels, surest
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead

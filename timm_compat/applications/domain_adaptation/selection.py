@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from timm_compat.applications.domain_adaptation.networks import opinion
-from timm_compat.evaluation.pair import pair_accuracy
+from timm_compat.evaluation.matrix import pair_accuracy
 from timm_compat.methods.pseudo_labels import information, mean_entropy
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
