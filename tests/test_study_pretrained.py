@@ -125,7 +125,8 @@ def test_the_map_is_that_of_join(study: ModuleType, places: tuple[Path, Path], t
     extractor, _ = tc.split(NAMES[0], weights=places[0] / f"{NAMES[0]}.safetensors", img_size=64)
     images = tc.data.load_dataset("folder", places[1] / "styles" / "ink")
     weights = places[0] / "test_vit.safetensors"
-    joined = tc.join(extractor.space, "test_vit", images, reference=extractor, weights=weights, img_size=64)
+    with pytest.warns(UserWarning, match="expect lower accuracy"):  # networks that were never trained
+        joined = tc.join(extractor.space, "test_vit", images, reference=extractor, weights=weights, img_size=64)
     own = joined.interface(new.photos["ink"].features) + (0 if old.mean is None else old.mean)
     torch.testing.assert_close(linear(new.photos["ink"].features), own, atol=1e-3, rtol=1e-3)
 
