@@ -200,7 +200,10 @@ def statements(ones: Iterable[One]) -> list[Statement]:
         for kind, (share, low, high, count) in one.row.get("stated", {}).items():
             source = relation(one.row, kind)
             if source == OWN:
-                source += ", learned from" if one.row["part"] == "train" and kind != IMAGENET else ", fresh"
+                is_seen = (
+                    one.row["part"] == "train" and kind != IMAGENET
+                )  # ImageNet's test photos were learned from too
+                source += ", photos that the head learned from" if is_seen else ", photos like the test photos"
             truth = float(one.row["agreement"][kind])
             pair = f"{one.new} under {one.old}"
             found.append(Statement(pair, kind, source, share, low, high, int(count), truth, one.share(kind)))

@@ -379,7 +379,7 @@ def _coverage(cells: Cells, ones: Sequence[One]) -> str:
     )
     heading = [
         "the join's photos, for the head", "cells", "interval holds the agreement on test photos",
-        "which is at least its lower end", "stated - true, mean", "width, mean",
+        "truth is at least its lower end", "stated - true, mean", "width, mean",
         "share of native is at least its lower end",
     ]  # fmt: skip
     return text + "\n\n" + markdown_table([heading, *body])
