@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from timm_compat.cli.schema import KINDS, kind_of
+from timm_compat.cli.recipe_options import RECIPES, kind_of
 from timm_compat.recipes.reference import json_schema, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
-    for command in KINDS:
+    for command in RECIPES:
         title = f"# Keys of a recipe for `timm-compat {command}`\n\n"
         content = title + markdown(json_schema(kind_of(command)))
         files.append(File.generated(config, f"keys/{command}.md", content=content))

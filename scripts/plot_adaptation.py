@@ -10,16 +10,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
-from timm_compat.applications.domain_adaptation.run import AdaptResult, run_adaptation
-from timm_compat.recipes.reader import read_as
+from timm_compat.experiments import AdaptRecipe, AdaptResult, read_recipe, run_adaptation
 
 PANEL_INCHES = (6.2, 3.8)
 
 
 def finished(folder: Path) -> AdaptResult:
     """What the folder holds; what is missing in it would be trained now."""
-    return run_adaptation(read_as(AdaptRecipe, folder / "recipe.yaml", [f"output_dir={folder}"]), resume=True)
+    return run_adaptation(read_recipe(AdaptRecipe, folder / "recipe.yaml", [f"output_dir={folder}"]), resume=True)
 
 
 def main() -> None:

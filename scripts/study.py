@@ -3,6 +3,7 @@
 
     .venv/bin/python scripts/study.py --epochs 2 --images 300              # digits, embedded: a look at the machinery
     .venv/bin/python scripts/study.py --cifar10 ROOT --digits ROOT         # CPU, reduced: some 90 minutes of one core
+    .venv/bin/python scripts/study.py --tables gallery --photos ROOT --weights DIR --images 1400  # real photos
     .venv/bin/python scripts/study.py --cifar10 ROOT --images 25000 --epochs 30 --mixed-precision bf16 \
         --backbones resnet18 mobilenetv3_small_100 resnet26d convnext_atto vit_tiny_patch16_224  # full size, GPU
     .venv/bin/python scripts/study.py --tables pretrained --weights DIR --photos DIR   # real weights, real photos
@@ -56,7 +57,9 @@ def tables_of(arguments: argparse.Namespace) -> dict[str, dict[str, Row]]:
     found: dict[str, dict[str, Row]] = {name: dict(rows) for name, rows in TABLES.items()}
     if arguments.digits is None:
         del found["data_sets"]
-    if arguments.weights is not None and arguments.photos is not None:
+    if arguments.weights is None or arguments.photos is None:
+        del found["gallery"]
+    else:
         found[PRETRAINED] = dict(pretrained.rows(Source(arguments.weights, arguments.photos, arguments.output)))
     return found
 
@@ -78,7 +81,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=default.test_images)
     parser.add_argument("--epochs", type=int, default=default.epochs)
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
-    parser.add_argument("--learning-rate", type=float, default=default.lr)
+    parser.add_argument("--lr", type=float, default=default.lr)
     parser.add_argument("--backbones", nargs="+", default=default.backbones, help="five timm models")
     parser.add_argument("--mixed-precision", default="no")
     parser.add_argument("--tables", nargs="+", choices=[*TABLES, PRETRAINED], help="these only")
@@ -91,12 +94,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     scale = Scale(
-        arguments.cifar10, arguments.digits, arguments.images, arguments.test_images, arguments.epochs,
-        arguments.batch_size, arguments.learning_rate, tuple(arguments.backbones), arguments.mixed_precision,
+        arguments.cifar10, arguments.digits, arguments.photos, arguments.weights,
+        arguments.images, arguments.test_images, arguments.epochs,
+        arguments.batch_size, arguments.lr, tuple(arguments.backbones), arguments.mixed_precision,
     )  # fmt: skip
     tables = tables_of(arguments)
     if missing := [name for name in arguments.tables or () if name not in tables and not arguments.show]:
-        parser.error(f"--tables {missing[0]}: expected --digits for data_sets, --weights and --photos for {PRETRAINED}")
+        parser.error(f"--tables {missing[0]}: expected --digits for data_sets, --weights and --photos for others")
     asked = [] if arguments.show else arguments.tables or tables
     for seed, table in itertools.product(arguments.seeds, asked):
         for row, what in tables[table].items():

@@ -22,7 +22,7 @@ DOCUMENTS = [README, *PAGES]
 LINKING = [*DOCUMENTS, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "scripts" / "results").glob("*.md"))]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 README_BYTES = 8000
-QUICK = {"guides/devices.md", "guides/heads.md", "guides/method.md"}  # under 3 s each
+QUICK = {"guides/devices.md", "guides/gallery.md", "guides/heads.md", "guides/method.md"}  # under 3 s each
 TRAINED = {"index.md", "guides/evaluate.md", "guides/train.md"}  # long enough for parts that fit
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
@@ -142,7 +142,7 @@ def test_readme_is_short_and_starts_with_the_two_commands() -> None:
 def test_every_public_name_is_in_the_api_page() -> None:
     page = (ROOT / "docs" / "pages" / "api.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^::: timm_compat\.([\w.]+)$", page, re.MULTILINE))
-    packages = {"data", "errors", "evaluation"}
+    packages = {"data", "errors", "evaluation", "experiments", "gallery"}
     below = {f"{name}.{public}" for name in packages - {"errors"} for public in getattr(tc, name).__all__}
     errors = {f"errors.{name}" for name in dir(tc.errors) if name.endswith("Error")}
     assert shown == set(tc.__all__) - {"__version__"} - packages | below | errors

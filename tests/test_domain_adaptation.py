@@ -10,15 +10,13 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.applications.domain_adaptation.domains import read_domains
-from timm_compat.applications.domain_adaptation.networks import tied_copy, with_statistics_of
-from timm_compat.applications.domain_adaptation.recipe import MODES, TOGETHER, AdaptRecipe, DomainRecipe
-from timm_compat.applications.domain_adaptation.run import run_adaptation
-from timm_compat.applications.domain_adaptation.selection import Watch, choose, regret
 from timm_compat.cli import main
 from timm_compat.data.shifts import SHIFTS, shifted_dataset
-from timm_compat.recipes.reader import read_as
-from timm_compat.recipes.schema import DataRecipe
+from timm_compat.experiments import AdaptRecipe, read_recipe, run_adaptation
+from timm_compat.experiments.adapt.domains import read_domains
+from timm_compat.experiments.adapt.modes import tied_copy, with_statistics_of
+from timm_compat.experiments.adapt.recipe import MODES, TOGETHER
+from timm_compat.experiments.adapt.selection import Watch, choose, regret
 from timm_compat.recipes.writer import recipe_to_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
@@ -37,10 +35,15 @@ def adapt(capsys, *words: object) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
+def target_test() -> tc.data.ArrayDataset:
+    """What ``QUICK`` measures in the target's domain."""
+    return read_domains(read_recipe(AdaptRecipe, DIGITS, QUICK), 0).target_test
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, AdaptRecipe, dict]:
     folder = tmp_path_factory.mktemp("adapt") / "run"
-    recipe = read_as(AdaptRecipe, DIGITS, [*QUICK, f"output_dir={folder}"])
+    recipe = read_recipe(AdaptRecipe, DIGITS, [*QUICK, f"output_dir={folder}"])
     return folder, recipe, run_adaptation(recipe, progress=False).summary()
 
 
@@ -59,18 +62,25 @@ class TestRun:
         assert chosen["regret"] == pytest.approx(best - chosen["target"])
 
     def test_the_components_give_the_measured_accuracy(self, finished) -> None:
-        folder, recipe, summary = finished
-        parts = folder / "adapted" / "seed0"
+        folder, _, summary = finished
+        parts = folder / "components" / "seed0"
         extractor = tc.CompatExtractor.from_pretrained(parts / "extractor-target")
         head = tc.TaskHead.from_pretrained(parts / "head-target")
         space = tc.CompatSpace.from_pretrained(parts / "space")
         assert extractor.space.fingerprint == head.space.fingerprint == space.fingerprint
-        test = read_domains(recipe, 0).target_test
+        test = target_test()
         matrix = tc.recombination_matrix({"a": extractor}, {"a": head}, test)
         assert matrix.accuracy[0, 0] == summary["figures"]["selected"][0]["target"]
         assert extractor.facts.results[0].accuracy == matrix.accuracy[0, 0]
         assert extractor.facts.training["adaptation"] == summary["selected"][0]
         assert (folder / "adaptation.png").is_file()
+
+    def test_tables_and_figures_lie_in_the_folder(self, finished) -> None:
+        folder, _, summary = finished
+        assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == summary
+        tables = (folder / "tables.md").read_text(encoding="utf-8")
+        assert "| mode              | target accuracy |" in tables
+        assert "- batchnorm: the source network with BatchNorm statistics of target images" in tables
 
     def test_the_source_head_is_not_touched_by_pseudo_labels(self, finished) -> None:
         folder = finished[0] / "trainings"
@@ -83,28 +93,28 @@ class TestRun:
         shutil.copytree(folder, again)
         for gone in ("results/pseudo_labels-seed0.json", "results/shared-seed0.json"):
             (again / gone).unlink()
-        for gone in ("trainings/pseudo_labels-round2-seed0", "trainings/shared_warm-seed0", "adapted"):
+        for gone in ("trainings/pseudo_labels-round2-seed0", "trainings/shared_warm-seed0", "components"):
             shutil.rmtree(again / gone)
         code, out, err = adapt(capsys, DIGITS, *QUICK, "--resume", "--json", "--output", again)
         assert code == 0, err
         assert json.loads(out) == {**summary, "output": str(again)}
-        weights = [path / "adapted" / "seed0" / "extractor-target" / "model.safetensors" for path in (folder, again)]
+        weights = [path / "components" / "seed0" / "extractor-target" / "model.safetensors" for path in (folder, again)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
     def test_table_for_people(self, finished, capsys) -> None:
         code, out, _ = adapt(capsys, DIGITS, *QUICK, "--resume", "--output", finished[0])
         assert code == 0
         assert "| mode              | target accuracy | source accuracy | information | below the best epoch |" in out
-        assert f"{finished[0]}/adapted" in out
+        assert f"Components, results and recipe: {finished[0]}" in out
         assert all(text in out for text in MODES.values())
 
 
 @pytest.mark.parametrize("select", ["last", "confidence"])
 def test_other_criteria_and_alignment(select: str) -> None:
     overrides = [*QUICK, "modes=[separate,pseudo_labels]", f"select={select}", "training.alignment=l2"]
-    recipe = read_as(AdaptRecipe, DIGITS, [*overrides, "output_dir=null"])
+    recipe = read_recipe(AdaptRecipe, DIGITS, [*overrides, "output_dir=null"])
     result = run_adaptation(recipe, progress=False)
-    assert list(result.figures) == ["separate", "pseudo_labels", "selected"]
+    assert list(result.figures["modes"]) == ["separate", "pseudo_labels", "selected"]
     if select == "last":
         assert result.selected == ("pseudo_labels",)
 
@@ -113,7 +123,7 @@ def test_further_tasks_are_shared_by_both_domains(tmp_path, capsys) -> None:
     words = [*QUICK, "modes=[separate]", "tasks=[flip,rotation,location]"]
     code, _, err = adapt(capsys, DIGITS, *words, "--output", tmp_path / "run")
     assert code == 0, err
-    space = tc.CompatSpace.from_pretrained(tmp_path / "run" / "adapted" / "seed0" / "space")
+    space = tc.CompatSpace.from_pretrained(tmp_path / "run" / "components" / "seed0" / "space")
     assert space.methods == ("flip", "initial_weights", "location", "rotation")
     (log,) = (tmp_path / "run" / "trainings").glob("*/history.jsonl")
     record = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
@@ -131,7 +141,7 @@ def test_unlabelled_files_of_another_size_without_a_test(tmp_path, capsys) -> No
     assert code == 0, err
     summary = json.loads(out)
     assert summary["figures"]["shared"][0]["target"] is None
-    extractor = tc.CompatExtractor.from_pretrained(tmp_path / "run" / "adapted" / "seed0" / "extractor-target")
+    extractor = tc.CompatExtractor.from_pretrained(tmp_path / "run" / "components" / "seed0" / "extractor-target")
     assert extractor.data_config["input_size"] == (3, 16, 16)
     assert not (tmp_path / "run" / "adaptation.png").exists()
 
@@ -173,10 +183,10 @@ def test_bad_input_says_what_to_do(words: list[str], expected: str, capsys, tmp_
 @pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)
 def test_a_ready_recipe(path: Path, tmp_path) -> None:
     assert path.read_text(encoding="utf-8").split("\n")[0].endswith(f": timm-compat adapt scripts/recipes/{path.name}")
-    recipe = read_as(AdaptRecipe, path)
+    recipe = read_recipe(AdaptRecipe, path)
     assert recipe.output_dir == f"runs/{path.stem}"
     (tmp_path / "again.yaml").write_text(recipe_to_text(recipe), encoding="utf-8")
-    assert read_as(AdaptRecipe, tmp_path / "again.yaml") == recipe
+    assert read_recipe(AdaptRecipe, tmp_path / "again.yaml") == recipe
 
 
 def test_ready_recipes_are_all_there() -> None:
@@ -253,8 +263,8 @@ class TestParts:
         assert torch.equal(renamed.labels, plain.labels)
 
     def test_a_recipe_without_labels_leaves_the_upper_bound_out(self) -> None:
-        unlabelled = DomainRecipe(DataRecipe("images", root="photos"))
-        recipe = AdaptRecipe(source=DomainRecipe(DataRecipe("digits")), target=unlabelled, backbone="test_resnet")
+        source, target = ({"train": data} for data in ({"dataset": "digits"}, {"dataset": "images", "root": "photos"}))
+        recipe = AdaptRecipe(source=source, target=target, backbone="test_resnet")
         assert "target_supervised" not in recipe.chosen_modes
 
 
@@ -275,7 +285,7 @@ def sources(extractor: object, head: object) -> list[str]:
 
 def accuracy_as_it_is(parts: tuple[Path, Path]) -> float:
     extractor, head = tc.CompatExtractor.from_pretrained(parts[0]), tc.TaskHead.from_pretrained(parts[1])
-    test = read_domains(read_as(AdaptRecipe, DIGITS, QUICK), 0).target_test
+    test = target_test()
     return float(tc.recombination_matrix({"a": extractor}, {"a": head}, test).accuracy[0, 0])
 
 
@@ -295,7 +305,7 @@ class TestGivenSource:
         assert list(summary["figures"]) == [*self.MODES, "selected"]
         assert not list((tmp_path / "run" / "trainings").glob("source_only*"))
         assert summary["figures"]["source_only"][0]["target"] == accuracy_as_it_is(parts)
-        adapted = tmp_path / "run" / "adapted" / "seed0"
+        adapted = tmp_path / "run" / "components" / "seed0"
         model = tc.compose(
             tc.CompatExtractor.from_pretrained(adapted / "extractor-target"),
             tc.TaskHead.from_pretrained(adapted / "head-target"),
@@ -352,9 +362,9 @@ class TestGivenSource:
 @pytest.mark.timeout(1800)
 def test_adaptation_gains_on_real_digits_over_three_seeds() -> None:
     modes = "modes=[source_only,batchnorm,pseudo_labels]"
-    recipe = read_as(AdaptRecipe, DIGITS, ["output_dir=null", "training.epochs=15", "refinement.rounds=3", modes])
+    recipe = read_recipe(AdaptRecipe, DIGITS, ["output_dir=null", "training.epochs=15", "refinement.rounds=3", modes])
     result = run_adaptation(recipe, progress=False)
-    mean = {mode: statistics.fmean(result.values(mode, "target")) for mode in result.figures}
+    mean = {mode: statistics.fmean(result.values(mode, "target")) for mode in result.figures["modes"]}
     assert mean["source_only"] + 0.03 < mean["batchnorm"]
     assert mean["source_only"] + 0.05 < mean["selected"]
     assert mean["batchnorm"] < mean["pseudo_labels"]

@@ -12,11 +12,11 @@ from browser import find_browser, visit
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.applications.evaluate import EvaluateConfig, evaluate
-from timm_compat.applications.parts import Parts, load_parts
 from timm_compat.cli import main
 from timm_compat.evaluation.baselines import BASELINES
 from timm_compat.evaluation.report_text import report_html, report_markdown
+from timm_compat.experiments.evaluate import EvaluateConfig, evaluate
+from timm_compat.experiments.parts import Parts, load_parts
 
 HOSTILE = '<img src="http://example.test/x.png"><script>alert(1)</script>|*"&$x_$'
 

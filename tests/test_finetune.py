@@ -13,12 +13,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_compat as tc
-from timm_compat.applications.transfer_learning.cost import measure_cost
-from timm_compat.applications.transfer_learning.curve import Curve
-from timm_compat.applications.transfer_learning.live_bytes import LiveBytes
-from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
-from timm_compat.applications.transfer_learning.run import run_finetune
-from timm_compat.applications.transfer_learning.sections import (
+from timm_compat.cli import main
+from timm_compat.experiments import FinetuneRecipe, read_recipe, run_finetune
+from timm_compat.experiments.finetune.cost import Curve, LiveBytes, measure_cost
+from timm_compat.experiments.finetune.sections import (
     ADAPTER,
     ADAPTERS,
     CHEAP,
@@ -32,10 +30,8 @@ from timm_compat.applications.transfer_learning.sections import (
     START,
     WHOLE,
 )
-from timm_compat.applications.transfer_learning.starts import copied, new_head
-from timm_compat.applications.transfer_learning.summary import section_table, spent, times_fewer
-from timm_compat.cli import main
-from timm_compat.recipes.reader import read_as
+from timm_compat.experiments.finetune.tables import section_table, spent, times_fewer
+from timm_compat.experiments.networks import copied, new_head
 from timm_compat.recipes.writer import recipe_to_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
@@ -75,7 +71,7 @@ def recipe_file(tmp_path_factory) -> Path:
 def folder(tmp_path_factory, recipe_file) -> Path:
     """What one run left behind."""
     output = tmp_path_factory.mktemp("runs") / "one"
-    run_finetune(read_as(FinetuneRecipe, recipe_file, [f"output_dir={output}"]), progress=False)
+    run_finetune(read_recipe(FinetuneRecipe, recipe_file, [f"output_dir={output}"]), progress=False)
     return output
 
 
@@ -100,11 +96,10 @@ class TestRun:
         assert summary[ADAPTERS][WHOLE] == summary[START][NEW_HEAD]
         assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / "tables.md").read_text().count("| ---") >= 3
-        assert read_as(FinetuneRecipe, folder / "recipe.yaml").target.train.limit == 40
+        assert read_recipe(FinetuneRecipe, folder / "recipe.yaml").target.train.limit == 40
 
     def test_saved_parts_give_the_accuracy_that_was_measured(self, folder) -> None:
         test = tc.data.load_dataset("digits", split="test", classes=TASK, limit=60)
-        trainings = folder / "trainings"
 
         def accuracy(extractor: Path, head: Path) -> float:
             parts = tc.CompatExtractor.from_pretrained(extractor), tc.TaskHead.from_pretrained(head)
@@ -113,13 +108,13 @@ class TestRun:
         def measured(name: str) -> float:
             return json.loads((folder / "results" / f"{name}.json").read_text())["accuracy"][-1]
 
-        source = trainings / "seed0-source"
+        source = folder / "trainings" / "seed0-source"
         for name in ("seed0-start-compatible_head", "seed0-adapters-adapter"):
-            own = trainings / name
+            own = folder / "components" / name
             assert accuracy(own / "extractor-target", own / "head-target") == pytest.approx(measured(name))
         # A head that was trained alone stays in the space of the sources, and runs on either of them.
         for name, on in (("trained_on_cheap_run_on_expensive", "large"), ("trained_and_run_on_cheap", "small")):
-            head = trainings / f"seed0-cheap_head-{name}" / "head-target"
+            head = folder / "components" / f"seed0-cheap_head-{name}" / "head-target"
             assert accuracy(source / f"extractor-{on}", head) == pytest.approx(measured(head.parent.name))
         assert tc.TaskHead.from_pretrained(head).facts.results[0].dataset == "digits"
 
@@ -128,7 +123,7 @@ class TestRun:
         shutil.copytree(folder, broken)
         for name in ("start-compatible_head", "adapters-adapter", "cheap_head-trained_on_expensive"):
             (broken / "results" / f"seed0-{name}.json").unlink()
-        shutil.rmtree(broken / "trainings" / "seed0-adapters-adapter")
+        shutil.rmtree(broken / "components" / "seed0-adapters-adapter")
         (broken / "summary.json").unlink()
         code, _, err = command(capsys, recipe_file, "--output", broken)
         assert code == 2
@@ -137,7 +132,7 @@ class TestRun:
         assert code == 0, err
         assert accuracies(json.loads(out)) == accuracies(summary_of(folder))
         assert summary_of(broken)[START][NEW_HEAD] == summary_of(folder)[START][NEW_HEAD]  # not measured again
-        weights = "trainings/seed0-adapters-adapter/extractor-target/interface.safetensors"
+        weights = "components/seed0-adapters-adapter/extractor-target/interface.safetensors"
         assert (broken / weights).read_bytes() == (folder / weights).read_bytes()
 
     def test_from_component_folders_for_people(self, folder, recipe_file, tmp_path, capsys) -> None:
@@ -154,7 +149,7 @@ class TestRun:
     def test_a_backbone_joins_the_space_of_a_source(self, folder, recipe_file) -> None:
         weights = folder / "trainings" / "seed0-source" / "extractor-large" / "model.safetensors"
         joined = f"{{name: third, backbone: test_resnet, img_size: 16, reference: small, weights: {weights}}}"
-        recipe = read_as(
+        recipe = read_recipe(
             FinetuneRecipe,
             recipe_file,
             [f"joined=[{joined}]", "cheap_head.expensive=third", "start=null", "adapters=null"],
@@ -174,7 +169,7 @@ class TestRun:
         data = f"{{dataset: folder, root: {tmp_path}/photos}}"
         source = folder / "trainings" / "seed0-source"
         parts = [f"adapters.extractor={source}/extractor-large", "source=null", "start=null", "cheap_head=null"]
-        recipe = read_as(FinetuneRecipe, recipe_file, [*parts, f"target.train={data}", f"target.test={data}"])
+        recipe = read_recipe(FinetuneRecipe, recipe_file, [*parts, f"target.train={data}", f"target.test={data}"])
         curves = run_finetune(recipe, progress=False).curves[ADAPTERS]
         assert {name: found[0].steps for name, found in curves.items()} == {
             name: (0, 2, 4) for name in (WHOLE, ADAPTER, HEAD_ALONE)
@@ -196,7 +191,7 @@ class TestBadInput:
             (["target.train.limit=1"], "target.train: expected at least 2 images to learn from, got 1"),
             (['target.train.classes=["3"]'], "target.train: .*at least 2 classes, got '3' only"),
             (["target.test.limit=1"], "target.test: .*at least 2 classes"),
-            (['target.test.classes=["3", "9"]'], "expected the classes of target.train, 4, 5, 6, 7, 8 stand in one"),
+            (['target.test.classes=["3", "9"]'], "classes of target.train, 4, 5, 6, 7, 8 and 1 more stand in one"),
         ],
     )
     def test_is_refused_before_any_training(self, overrides, message, recipe_file, tmp_path, capsys) -> None:
@@ -222,7 +217,7 @@ class TestBadInput:
         shutil.copytree(folder / "trainings" / "seed0-source", finished / "trainings" / "seed0-source")
         self._another_space(tmp_path / "other")
         monkeypatch.chdir(tmp_path)
-        recipe = read_as(FinetuneRecipe, recipe_file, overrides)
+        recipe = read_recipe(FinetuneRecipe, recipe_file, overrides)
         (finished / "recipe.yaml").write_text(recipe_to_text(recipe))
         code, out, err = command(capsys, recipe_file, *overrides, "--output", finished, "--resume")
         assert (code, out) == (2, "")
@@ -236,7 +231,7 @@ class TestBadInput:
 
     def test_sources_that_share_nothing(self, recipe_file) -> None:
         with pytest.raises(tc.errors.ConfigError, match=r"source.space.methods: .* share"):
-            run_finetune(read_as(FinetuneRecipe, recipe_file, ["source.space.methods=[]"]), progress=False)
+            run_finetune(read_recipe(FinetuneRecipe, recipe_file, ["source.space.methods=[]"]), progress=False)
 
 
 class TestStarts:
@@ -296,9 +291,14 @@ class TestCost:
         cost = measure_cost(member, tc.TrainConfig(batch_size=16))
         assert cost.setup_flops == 0
         assert 2.5 < cost.step_flops / 16 / self.forward_flops(member) < 3.1
-        halves = measure_cost(member, tc.TrainConfig(batch_size=16, grad_accum_steps=2))
-        assert halves.step_flops == cost.step_flops
-        assert halves.peak_bytes < cost.peak_bytes
+
+    def test_accumulation_saves_activations_and_no_operation(self) -> None:
+        member = self.member("full", 128)
+        whole, parts = (
+            measure_cost(member, tc.TrainConfig(batch_size=128, grad_accum_steps=count)) for count in (1, 4)
+        )
+        assert parts.step_flops == whole.step_flops
+        assert parts.peak_bytes < 0.8 * whole.peak_bytes
 
     def test_measuring_changes_nothing(self) -> None:
         member = self.member("full")
@@ -361,7 +361,7 @@ class TestFigures:
 @pytest.mark.parametrize("name", ["finetune_digits", "finetune_cifar10"])
 def test_a_ready_recipe(name: str) -> None:
     path = RECIPES / f"{name}.yaml"
-    recipe = read_as(FinetuneRecipe, path)
+    recipe = read_recipe(FinetuneRecipe, path)
     first = path.read_text(encoding="utf-8").split("\n", 1)[0]
     assert first.endswith(f": timm-compat finetune scripts/recipes/{path.name}")
     assert recipe.output_dir == f"runs/{name}"
@@ -372,7 +372,7 @@ def test_a_ready_recipe(name: str) -> None:
 @pytest.mark.timeout(1800)
 def test_the_promises_on_real_digits() -> None:
     result = run_finetune(
-        read_as(FinetuneRecipe, RECIPES / "finetune_digits.yaml", ["output_dir=null"]), progress=False
+        read_recipe(FinetuneRecipe, RECIPES / "finetune_digits.yaml", ["output_dir=null"]), progress=False
     )
     start, heads, adapters = (result.curves[section] for section in (START, CHEAP_HEAD, ADAPTERS))
 

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+from gallery_parts import save_image
+from safetensors.torch import save_file
 
 pytestmark = pytest.mark.slow  # processes that train
 
@@ -63,3 +66,18 @@ def test_another_scale_is_refused(folder: Path) -> None:
     done = study(folder, "--tables", "methods", "--rows", "nothing", "--batch-size", "64")
     assert done.returncode != 0
     assert "name another --output" in done.stderr
+
+
+def test_a_gallery_of_photos_goes_over_to_another_network(tmp_path: Path) -> None:
+    for name in ("tf_efficientnet_lite0", "tf_efficientnet_lite2"):
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        save_file(timm.create_model(name).state_dict(), tmp_path / "weights" / f"{name}.safetensors")
+    for number in range(44):
+        kind = number % 2
+        save_image(tmp_path / "photos" / "pacs" / "photo" / str(kind) / f"{number}.png", (90 * kind,) * 3, number)
+    words = ["--tables", "gallery", "--rows", "pacs: lite0 to lite2", "--photos", str(tmp_path / "photos")]
+    done = study(tmp_path / "study", *words, "--weights", str(tmp_path / "weights"))
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "study" / "study.md").read_text()
+    assert "half-way through reembed" in page
+    assert str(tmp_path) not in page

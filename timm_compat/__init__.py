@@ -1,13 +1,15 @@
 """timm-compat: any timm backbone as a compatible feature extractor; extractors and heads join without fine-tuning.
 
-What most programs need stands here. ``tc.data`` holds data sets, ``tc.evaluation`` further scores,
-``tc.errors`` every error. Modules behind these are private.
+What most programs need stands here. ``tc.data`` holds data sets, ``tc.evaluation`` further scores, ``tc.experiments``
+the runs that recipes describe, ``tc.gallery`` stored embeddings, ``tc.errors`` every error. Modules behind these are
+private.
 """
 
+import importlib
 import warnings
 from typing import Any
 
-from timm_compat import data, errors, evaluation
+from timm_compat import data, errors, evaluation, gallery
 from timm_compat._version import __version__
 from timm_compat.config import TrainConfig
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
@@ -30,9 +32,11 @@ from timm_compat.models.passes import extract_features
 from timm_compat.models.split import split
 from timm_compat.space import CompatSpace
 from timm_compat.storage.facts import Facts, Result
+from timm_compat.training.callbacks import Callback
 from timm_compat.training.fit import FitResult, fit
 from timm_compat.training.members import Member, Reference
 
+_LATER = ("experiments",)  # imported when asked for: recipes need more than the rest
 # Names that stood here in version 0.1, and where they stand now.
 _MOVED = {
     **dict.fromkeys((name for name in dir(errors) if name.endswith("Error")), "errors"),
@@ -43,6 +47,7 @@ _MOVED = {
 __all__ = [
     "Asked",
     "AuxiliaryHead",
+    "Callback",
     "CommonClassesHead",
     "CompatExtractor",
     "CompatModel",
@@ -68,8 +73,10 @@ __all__ = [
     "data",
     "errors",
     "evaluation",
+    "experiments",
     "extract_features",
     "fit",
+    "gallery",
     "join",
     "linear_probe",
     "load",
@@ -83,6 +90,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"{__name__}.{name}")
     if name in _MOVED:
         home = _MOVED[name]
         warnings.warn(f"tc.{name} is called tc.{home}.{name} now", DeprecationWarning, stacklevel=2)

@@ -66,7 +66,7 @@ def measure_pass(options: argparse.Namespace, name: str, size: int, amp: str | N
 
 def bare_loop(extractor: tc.CompatExtractor, images: Tensor, batch: int, amp: str | None) -> Run:
     """What one writes by hand around the plain timm model."""
-    model, device = extractor.backbone.model, extractor.preprocess.mean.device
+    model, device = extractor.backbone.model, extractor.device
     mean, std = extractor.preprocess.mean, extractor.preprocess.std
     layout = best_layout([model], device, amp)
 

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from studies import groups, joins, pairs, pretrained
+from studies import groups, joins, pairs, pretrained, upgrades
 from studies.groups import Architectures, Chain, DataSets
 from studies.joins import Join
 from studies.pairs import Pair
 from studies.pretrained import Under
 from studies.tasks import Scale
+from studies.upgrades import Upgrade
 
 ALIGNED = {"alignment": "contrastive"}
 COMMON, BOTH = ("common_classes",), ("common_classes", "rotation")
@@ -17,8 +18,9 @@ SAME = (0, 0)  # one architecture for both members
 SMALL_JOIN = ((0, 1), (1, 0))
 
 PRETRAINED = "pretrained"  # its rows are all pairs of the networks that are at hand
+LITE0, LITE2 = "tf_efficientnet_lite0", "tf_efficientnet_lite2"
 
-Row = Pair | Architectures | Chain | DataSets | Join | Under
+Row = Pair | Architectures | Chain | DataSets | Join | Under | Upgrade
 
 TABLES: dict[str, dict[str, Row]] = {
     "methods": {
@@ -89,6 +91,11 @@ TABLES: dict[str, dict[str, Row]] = {
         "16 features": Join(16, SMALL_JOIN, (), methods=False),
         "256 features": Join(256, SMALL_JOIN, (), methods=False),
     },
+    "gallery": {
+        f"{photos}: {words}": Upgrade(photos, old, new)
+        for photos in ("caltech101", "pacs")
+        for words, old, new in (("lite0 to lite2", LITE0, LITE2), ("lite2 to lite0", LITE2, LITE0))
+    },
 }
 MEASURES: dict[type, Callable[..., dict[str, Any]]] = {
     Pair: pairs.measure,
@@ -96,6 +103,7 @@ MEASURES: dict[type, Callable[..., dict[str, Any]]] = {
     Chain: groups.chain,
     DataSets: groups.data_sets,
     Join: joins.measure,
+    Upgrade: upgrades.measure,
 }
 
 
@@ -110,5 +118,6 @@ def settings(row: Row, scale: Scale) -> dict[str, Any]:
     """What must agree for a kept cell to stand: which data and how much of it, not where it lies."""
     if isinstance(row, Under):
         return row.settings()
-    roots = {name: getattr(scale, name) is not None for name in ("root", "digits_root")}
-    return {**asdict(scale), **roots}
+    photos = ("photos_root", "weights_root")
+    known = {key: value for key, value in asdict(scale).items() if isinstance(row, Upgrade) or key not in photos}
+    return {key: value is not None if key.endswith("root") else value for key, value in known.items()}

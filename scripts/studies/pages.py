@@ -12,6 +12,7 @@ from studies.cells import PRETRAINED
 from studies.pretrained_pages import write_pretrained
 from studies.rows import Cells, Rows, chain_rows, group_rows, join_rows, matrix_of, pair_rows
 from timm_compat.evaluation.plots import bars, heat_map, lines
+from timm_compat.gallery.advice import WayScores, recommend
 from timm_compat.storage.files import replace_text
 from timm_compat.table import markdown_table, spread_table, spread_text
 
@@ -26,6 +27,7 @@ TITLES = {
     "chain": "Ten members, one after another (ten classes)",
     "data_sets": "Two data sets: MNIST and USPS",
     "join": "Frozen backbones joined on unlabelled images (4 of 7 classes)",
+    "gallery": "Stored embeddings of real photos, and another network",
 }
 PAIRS = ("methods", "same_classes", "overlap", "interface", "feature_dim", "split")
 ALL = "all"
@@ -62,13 +64,21 @@ def _facts(cells: Cells, command: str) -> str:
     hours = sum(cell["processor_seconds"] for cell in every) / 3600
     versions = ", ".join(f"{name} {number}" for name, number in one["made"]["versions"].items())
     commits = ", ".join(sorted({cell["made"]["commit"] for cell in every}))
+    made = (
+        f"{_device(one['made'])}, {hours:.1f} hours of processor time, commits {commits}, {versions}, "
+        f"{max(cell['made']['date'] for cell in every)}.\n\n    {command}"
+    )
+    if set(cells) == {"gallery"}:
+        return (
+            f"Photos, at most {scale['images']} a gallery, timm's networks with their ImageNet weights; seeds "
+            f"{', '.join(map(str, seeds))}. Half of the sample fits the maps, the other half is looked for among "
+            f"itself; recall@1 of one seed with its 95 % interval, of several with the standard deviation over them. "
+            f"{made}"
+        )
     return (
         f"{data}, {size}, batches of {scale['batch_size']}, backbones A {scale['backbones'][0]} and B "
         f"{scale['backbones'][1]} unless a table says otherwise. Mean ± standard deviation over seeds "
-        f"{', '.join(map(str, seeds))}, as many as a row names; otherwise one seed. {_device(one['made'])}, "
-        f"{hours:.1f} hours of processor time, commits {commits}, {versions}, "
-        f"{max(cell['made']['date'] for cell in every)}.\n\n"
-        f"    {command}\n\n"
+        f"{', '.join(map(str, seeds))}, as many as a row names; otherwise one seed. {made}\n\n"
         "Native: extractors under their own heads; recombined: under each other's; both over all classes of the head, "
         "then over the classes in common and over the head's private ones, where there are both. Mended by a map: "
         "recombined after a least-squares map between the two extractors, fitted on unlabelled images. Head retrained: "
@@ -85,6 +95,8 @@ def _table(table: str, found: Mapping[str, list[dict[str, Any]]]) -> str:
         return "\n\n".join([spread_table("shared", group_rows(rows)), *(_matrix(row, rows[row]) for row in rows)])
     if table == "chain":
         return "\n\n".join(spread_table(f"{row}: member", chain_rows(cells)) for row, cells in rows.items())
+    if table == "gallery":
+        return _galleries(rows)
     return spread_table("shared", group_rows(rows)) if table == "data_sets" else _joins(rows)
 
 
@@ -107,6 +119,33 @@ def _joins(rows: Mapping[str, list[dict[str, Any]]]) -> str:
             body.append([row, source, images, method, spread_text(columns["accuracy"]), share, seconds])
     heading = ["space", "images of", "images", "method", "accuracy", "% of a head retrained with labels", "seconds"]
     return markdown_table([heading, *body])
+
+
+def _galleries(rows: Mapping[str, list[dict[str, Any]]]) -> str:
+    body = []
+    for row, cells in rows.items():
+        for number, one in enumerate(cells[0]["result"]["ways"]):
+            ways = [cell["result"]["ways"][number] for cell in cells]
+            first, low, high = one["recall_at_1"], *one["interval_at_1"]
+            at_1 = (
+                spread_text([way["recall_at_1"] for way in ways])
+                if len(cells) > 1
+                else (f"{first:.3f} ({low:.3f} to {high:.3f})")
+            )
+            at_10, flips = (spread_text([way[key] for way in ways]) for key in ("recall_at_10", "negative_flips"))
+            cost = [f"{statistics.fmean(way[key] for way in ways):,.0f}" for key in ("seconds", "gflop")]
+            advised = sum(_advised(cell["result"]["ways"]) == one["way"] for cell in cells)
+            mark = f"{advised} of {len(cells)}" if advised else ""
+            body.append([row, one["way"], at_1, at_10, flips, *cost, mark])
+        half = spread_text([cell["result"]["half_way"] for cell in cells])
+        body.append([row, "half-way through reembed", half, "", "", "", "", ""])
+    heading = ["gallery", "way", "recall@1", "recall@10", "flips", "seconds", "GFLOP", "recommended"]
+    return markdown_table([heading, *body])
+
+
+def _advised(ways: list[dict[str, Any]]) -> str:
+    """By today's rule, whatever was the rule when the cell was measured."""
+    return recommend({way["way"]: WayScores(**way) for way in ways}, labelled=True)[0]
 
 
 def _device(made: Mapping[str, Any]) -> str:

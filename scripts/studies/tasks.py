@@ -23,6 +23,8 @@ class Scale:
     Attributes:
         root: folder with torchvision's CIFAR-10; scikit-learn's digits, which need none, if None.
         digits_root: folder with torchvision's MNIST and USPS, for the tables of several data sets.
+        photos_root: folder of photos, ``caltech101`` and ``pacs`` in it, for the table of galleries.
+        weights_root: folder with safetensors of timm's models, for the same.
         images: of every member, at most.
         test_images: that measure it, at most.
         epochs: of every training.
@@ -34,6 +36,8 @@ class Scale:
 
     root: str | None = None
     digits_root: str | None = None
+    photos_root: str | None = None
+    weights_root: str | None = None
     images: int = 3000
     test_images: int = 4000
     epochs: int = 6

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from timm_compat.applications.predict import Prediction, image_files, open_classifier, predict
 from timm_compat.cli.places import add_place_options, place
 from timm_compat.cli.run_options import add_run_options, run_options
 from timm_compat.errors import DataError, SpaceMismatchError
+from timm_compat.experiments.predict import Prediction, image_files, open_classifier, predict
 from timm_compat.imagenet import listed_words, short_words
 from timm_compat.models.composed import compose
 from timm_compat.models.extractor import CompatExtractor

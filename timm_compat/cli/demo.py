@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from timm_compat.applications.demo import PICTURE_FILE, DemoConfig, DemoResult, run_demo
 from timm_compat.errors import ConfigError
+from timm_compat.experiments.demo import PICTURE_FILE, DemoConfig, DemoResult, run_demo
 from timm_compat.storage.files import check_new_folder
 
 DEFAULT_OUTPUT = "timm-compat-demo"

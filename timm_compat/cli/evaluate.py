@@ -6,8 +6,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from timm_compat.applications.evaluate import EvaluateConfig, evaluate
-from timm_compat.applications.parts import load_parts
 from timm_compat.cli.image_options import named_set
 from timm_compat.cli.run_options import add_run_options, run_options
 from timm_compat.data.listing import ALL, is_divided
@@ -17,6 +15,8 @@ from timm_compat.evaluation.answers import Images
 from timm_compat.evaluation.baselines import BASELINES
 from timm_compat.evaluation.report import EvaluationReport
 from timm_compat.evaluation.report_text import HTML_FILE, save_report, summary_text
+from timm_compat.experiments.evaluate import EvaluateConfig, evaluate
+from timm_compat.experiments.parts import load_parts
 from timm_compat.processes import current_process
 from timm_compat.storage.files import check_new_folder
 

@@ -17,6 +17,7 @@ from timm_compat.cli import (
     demo,
     evaluate,
     finetune,
+    gallery,
     join,
     probe,
     schema,
@@ -29,7 +30,7 @@ from timm_compat.cli import (
 from timm_compat.cli.run_options import said_on_stderr
 from timm_compat.errors import CompatError
 
-COMMANDS = (demo, split, probe, join, swap, train, adapt, transfer, finetune, schema, evaluate, share, combine)
+COMMANDS = (demo, split, probe, join, swap, train, adapt, transfer, finetune, schema, evaluate, share, combine, gallery)
 USER_ERROR = 2
 INTERRUPTED = 130
 READER_GONE = 141  # 128 + SIGPIPE

@@ -1,20 +1,26 @@
-"""Commands that run a recipe of an application: their options, and what they print."""
+"""Commands that run a recipe: their options, and the experiments among them."""
 
 import argparse
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
+
+# The recipe that a command reads, by its name in timm_compat.experiments.
+RECIPES = {
+    "train": "Recipe",
+    "adapt": "AdaptRecipe",
+    "transfer": "ClassifierTransferRecipe",
+    "finetune": "FinetuneRecipe",
+}
 
 
-class Result(Protocol):
-    """What an application gives."""
+def kind_of(command: str) -> type[Any]:
+    """The model of the recipes that a command reads."""
+    from timm_compat import experiments
 
-    def summary(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-
-
-Given = TypeVar("Given", bound=Result)
+    kind: type[Any] = getattr(experiments, RECIPES[command])
+    return kind
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -26,25 +32,30 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
-def run_application(
-    options: argparse.Namespace,
-    kind: type[Any],
-    execute: Callable[..., Given],
-    report: Callable[[Given], str],
-) -> None:
-    """Read a recipe, run it and print what came out.
+def add_experiment(commands: Any, command: str, function: str, **texts: str) -> None:
+    """Add the command of an experiment.
 
     Args:
-        options: those of ``add_recipe_options``.
-        kind: of the recipe.
-        execute: takes the recipe, and ``resume``.
-        report: the result as text.
+        commands: the parser's.
+        command: its name.
+        function: that runs a recipe, by its name in ``timm_compat.experiments``.
+        **texts: ``help`` and ``description`` of the command.
+    """
+    parser = commands.add_parser(command, **texts)
+    add_recipe_options(parser)
+    parser.set_defaults(run=partial(run_experiment, command, function))
+
+
+def run_experiment(command: str, function: str, options: argparse.Namespace) -> None:
+    """Read a recipe, run it and print what came out.
 
     Raises:
         CompatError: any of ours.
     """
+    from timm_compat import experiments
     from timm_compat.recipes.reader import read_as
 
     output = [] if options.output is None else [f"output_dir={json.dumps(options.output, ensure_ascii=False)}"]
-    result = execute(read_as(kind, options.recipe, [*options.overrides, *output]), resume=options.resume)
-    print(json.dumps(result.summary()) if options.json else report(result))
+    recipe = read_as(kind_of(command), options.recipe, [*options.overrides, *output])
+    result = getattr(experiments, function)(recipe, resume=options.resume)
+    print(json.dumps(result.summary()) if options.json else result.report())

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-KINDS = ("train", "adapt", "transfer", "finetune")
+from timm_compat.cli.recipe_options import RECIPES, kind_of
 
 
 def add_parser(commands: Any) -> None:
@@ -15,7 +15,7 @@ def add_parser(commands: Any) -> None:
         description="Print the JSON schema of a command's recipes. Editors complete and check a recipe by it that "
         "starts with the line: # yaml-language-server: $schema=FILE",
     )
-    parser.add_argument("command", choices=KINDS, help="that reads the recipe; add reads those of train")
+    parser.add_argument("command", choices=list(RECIPES), help="that reads the recipe; add reads those of train")
     parser.set_defaults(run=run)
 
 
@@ -24,14 +24,3 @@ def run(options: argparse.Namespace) -> None:
     from timm_compat.recipes.reference import json_schema
 
     print(json.dumps(json_schema(kind_of(options.command)), indent=2))
-
-
-def kind_of(command: str) -> type[Any]:
-    """The model of the recipes that a command reads."""
-    from timm_compat.applications.classifier_transfer.recipe import ClassifierTransferRecipe
-    from timm_compat.applications.domain_adaptation.recipe import AdaptRecipe
-    from timm_compat.applications.transfer_learning.recipe import FinetuneRecipe
-    from timm_compat.recipes.schema import Recipe
-
-    kinds = (Recipe, AdaptRecipe, ClassifierTransferRecipe, FinetuneRecipe)
-    return dict[str, type[Any]](zip(KINDS, kinds, strict=True))[command]

@@ -8,7 +8,7 @@ from timm_compat.cli.recipe_options import add_recipe_options
 from timm_compat.errors import ConfigError
 
 if TYPE_CHECKING:
-    from timm_compat.applications.recipe_run import RecipeResult
+    from timm_compat.experiments.recipe_run import RecipeResult
     from timm_compat.recipes.schema import Recipe
 
 
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         CompatError: any of ours.
     """
-    from timm_compat.applications.recipe_run import run_recipe
+    from timm_compat.experiments.recipe_run import run_recipe
     from timm_compat.recipes.reader import read_recipe
 
     overrides = list(options.overrides)

@@ -17,6 +17,7 @@ from timm_compat.evaluation.scores import Array, Mask
 
 CELL_INCHES = 1.1
 MARGIN_INCHES = 2.2
+PANEL_INCHES = 4.2
 DARK_BELOW = 0.55
 # Okabe and Ito 2008, without yellow, which is too pale on white; dark and light ones take turns.
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#56B4E9", "#D55E00", "#CC79A7", "#009E73")
@@ -71,6 +72,26 @@ def heat_map(
     if colorbar:
         ax.figure.colorbar(image, ax=ax, label="accuracy", shrink=0.8)
     return ax.figure, ax
+
+
+def side_by_side(matrices: Mapping[str, Any]) -> Any:
+    """A figure of heat maps next to each other, with one scale.
+
+    Args:
+        matrices: of the same columns by title; what has ``plot`` as ``RecombinationMatrix`` does.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
+    """
+    size = (PANEL_INCHES * len(matrices), PANEL_INCHES)
+    figure, axes = require("matplotlib.pyplot", "plots").subplots(
+        1, len(matrices), figsize=size, layout="constrained", squeeze=False
+    )
+    for axis, (title, matrix) in zip(axes[0], matrices.items(), strict=True):
+        matrix.plot(axis, title=title, colorbar=axis is axes[0][-1])
+        if axis is not axes[0][0]:
+            axis.set(ylabel="", yticks=[])
+    return figure
 
 
 def bars(

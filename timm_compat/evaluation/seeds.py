@@ -9,6 +9,7 @@ import numpy as np
 from timm_compat.errors import ConfigError
 from timm_compat.evaluation.intervals import CONFIDENCE, bootstrap_interval
 from timm_compat.evaluation.matrix import RecombinationMatrix, json_numbers
+from timm_compat.evaluation.plots import heat_map
 from timm_compat.evaluation.scores import Array, Mask, native_accuracy, recombined_accuracy
 from timm_compat.table import markdown_table
 
@@ -45,6 +46,14 @@ class MatrixOverSeeds:
     def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Bootstrap interval over seeds of the mean recombined accuracy."""
         return bootstrap_interval(self.recombined_accuracy, confidence)
+
+    def plot(self, ax: Any = None, *, title: str = "", colorbar: bool = True) -> tuple[Any, Any]:
+        """A heat map of the means as (figure, axis); native cells are framed.
+
+        Raises:
+            MissingExtraError: Matplotlib is not installed.
+        """
+        return heat_map(self.mean, self.rows, self.columns, native=self.native, title=title, colorbar=colorbar, ax=ax)
 
     def to_markdown(self) -> str:
         """A table of mean ± standard deviation; native cells in bold."""

@@ -21,6 +21,7 @@ from timm_compat.seeding import seeded
 from timm_compat.space import CompatSpace
 from timm_compat.storage.files import check_new_folder, check_writable, replace_text, tensor_sha256
 from timm_compat.training.accelerators import own_accelerator
+from timm_compat.training.callbacks import Callback
 from timm_compat.training.checkpoint import FOLDER, Checkpoints
 from timm_compat.training.joint import JointModule
 from timm_compat.training.loop import Loop, Validate, steps_per_epoch
@@ -61,6 +62,7 @@ def fit(
     reference: Reference | None = None,
     pool: Images | None = None,
     validate: Validate | None = None,
+    callbacks: Sequence[Callback] = (),
     resume: bool = False,
     progress: str | None = "training",
 ) -> FitResult:
@@ -77,6 +79,7 @@ def fit(
         reference: a frozen network to be compatible with, for alignment, influence and distillation.
         pool: images for the alignment, whose labels are not looked at; the members' own images if None.
         validate: called after every epoch in evaluation mode; its numbers enter the history.
+        callbacks: are told of the training's beginning, epochs, steps and end, in this order.
         resume: go on from the newest sound checkpoint in ``output_dir``, if there is one.
         progress: label of the progress bar, which is silent where standard error is no terminal; no bar if None.
 
@@ -116,10 +119,12 @@ def fit(
             schedule = Schedule(optimizer, config, steps)
             model, prepared = accelerator.prepare(joint, optimizer)
             joint.prepare_old_heads(accelerator.device)
+            for callback in callbacks:
+                callback.on_train_begin()
             sources = Sources(members, pool, config, accelerator, reference)
             streams = sources.features(space) if cached else sources.images()
             checkpoints = None if output is None else Checkpoints(output, config.keep_checkpoints)
-            loop = Loop(joint, model, prepared, schedule, streams, accelerator, config, steps, checkpoints)
+            loop = Loop(joint, model, prepared, schedule, streams, accelerator, config, steps, checkpoints, callbacks)
             found = checkpoints.load() if checkpoints is not None and resume else None
             if found is not None:
                 loop.restore(*found)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from timm_compat.data.order import Batch, Share
 from timm_compat.errors import CompatError, ConfigError, TrainingError
 from timm_compat.seeding import derive_seed
 from timm_compat.storage.files import is_sound
+from timm_compat.training.callbacks import Callback
 from timm_compat.training.checkpoint import Checkpoints, clone_state
 from timm_compat.training.history import EpochMeans, Record, write_history
 from timm_compat.training.joint import JointModule
@@ -38,6 +39,7 @@ class Loop:
         config: settings.
         steps_per_epoch: optimiser's steps.
         checkpoints: where the state is kept; nowhere if None.
+        callbacks: are told of epochs and steps.
     """
 
     def __init__(
@@ -51,10 +53,11 @@ class Loop:
         config: TrainConfig,
         steps_per_epoch: int,
         checkpoints: Checkpoints | None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.joint, self.model, self.optimizer, self.schedule = joint, model, optimizer, schedule
         self.streams, self.accelerator, self.config = streams, accelerator, config
-        self.steps_per_epoch, self.checkpoints = steps_per_epoch, checkpoints
+        self.steps_per_epoch, self.checkpoints, self.callbacks = steps_per_epoch, checkpoints, callbacks
         self.total_steps = config.epochs * steps_per_epoch
         # One member's activations at a time, where nothing speaks against it; DDP wants all parameters in one pass.
         everything = [[*joint.names, POOL]]
@@ -72,7 +75,31 @@ class Loop:
             TrainingError: a loss or weights that are not finite, or a checkpoint that cannot be written.
         """
         start = time.perf_counter() - self.seconds
-        bar = tqdm(
+        with self._bar(progress) as bar:
+            while self.step < self.total_steps:
+                self.model.train()
+                for callback in self.callbacks:
+                    callback.on_epoch_begin(self.step // self.steps_per_epoch + 1)
+                for batches in self._epoch_batches():
+                    losses = self._train_step(batches)
+                    self.means.add(self.step, losses, self._last_good)
+                    self.step += 1
+                    self.seconds = time.perf_counter() - start
+                    bar.update()
+                    for callback in self.callbacks:
+                        callback.on_step_end(self.step)
+                    if self._is_checkpoint_step():
+                        self.save()
+                self.seconds = time.perf_counter() - start
+                self._end_epoch(validate)
+                bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", images_per_s=self._images_per_second())
+                self._write()
+        self._take_result()
+        for callback in self.callbacks:
+            callback.on_train_end()
+
+    def _bar(self, progress: str | None) -> Any:
+        return tqdm(
             total=self.total_steps,
             initial=self.step,
             desc=progress,
@@ -81,22 +108,6 @@ class Loop:
             # None: no bar where standard error is no terminal.
             disable=None if progress and self.accelerator.is_main_process else True,
         )
-        with bar:
-            while self.step < self.total_steps:
-                self.model.train()
-                for batches in self._epoch_batches():
-                    losses = self._train_step(batches)
-                    self.means.add(self.step, losses, self._last_good)
-                    self.step += 1
-                    self.seconds = time.perf_counter() - start
-                    bar.update()
-                    if self._is_checkpoint_step():
-                        self.save()
-                self.seconds = time.perf_counter() - start
-                self._end_epoch(validate)
-                bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}", images_per_s=self._images_per_second())
-                self._write()
-        self._take_result()
 
     def save(self) -> None:
         """Write a checkpoint, in the main process.
@@ -207,7 +218,10 @@ class Loop:
             self.joint.eval()
             record |= validate() if validate else {}
             self._keep_best(record)
-        self.history.append({**record, "seconds": self.seconds})
+            record = {**record, "seconds": self.seconds}
+            for callback in self.callbacks:
+                callback.on_epoch_end(self.step // self.steps_per_epoch, record)
+        self.history.append(record)
         self.accelerator.log({key: value for key, value in record.items() if key != "epoch"}, step=self.step)
         self.means = EpochMeans()
 

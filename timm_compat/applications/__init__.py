@@ -1,1 +1,0 @@
-"""Whole tasks that a practitioner runs."""
