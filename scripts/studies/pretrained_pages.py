@@ -155,7 +155,7 @@ def _ways(cells: Cells, ones: Sequence[One]) -> str:
         "Mean accuracy over all pairs and, in brackets, share of the head's accuracy on its own network ± standard "
         "deviation over the draws of the photos where there are several. All: 300 of ImageNet, whose others test its "
         "head. Another kind: mean over all pools of 100 photos and more that are not the head's. "
-        "Photos alone: the strength of the rotation is chosen once a pair, on the first pool of 300, where join chooses anew."
+        "Photos alone: the rotation's strength is chosen once a pair, on the first pool of 300; join chooses anew."
     )
     return markdown_table([["way", "unlabelled photos", *groups], *body], words=(0, 1)) + "\n\n" + note
 
