@@ -10,19 +10,17 @@ stopped, and measures again what was measured with other settings. OUTPUT then h
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks import gpu, inference, loading, page, passes, scale, training
-from origin import command, commit
+from kept import kept, read_kept
+from origin import command, made
 
-from timm_compat.storage.files import library_versions, replace_text
+from timm_compat.storage.files import replace_text
 
 TABLES = {
     "inference": inference,
@@ -34,15 +32,6 @@ TABLES = {
 }
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, GPU."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(), "gpu": name}
-
-
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What must agree for a kept measurement to stand."""
     return {name: getattr(options, name) for name in ("device", "threads", "small", "repeats")}
@@ -50,34 +39,18 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace, table: str, name: str, work: Any) -> dict[str, Any]:
     """One measurement, from its file if it is there."""
-    file = options.output / "cells" / table / f"{name}.json"
-    if file.is_file():
-        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if kept["settings"] == settings(options):
-            return kept
-    print(f"{table}: {name}", file=sys.stderr, flush=True)
-    made = {
-        "command": command("benchmark.py", sys.argv[1:]),
-        "commit": commit(),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-        "device": options.device,
-        "versions": {"python": platform.python_version(), **library_versions()},
-        "date": datetime.date.today().isoformat(),
-    }
-    found = {"name": name, **work(), "settings": settings(options), "made": made}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(file, json.dumps(found, indent=1) + "\n")
-    return found
+
+    def measured() -> dict[str, Any]:
+        print(f"{table}: {name}", file=sys.stderr, flush=True)
+        return {"name": name, **work()}
+
+    file, line = options.output / "cells" / table / f"{name}.json", command("benchmark.py", sys.argv[1:])
+    return kept(file, settings(options), measured, lambda: made(line, options.device), again=True)
 
 
 def kept_results(output: Path) -> dict[str, dict[str, Any]]:
     """All measurements of a folder, by table and name, in the order in which they were made."""
-    found: dict[str, dict[str, Any]] = {}
-    for table in TABLES:
-        files = sorted((output / "cells" / table).glob("*.json"), key=lambda file: file.stat().st_mtime)
-        found[table] = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
-    return found
+    return {table: {cell["name"]: cell for cell in read_kept(output / "cells" / table)} for table in TABLES}
 
 
 def main() -> None:

@@ -44,6 +44,16 @@ def test_every_scope_and_pair_is_measured(folder: Path) -> None:
     assert "| alignment |" in (folder / "study.md").read_text()
 
 
+def test_architectures_have_baselines(tmp_path: Path) -> None:
+    done = study(tmp_path, "--tables", "architectures", "--rows", "trained apart")
+    assert done.returncode == 0, done.stderr
+    (cell,) = json.loads((tmp_path / "study.json").read_text())["cells"]
+    names = {"procrustes", "least_squares", "relative", "stitching", "retrained_head"}
+    assert cell["result"]["mended"].keys() == names
+    assert 0.1 < cell["result"]["mended"]["retrained_head"] <= 1
+    assert "| orthogonal Procrustes |" in (tmp_path / "study.md").read_text()
+
+
 def test_kept_cells_are_not_measured_again(folder: Path) -> None:
     done = study(folder, "--tables", "methods", "feature_dim", "--rows", "nothing", "16")
     assert done.returncode == 0, done.stderr

@@ -1,12 +1,14 @@
 """Every table of the study: its rows, and how one row is measured for one seed."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-from studies import groups, joins, pairs, upgrades
+from studies import groups, joins, pairs, pretrained, upgrades
 from studies.groups import Architectures, Chain, DataSets
 from studies.joins import Join
 from studies.pairs import Pair
+from studies.pretrained import Under
 from studies.tasks import Scale
 from studies.upgrades import Upgrade
 
@@ -15,9 +17,10 @@ COMMON, BOTH = ("common_classes",), ("common_classes", "rotation")
 SAME = (0, 0)  # one architecture for both members
 SMALL_JOIN = ((0, 1), (1, 0))
 
+PRETRAINED = "pretrained"  # its rows are all pairs of the networks that are at hand
 LITE0, LITE2 = "tf_efficientnet_lite0", "tf_efficientnet_lite2"
 
-Row = Pair | Architectures | Chain | DataSets | Join | Upgrade
+Row = Pair | Architectures | Chain | DataSets | Join | Under | Upgrade
 
 TABLES: dict[str, dict[str, Row]] = {
     "methods": {
@@ -106,4 +109,15 @@ MEASURES: dict[type, Callable[..., dict[str, Any]]] = {
 
 def measure(row: Row, scale: Scale, seed: int) -> dict[str, Any]:
     """One cell."""
+    if isinstance(row, Under):
+        return pretrained.measure(row, seed)
     return MEASURES[type(row)](row, scale, seed)
+
+
+def settings(row: Row, scale: Scale) -> dict[str, Any]:
+    """What must agree for a kept cell to stand: which data and how much of it, not where it lies."""
+    if isinstance(row, Under):
+        return row.settings()
+    photos = ("photos_root", "weights_root")
+    known = {key: value for key, value in asdict(scale).items() if isinstance(row, Upgrade) or key not in photos}
+    return {key: value is not None if key.endswith("root") else value for key, value in known.items()}

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import timm_compat as tc
 from studies.pairs import accuracies
 from studies.tasks import Scale, extractor, first, load, shuffled
+from timm_compat.evaluation.baselines import measure_baselines
 
 CHAIN = 10
 DIGITS = ("MNIST", "USPS")
@@ -50,7 +52,10 @@ class DataSets(Shared):
 
 
 def architectures(group: Architectures, scale: Scale, seed: int) -> dict[str, Any]:
-    """Accuracies by "extractor-head", which are named by their place among the scale's backbones."""
+    """Accuracies by "extractor-head", named by their place among the scale's backbones, and what mends exchanged pairs.
+
+    The baselines are fitted on the first member's images, with labels where they need them.
+    """
     train, test = load(scale, seed)
     space = _space(group.methods, train, seed)
     parts = _parts(train, len(scale.backbones), scale.images)
@@ -58,7 +63,12 @@ def architectures(group: Architectures, scale: Scale, seed: int) -> dict[str, An
     start = time.perf_counter()
     tc.fit(space, members, scale.training(seed, **group.settings), progress=None)
     seconds = time.perf_counter() - start
-    return {**_measured(members, test), "backbones": list(scale.backbones), "seconds": seconds}
+    extractors = {member.name: member.extractor.cpu() for member in members}
+    heads = {member.name: member.head.cpu() for member in members}
+    found = measure_baselines(extractors, heads, parts[0], test)
+    own = np.eye(len(members), dtype=bool)
+    mended = {baseline.name: baseline.recombined_accuracy(own) for baseline in found}
+    return {**_measured(members, test), "mended": mended, "backbones": list(scale.backbones), "seconds": seconds}
 
 
 def chain(group: Chain, scale: Scale, seed: int) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def main() -> None:
     del large
     print(f"{len(small)} crops", flush=True)
     for name, size in missing.items():
-        save_file(student(name, size, small, wanted), output / f"{name}.safetensors")
+        weights_of = student(name, size, small, wanted)
+        save_file(weights_of, output / f"{name}.safetensors", {"img_size": str(size)})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from studies.cells import PRETRAINED
+from studies.pretrained_pages import write_pretrained
 from studies.rows import Cells, Rows, chain_rows, group_rows, join_rows, matrix_of, pair_rows
 from timm_compat.evaluation.plots import bars, heat_map, lines
 from timm_compat.gallery.advice import WayScores, recommend
@@ -32,7 +34,7 @@ ALL = "all"
 
 
 def write_pages(cells: Cells, folder: Path, command: str) -> None:
-    """Write ``study.md``, ``study.json`` and pictures.
+    """Write ``study.md``, ``study.json`` and pictures, and what ``write_pretrained`` writes.
 
     Args:
         cells: what was measured.
@@ -40,6 +42,11 @@ def write_pages(cells: Cells, folder: Path, command: str) -> None:
         command: that measured it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if PRETRAINED in cells:
+        write_pretrained(cells[PRETRAINED], folder, command)
+    cells = {table: rows for table, rows in cells.items() if table != PRETRAINED}
+    if not cells:
+        return
     parts = ["# Tables of the study", _facts(cells, command)]
     for table, rows in cells.items():
         parts += [f"## {TITLES[table]}", _table(table, rows)]
@@ -51,15 +58,15 @@ def write_pages(cells: Cells, folder: Path, command: str) -> None:
 def _facts(cells: Cells, command: str) -> str:
     every = [cell for rows in cells.values() for found in rows.values() for cell in found]
     one, seeds = every[0], sorted({cell["seed"] for cell in every})
-    scale = one["scale"]
+    scale = one["settings"]
     data = "CIFAR-10" if scale["root"] else "scikit-learn's digits"
     size = f"{scale['images']} images a member, {scale['epochs']} epochs, {scale['test_images']} test images"
     hours = sum(cell["processor_seconds"] for cell in every) / 3600
-    versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in one["made"]["versions"].items())
+    commits = ", ".join(sorted({cell["made"]["commit"] for cell in every}))
     made = (
-        f"{one['device']}, {hours:.1f} hours of processor time, commits "
-        f"{', '.join(sorted({cell['commit'] for cell in every}))}, {versions}, {max(cell['date'] for cell in every)}."
-        f"\n\n    {command}"
+        f"{_device(one['made'])}, {hours:.1f} hours of processor time, commits {commits}, {versions}, "
+        f"{max(cell['made']['date'] for cell in every)}.\n\n    {command}"
     )
     if set(cells) == {"gallery"}:
         return (
@@ -141,11 +148,20 @@ def _advised(ways: list[dict[str, Any]]) -> str:
     return recommend({way["way"]: WayScores(**way) for way in ways}, labelled=True)[0]
 
 
+def _device(made: Mapping[str, Any]) -> str:
+    return made["machine"]["gpu"] or f"CPU, {made['threads']} thread(s)"
+
+
 def _document(cells: Cells, command: str) -> dict[str, Any]:
     every = [cell for rows in cells.values() for found in rows.values() for cell in found]
-    shared = ("scale", "device", "python", "versions")
-    kept = [{key: value for key, value in cell.items() if key not in shared} for cell in every]
-    return {"schema": 1, "command": command, **{key: every[0][key] for key in shared}, "cells": _rounded(kept)}
+    first, shared = every[0]["made"], ("settings", "made")
+    kept = [
+        {**{key: value for key, value in cell.items() if key not in shared},
+         "commit": cell["made"]["commit"], "date": cell["made"]["date"]}
+        for cell in every
+    ]  # fmt: skip
+    facts = {"scale": every[0]["settings"], "device": _device(first), "versions": first["versions"]}
+    return {"schema": 1, "command": command, **facts, "cells": _rounded(kept)}
 
 
 def _rounded(value: Any) -> Any:

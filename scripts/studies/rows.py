@@ -1,27 +1,29 @@
 """From the results of single cells to the numbers of a table: one value a seed for every row and column."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kept import read_kept
+
 from studies.joins import SIZES
+from timm_compat.evaluation.baselines import BASELINE_TITLES
 
 Cells = Mapping[str, Mapping[str, list[dict[str, Any]]]]
 Rows = dict[str, dict[str, list[float]]]
 
 
-def read_cells(folder: Path, order: Mapping[str, Mapping[str, Any]]) -> Cells:
-    """By table and row, in the order of the study, the results of all seeds."""
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
-    found.sort(key=lambda cell: cell["seed"])
-    tables = {
-        table: {row: [cell for cell in found if (cell["table"], cell["row"]) == (table, row)] for row in rows}
-        for table, rows in order.items()
-    }
-    present = {table: {row: cells for row, cells in rows.items() if cells} for table, rows in tables.items()}
-    return {table: rows for table, rows in present.items() if rows}
+def read_cells(folder: Path, order: Mapping[str, Iterable[str]]) -> Cells:
+    """By table and row, in the order of the study, the results of all seeds; rows that it does not list come last."""
+    found = read_kept(folder)
+    tables: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for table, rows in order.items():
+        cells = sorted((cell for cell in found if cell["table"] == table), key=lambda cell: cell["seed"])
+        present = dict.fromkeys([*rows, *(cell["row"] for cell in cells)])
+        by_row = {row: [cell for cell in cells if cell["row"] == row] for row in present}
+        tables[table] = {row: chosen for row, chosen in by_row.items() if chosen}
+    return {table: rows for table, rows in tables.items() if rows}
 
 
 def pair_rows(table: Mapping[str, list[dict[str, Any]]]) -> Rows:
@@ -45,7 +47,7 @@ def _columns(results: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def group_rows(table: Mapping[str, list[dict[str, Any]]]) -> Rows:
-    """Native and recombined accuracy of any number of members; the worst exchanged pair beside."""
+    """Native and recombined accuracy of any number of members; the worst exchanged pair beside, and what mends them."""
     rows: Rows = {}
     for row, cells in table.items():
         own = [[value for pair, value in cell["result"]["all"].items() if _is_own(pair)] for cell in cells]
@@ -55,6 +57,9 @@ def group_rows(table: Mapping[str, list[dict[str, Any]]]) -> Rows:
             "recombined": [statistics.fmean(values) for values in other],
             "worst pair": [min(values) for values in other],
         }
+        for name, words in BASELINE_TITLES.items():
+            if all("mended" in cell["result"] for cell in cells):
+                rows[row][words] = [cell["result"]["mended"][name] for cell in cells]
     return rows
 
 

@@ -183,14 +183,15 @@ class _System:
         """From scaled moments and the classifiers' rows."""
         unit = pairs.xx.diagonal().mean().clamp(min=LEAST_SPREAD)
         xx, xy = pairs.xx / unit, pairs.xy / unit
-        gram, cross = torch.zeros_like(xy.T @ xy), torch.zeros_like(xy)
+        cross = torch.zeros_like(xy)
+        values_y, vectors_y = cross.new_zeros(xy.shape[1]), torch.eye(xy.shape[1]).to(xy)
         belief = xy.T / xy.norm().clamp(min=LEAST_SPREAD)
         if rows is not None:
             scaled = ClassRows(rows.new.to(xx) * pairs.scale_x, rows.space.to(xx) * pairs.scale_y)
             gram, cross = _class_moments(scaled)
             belief = belief + cross.T / cross.norm().clamp(min=LEAST_SPREAD)
+            values_y, vectors_y = torch.linalg.eigh(gram)
         values_x, vectors_x = torch.linalg.eigh(xx)
-        values_y, vectors_y = torch.linalg.eigh(gram)
         rotation = pairs.spread * partial_isometry(belief)
         parts = (vectors_x.T @ part @ vectors_y for part in (xy, cross, rotation.T))
         return cls(values_x, vectors_x, values_y, vectors_y, *parts)

@@ -28,6 +28,9 @@ FAR_SHIFT = 0.15
 class Agreement:
     """On how many held-out images a head says the same from the joined and from the reference's features.
 
+    It speaks of new photos of the same kind. Photos that the head learned from flatter it (by 4 points in the study of
+    pretrained networks), and photos of another kind say little of it.
+
     Attributes:
         share: in [0, 1].
         low: lower end of its 95 % Wilson interval.
