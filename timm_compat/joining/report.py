@@ -92,7 +92,13 @@ class JoinReport:
     @property
     def advice(self) -> str:
         """What to give to do better; empty where nothing obvious is missing."""
-        wishes = []
+        wishes = [
+            f"the images alone a say (classes=False, --no-classes), for they agree on {alone.share:.0%} under {name}; "
+            "other heads may lose"
+            for name, alone in self.without_classes.items()
+            if alone.share > self.agreements[name].share + WORTH_TELLING
+        ]
+        misled = bool(wishes)
         if not self.num_common_classes:
             wishes.append(
                 "a backbone with its classifier over classes that the space knows (its weights whole, and the space "
@@ -102,13 +108,7 @@ class JoinReport:
             wishes.append("unlabelled images and a reference extractor: 30 of the heads' own kind help already")
         elif self.num_images < MANY_IMAGES:
             wishes.append(f"more images of the heads' own kind than {self.num_images}")
-        for name, alone in self.without_classes.items():
-            if alone.share > self.agreements[name].share + WORTH_TELLING:
-                wishes.append(
-                    f"the images alone a say (classes=False, --no-classes), for they agree on {alone.share:.0%} under "
-                    f"{name}; other heads may lose"
-                )
-        if self.shift is not None and self.shift > FAR_SHIFT:
+        if self.shift is not None and self.shift > FAR_SHIFT and not misled:
             wishes.append("images nearer to those that the reference learned from")
         return "; ".join(wishes)
 
