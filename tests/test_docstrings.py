@@ -49,7 +49,10 @@ def test_says_what_it_is(name: str) -> None:
     assert len(inspect.getdoc(PUBLIC[name]) or "") > 20
 
 
-@pytest.mark.parametrize("name", SHOWN)
+SLOW = ("gallery.from_qdrant", "gallery.to_qdrant")  # a client that takes seconds to import
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SHOWN])
 def test_shows_an_example_that_runs(
     name: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

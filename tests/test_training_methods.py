@@ -180,7 +180,9 @@ class TestSelfSupervisedTasks:
         total = record["a/task"] + config.self_supervised_weight * sum(record[f"a/{task}"] for task in TASKS)
         assert record["loss"] == pytest.approx(total, rel=1e-5)
 
-    @pytest.mark.parametrize("task", TASKS)
+    @pytest.mark.parametrize(
+        "task", ["rotation", *(pytest.param(task, marks=pytest.mark.slow) for task in TASKS if task != "rotation")]
+    )
     def test_the_shared_head_learns_to_tell(self, task: str) -> None:
         space = make_space([task])
         member = unlabelled(make_member(space, dataset=digits(256)))
