@@ -5,6 +5,9 @@
 WEIGHTS holds safetensors checkpoints of plain timm models, PHOTOS the folders that ``PARTS`` names; none of their test
 photos is looked at, nor any label. OUTPUT gets NAME.safetensors for each network, plain timm checkpoints with
 ImageNet's 1,000 classes; what is there is not made again.
+
+At the length below, on 3,905 photos, none is a useful network yet: a head over the objects of Caltech-101 gets 0.36 on
+resnet10t, 0.16 on convnext_atto and 0.11 on vit_tiny (lite2: 0.91), so no table shows them (2026-11-28).
 """
 
 import sys
