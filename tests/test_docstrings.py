@@ -49,7 +49,9 @@ def test_says_what_it_is(name: str) -> None:
     assert len(inspect.getdoc(PUBLIC[name]) or "") > 20
 
 
-SLOW = ("gallery.from_qdrant", "gallery.to_qdrant")  # a client that takes seconds to import
+SLOW = {"gallery.from_qdrant", "gallery.to_qdrant", "swap"} | {  # seconds each
+    *("experiments.run_adaptation", "experiments.run_classifier_transfer", "experiments.run_finetune"),
+}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SHOWN])

@@ -113,7 +113,7 @@ class TestAlignment:
         before = copy.deepcopy(reference.extractor.state_dict())
         reference.extractor.train()
         member = make_member(space, "new", model="test_efficientnet")
-        config = tc.TrainConfig(**{**FAST, "epochs": 4}, alignment="l2")
+        config = tc.TrainConfig(**{**FAST, "epochs": 2}, alignment="l2")
         result = tc.fit(space, [member], config, reference=reference, progress=None)
         losses = [record["new/alignment"] for record in result.history]
         assert losses == sorted(losses, reverse=True)
