@@ -244,6 +244,8 @@ class TestAugmentation:
         "setting",
         [
             {"scale": 0.5},
+            {"scale": ()},
+            {"scale": 0},
             {"scale": (0, 1)},
             {"scale": (0.5, 2)},
             {"scale": (1, 0.5)},

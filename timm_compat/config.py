@@ -154,7 +154,8 @@ class AugmentationConfig(Settings):
 
     def _mistakes(self) -> Iterator[str]:
         yield from super()._mistakes()
-        yield from _check_pair("scale", self.scale or (1, 1), 1.0)
+        if self.scale is not None:
+            yield from _check_pair("scale", self.scale, 1.0)
         yield from _check_pair("ratio", self.ratio, math.inf)
 
     @property
