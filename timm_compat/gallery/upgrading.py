@@ -21,7 +21,7 @@ from timm_compat.errors import ConfigError, DataError
 from timm_compat.gallery.building import ImageFile, Writer, embedded_kind, kind_key
 from timm_compat.gallery.embedding import opened, query_model
 from timm_compat.gallery.ids import Entries, resolved
-from timm_compat.gallery.manifest import BLENDED, MAPPED, Background, Kind, Upgrade
+from timm_compat.gallery.manifest import BLENDED, MAPPED, Background, Kind, Manifest, QueryModel, Upgrade
 from timm_compat.gallery.planning import SAMPLE
 from timm_compat.gallery.sampling import (
     Sample,
@@ -147,15 +147,7 @@ def _join(stored: Stored, new: CompatExtractor, drawn: Sample, pairs: Pairs) -> 
     model = query_model(CompatExtractor.from_pretrained(place), stored.folder)
     key = kind_key(model)
     rows = {key: through_interface(joined, held_out.pooled), manifest.kinds_present[0]: held_out.stored}
-    stored.commit(
-        replace(
-            manifest,
-            current=key,
-            spaces={**manifest.spaces, space: model},
-            kinds={**manifest.kinds, key: embedded_kind(space, model)},
-            background=_background(stored, drawn, rows),
-        )
-    )
+    stored.commit(replace(_embedding_by(manifest, key, space, model), background=_background(stored, drawn, rows)))
     return manifest.num_images
 
 
@@ -255,15 +247,17 @@ def _begin(stored: Stored, new: CompatExtractor, key: str, seed: int, options: R
     else:
         entries, files, rows = _kept_background(stored)
     rows[key] = features_of(new, files, options).numpy()
-    stored.commit(
-        replace(
-            manifest,
-            current=key,
-            spaces={**manifest.spaces, space: model},
-            kinds={**manifest.kinds, key: embedded_kind(space, model)},
-            background=stored.write_background(entries, rows),
-            upgrade=Upgrade(REEMBED, key),
-        )
+    background, way = stored.write_background(entries, rows), Upgrade(REEMBED, key)
+    stored.commit(replace(_embedding_by(manifest, key, space, model), background=background, upgrade=way))
+
+
+def _embedding_by(manifest: Manifest, key: str, space: str, model: QueryModel) -> Manifest:
+    """The manifest with a model that embeds new images and the queries of a space from now on."""
+    return replace(
+        manifest,
+        current=key,
+        spaces={**manifest.spaces, space: model},
+        kinds={**manifest.kinds, key: embedded_kind(space, model)},
     )
 
 
