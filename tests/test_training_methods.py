@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import timm_compat as tc
+from timm_compat.training.feature_cache import Wanted, compute_features
 
 FAST = {"epochs": 1, "batch_size": 64}
 TASKS = ("rotation", "location", "flip")
@@ -300,13 +301,24 @@ class TestAdapters:
         assert close(results[0][1], results[1][1], tolerance=0)
         assert all(file.suffix == ".safetensors" for file in tmp_path.iterdir())
 
-    def test_other_weights_or_images_are_other_features(self, tmp_path) -> None:
-        space = make_space()
-        for member in (make_member(space, "a", trainable="adapter"), make_member(space, "b", trainable="adapter")):
-            config = tc.TrainConfig(**FAST, cache_dir=tmp_path)
-            tc.fit(space, [member], config, progress=None)
-        tc.fit(space, [make_member(space, "a", digits(60), trainable="adapter")], config, progress=None)
-        assert len(list(tmp_path.iterdir())) == 3
+    def test_other_weights_or_images_are_other_features_and_a_part_is_none(self, tmp_path) -> None:
+        space, seen = make_space(), []
+        whole, more = digits(128), digits(160)
+        mixed = more.subset([3, 150, 3, 7])
+        for name, images in (("a", whole), ("b", whole), ("a", whole.subset([90, 3, 3])), ("a", mixed), ("a", more)):
+            member = make_member(space, name, images, trainable="adapter")
+            counted = count_images(member)
+            tc.fit(space, [member], tc.TrainConfig(**FAST, cache_dir=tmp_path), progress=None)
+            seen.append(sum(counted))
+        assert seen == [128, 128, 0, 1, 31]
+
+    def test_kept_features_are_those_of_their_images(self, tmp_path) -> None:
+        extractor = make_member(make_space(), trainable="adapter").extractor
+        images = digits(40)
+        for part in (images.subset([5, 9, 30]), images.subset([39, 9, 0, 9]), images):
+            (kept,) = compute_features(part, {"a": Wanted(extractor)}, tmp_path).values()
+            (fresh,) = compute_features(part, {"a": Wanted(extractor)}).values()
+            torch.testing.assert_close(kept, fresh)
 
     def test_to_a_reference_on_a_pool(self) -> None:
         space, reference = old_network()

@@ -72,7 +72,12 @@ class ArrayDataset(LabelledSet):
 
     def image_keys(self) -> list[Hashable]:
         """SHA-256 of each image's pixels."""
-        return [hashlib.sha256(image.contiguous().numpy()).digest() for image in self.images.cpu()]
+        return list(self.image_digests())
+
+    def image_digests(self) -> list[bytes]:
+        """SHA-256 of each image's form and pixels."""
+        form = repr(self.form).encode()
+        return [hashlib.sha256(form + image.contiguous().numpy().tobytes()).digest() for image in self.images.cpu()]
 
     @classmethod
     def collected(cls, images: Sequence[tuple[Self, int]], class_name: str) -> Self:

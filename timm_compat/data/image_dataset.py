@@ -219,6 +219,14 @@ class ImageDataset(LabelledSet):
             digest.update(f"\n{_facts(self.source, number)}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
+    def image_digests(self) -> list[bytes]:
+        """SHA-256 by which ``digest`` knows each image; with ``skip_corrupt`` of the whole set and the place in it."""
+        if self.skip_corrupt:  # another image may stand in
+            whole = self.digest()
+            return [hashlib.sha256(f"{whole} {place}".encode()).digest() for place in range(len(self))]
+        facts = (f"{self.mode} {_facts(self.source, number)}" for number in self.indices.tolist())
+        return [hashlib.sha256(fact.encode("utf-8", "surrogateescape")).digest() for fact in facts]
+
     def report(self, skipped: Sequence[int]) -> None:
         """Log a warning for each of these images of the source that has not been named yet."""
         for number in skipped:

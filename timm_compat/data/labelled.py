@@ -50,6 +50,10 @@ class LabelledSet(Dataset[tuple[Any, int]]):
     def image_keys(self) -> list[Hashable]:
         """One an image; equal for equal images."""
 
+    @abstractmethod
+    def image_digests(self) -> list[bytes]:
+        """SHA-256 of all that decides the pixels of each image, in its order; equal in every process."""
+
     @classmethod
     @abstractmethod
     def collected(cls, images: Sequence[tuple[Self, int]], class_name: str) -> Self:

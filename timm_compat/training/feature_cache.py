@@ -1,13 +1,14 @@
-"""Features of frozen backbones, computed once a data set: in memory, or in a folder for later runs.
+"""Features of frozen backbones, computed once an image: in memory, or in a folder for later runs.
 
-Every network that needs a data set's features shares one pass over its images. A file's name is the hash of all that
-decides its content: weights, images, preprocessing, self-supervised tasks.
+Every network that needs a data set's features shares one pass over its images. The folder keeps them image by image: a
+part of a set, another draw or another order sees no image again. A file's name begins with the hash of all that decides
+its features beside the images: weights, preprocessing, self-supervised tasks.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from timm_compat.storage.files import replaced_file, tensors_sha256
 
 logger = logging.getLogger(__name__)
 
-KEY = "features"
+FEATURES, IMAGES = "features", "images"
+DIGEST_BYTES = 32
 MOST_OF_GPU = 0.25  # of its free memory, for the images or features of one source
 
 
@@ -61,20 +63,23 @@ def compute_features(
     Args:
         dataset: every image is seen once, without augmentation.
         wanted: networks by name.
-        folder: keeps the features for later runs; written file by file, each at once.
+        folder: keeps the features for later runs, image by image.
         workers: processes that decode image files.
 
     Raises:
         DataError: no image, or one that cannot be read.
     """
-    files = _files(dataset, wanted, folder)
-    found = _readable(files)
-    missing = {name: want for name, want in wanted.items() if name not in found}
-    computed = _one_pass(dataset, missing, workers) if missing else {}
+    if folder is None:
+        return _one_pass(dataset, wanted, workers)
+    digests = dataset.image_digests()
+    found = {name: _Kept.read(Path(folder) / _key(want), digests) for name, want in wanted.items()}
+    incomplete = {name: want for name, want in wanted.items() if not found[name].known.all()}
+    missing = torch.stack([~kept.known for kept in found.values()]).any(dim=0).nonzero().flatten()
+    computed = _one_pass(dataset.subset(missing), incomplete, workers) if incomplete else {}
     for name, features in computed.items():
-        if name in files and is_main_on_its_machine():
-            _write(files[name], features)
-    return {**found, **computed}
+        if is_main_on_its_machine():
+            _write(Path(folder) / _key(wanted[name]), [digests[index] for index in missing.tolist()], features)
+    return {name: kept.completed(missing, computed.get(name)) for name, kept in found.items()}
 
 
 def home_for(size: int, device: torch.device) -> torch.device:
@@ -148,31 +153,44 @@ def _network(want: Wanted) -> Network:
     return replace(network, forward=forward)
 
 
-def _readable(files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """What every process finds: one that found less than the others would wait for them in vain."""
-    found = {name: _read(file) for name, file in files.items()}
-    here = torch.tensor([features is not None for features in found.values()], dtype=torch.int64)
-    everywhere = (summed(here) == current_process()[1]).tolist() if files else []
-    return {
-        name: features
-        for (name, features), common in zip(found.items(), everywhere, strict=True)
-        if common and features is not None
-    }
+@dataclass(frozen=True)
+class _Kept:
+    """What a folder holds of N images: features (N, V, ...), or None of no image, and of which they are, (N,)."""
+
+    features: Tensor | None
+    known: Tensor
+
+    @classmethod
+    def read(cls, stem: Path, digests: Sequence[bytes]) -> "_Kept":
+        """What every process finds: one that found less than the others would wait for them in vain."""
+        places: dict[bytes, list[int]] = {}
+        for place, digest in enumerate(digests):
+            places.setdefault(digest, []).append(place)
+        features, known = None, torch.zeros(len(digests), dtype=torch.int64)
+        for file in sorted(stem.parent.glob(f"{stem.name}-*.safetensors")):
+            stored = _read(file)
+            images = [] if stored is None else [bytes(row) for row in stored[IMAGES].tolist()]
+            pairs = [(row, place) for row, digest in enumerate(images) for place in places.get(digest, ())]
+            if stored is not None and pairs:
+                rows, here = torch.tensor(pairs).T
+                if features is None:
+                    features = stored[FEATURES].new_empty(len(digests), *stored[FEATURES].shape[1:])
+                features[here], known[here] = stored[FEATURES][rows], 1
+        return cls(features, summed(known) == current_process()[1])
+
+    def completed(self, missing: Tensor, computed: Tensor | None) -> Tensor:
+        """All features, with what was computed of the missing images."""
+        if computed is None:
+            assert self.features is not None  # nothing was missing
+            return self.features
+        whole = computed.new_empty(len(self.known), *computed.shape[1:]) if self.features is None else self.features
+        whole[missing] = computed
+        return whole
 
 
-def _files(
-    dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted], folder: str | Path | None
-) -> dict[str, Path]:
-    if folder is None:
-        return {}
-    images = dataset.digest()
-    return {name: Path(folder) / f"{_key(images, want)}.safetensors" for name, want in wanted.items()}
-
-
-def _key(images: str, want: Wanted) -> str:
+def _key(want: Wanted) -> str:
     network = want.extractor if want.whole else want.extractor.backbone
     facts = {
-        "images": images,
         "weights": tensors_sha256(network.state_dict()),
         "architecture": want.extractor.architecture,
         "model_args": repr(sorted(want.extractor.backbone.model_args.items())),
@@ -185,16 +203,17 @@ def _key(images: str, want: Wanted) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _read(file: Path) -> Tensor | None:
-    if not file.is_file():
-        return None
+def _read(file: Path) -> dict[str, Tensor] | None:
     try:
-        return load_file(file)[KEY]
+        stored = load_file(file)
+        return {name: stored[name] for name in (FEATURES, IMAGES)}
     except (SafetensorError, OSError, KeyError) as error:
         logger.warning("%s is damaged (%s); its features are computed again", file, error)
         return None
 
 
-def _write(file: Path, features: Tensor) -> None:
+def _write(stem: Path, digests: Sequence[bytes], features: Tensor) -> None:
+    images = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(-1, DIGEST_BYTES)
+    file = stem.with_name(f"{stem.name}-{hashlib.sha256(b''.join(digests)).hexdigest()[:16]}.safetensors")
     with replaced_file(file) as partial:
-        save_file({KEY: features.contiguous()}, partial)
+        save_file({FEATURES: features.contiguous(), IMAGES: images}, partial)
