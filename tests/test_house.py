@@ -89,19 +89,23 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("training.optimization", "training.streams"),
     ("training.loop",),
     ("training.fit",),
-    ("experiments.parts", "experiments.networks", "experiments.result"),
+    ("experiments.parts", "experiments.networks", "experiments.result", "experiments.frozen"),
     ("experiments.build", "experiments.engine"),
     (
         *within("experiments.adapt", "recipe"),
         *within("experiments.finetune", "recipe", "cost"),
-        *within("experiments.transfer", "recipe", "networks"),
+        *within("experiments.transfer", "recipe"),
     ),
     (
         *within("experiments.adapt", "domains", "selection"),
         *within("experiments.finetune", "learning"),
-        *within("experiments.transfer", "exchange", "upgrade", "tables"),
+        *within("experiments.transfer", "networks", "tables"),
     ),
-    (*within("experiments.adapt", "modes"), *within("experiments.finetune", "sources")),
+    (
+        *within("experiments.adapt", "modes"),
+        *within("experiments.finetune", "sources"),
+        *within("experiments.transfer", "exchange", "upgrade"),
+    ),
     within("experiments.finetune", "sections"),
     within("experiments.finetune", "tables"),
     (

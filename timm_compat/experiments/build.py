@@ -135,7 +135,7 @@ def read_images(what: str, data: DataRecipe, seed: int, member: MemberRecipe | N
         )
     except CompatError as error:
         raise type(error)(f"{what}: {error}") from error
-    if member is not None and member.pretrained and in_chans is None:
+    if member is not None and (member.pretrained or member.weights) and in_chans is None:
         dataset = dataset.with_channels(3)
     return dataset
 
@@ -177,27 +177,38 @@ def build_space(given: SpaceRecipe, seed: int) -> CompatSpace:
 
 def build_member(given: MemberRecipe, space: CompatSpace, dataset: Images, seed: int) -> Member:
     """A member of a space with its initial weights, which follow from seed and name."""
-    arguments: dict[str, Any] = dict(given.arguments)
-    arguments.setdefault("in_chans", dataset.channels)
-    crop_pct = given.crop_pct
-    if crop_pct is None and given.weights is not None:  # they see the part of an image that timm says
-        crop_pct = get_pretrained_cfg_value(given.backbone, "crop_pct")
+    arguments: dict[str, Any] = {"in_chans": dataset.channels, **given.arguments}
     with seeded(seed, "member", given.name):
-        extractor = create_extractor(
+        extractor = build_extractor(
             given.backbone,
             space,
             pretrained=given.pretrained,
+            weights=given.weights,
             trainable=given.trainable,
             out_index=given.out_index,
             img_size=given.img_size,
-            crop_pct=crop_pct,
+            crop_pct=given.crop_pct,
             **arguments,
         )
-        if given.weights is not None:
-            load_weights(extractor.backbone, given.weights)
         head = None
         if given.labelled:
             form = given.head
             names = form.class_names or dataset.class_names
             head = TaskHead(space, names, depth=form.depth, hidden_dim=form.hidden_dim, drop_rate=form.drop_rate)
     return Member(given.name, extractor, head, dataset)
+
+
+def build_extractor(
+    backbone: str, space: CompatSpace, *, weights: str | None = None, crop_pct: float | None = None, **options: Any
+) -> CompatExtractor:
+    """``create_extractor`` with the weights of a file, if any, which see the part of an image that timm says.
+
+    Raises:
+        BackboneError: as ``create_extractor`` raises it, or a file with other tensors.
+    """
+    if crop_pct is None and weights is not None:
+        crop_pct = get_pretrained_cfg_value(backbone, "crop_pct")
+    extractor = create_extractor(backbone, space, crop_pct=crop_pct, **options)
+    if weights is not None:
+        load_weights(extractor.backbone, weights)
+    return extractor

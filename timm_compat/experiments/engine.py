@@ -1,13 +1,18 @@
 """The engine under adapt, transfer and finetune: seeds, results kept one by one, trainings, components, one folder."""
 
 import json
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError, OutputExistsError
+from timm_compat.experiments.frozen import Features
 from timm_compat.experiments.result import RECIPE_FILE, ExperimentResult, Record
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -22,14 +27,15 @@ from timm_compat.storage.files import check_new_folder, check_writable, replace_
 from timm_compat.training.fit import FitResult, fit, save_members
 from timm_compat.training.members import Member
 
-RESULTS, TRAININGS, COMPONENTS = "results", "trainings", "components"
+RESULTS, TRAININGS, COMPONENTS, FEATURES = "results", "trainings", "components", "features"
 
 Given = TypeVar("Given", bound=ExperimentResult)
 
 
 class Experiment:
-    """A run of a recipe, and what it keeps in its folder: ``recipe.yaml``, ``results/NAME.json``, ``trainings/NAME/``
-    and ``components/NAME/``. The folder is made for the first of these: what is refused before leaves nothing behind.
+    """A run of a recipe, and what it keeps in its folder: ``recipe.yaml``, ``results/NAME.json``, ``trainings/NAME/``,
+    ``components/NAME/`` and, unless ``training.cache_dir`` is another place, frozen backbones' ``features/``. The
+    folder is made for the first of these: what is refused before leaves nothing behind.
 
     Args:
         recipe: what is run; its ``output_dir`` is the folder. Without one nothing is kept.
@@ -43,7 +49,7 @@ class Experiment:
     """
 
     def __init__(self, recipe: TrialsRecipe, *, resume: bool = False, progress: bool = True) -> None:
-        self.progress = progress
+        self.progress, self._cache_dir = progress, recipe.training.cache_dir
         self.folder = None if recipe.output_dir is None else Path(recipe.output_dir)
         if self.folder is None:
             if resume:
@@ -57,6 +63,15 @@ class Experiment:
             raise ConfigError(f"resume: expected the recipe of {file}, got another; name a new folder")
         else:
             check_writable(self.folder)
+
+    @cached_property
+    def features(self) -> Features:
+        """What networks make of images. Without any folder, a temporary one keeps it while the experiment runs."""
+        folder = self._cache_dir or (None if self.folder is None else self.folder / FEATURES)
+        if folder is None:
+            folder = tempfile.mkdtemp(prefix="timm-compat-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Features(Path(folder), None if self.progress else False)
 
     def result(self, name: str, measure: Callable[[], Any]) -> Any:
         """JSON values that were measured under a name, a file's; ``measure`` is called where there are none yet."""

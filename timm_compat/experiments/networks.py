@@ -21,9 +21,11 @@ def copied(extractor: CompatExtractor, trainable: str = "full", space: CompatSpa
     return extractor.copy_to(space or own_space(extractor.space), trainable)
 
 
-def copied_pair(extractor: CompatExtractor, head: TaskHead, space: CompatSpace) -> tuple[CompatExtractor, TaskHead]:
-    """Copies of both in another space of the same form; all of the extractor learns."""
-    return extractor.copy_to(space, "full"), head.copy_to(space)
+def copied_pair(
+    extractor: CompatExtractor, head: TaskHead, space: CompatSpace, trainable: str = "full"
+) -> tuple[CompatExtractor, TaskHead]:
+    """Copies of both in another space of the same form."""
+    return extractor.copy_to(space, trainable), head.copy_to(space)
 
 
 def untrained(extractor: CompatExtractor) -> CompatExtractor:

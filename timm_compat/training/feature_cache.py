@@ -55,6 +55,7 @@ def compute_features(
     folder: str | Path | None = None,
     *,
     workers: int = 0,
+    progress: bool | None = False,
 ) -> dict[str, Tensor]:
     """Features (N, V, F), or (N, V, F, H', W'), by name, on the CPU; the V views are those of ``every_view``.
 
@@ -65,17 +66,19 @@ def compute_features(
         wanted: networks by name.
         folder: keeps the features for later runs, image by image.
         workers: processes that decode image files.
+        progress: whether to show a bar; on a terminal only if None.
 
     Raises:
         DataError: no image, or one that cannot be read.
     """
+    options = RunOptions(workers=workers, progress=progress)
     if folder is None:
-        return _one_pass(dataset, wanted, workers)
+        return _one_pass(dataset, wanted, options)
     digests = dataset.image_digests()
     found = {name: _Kept.read(Path(folder) / _key(want), digests) for name, want in wanted.items()}
     incomplete = {name: want for name, want in wanted.items() if not found[name].known.all()}
     missing = torch.stack([~kept.known for kept in found.values()]).any(dim=0).nonzero().flatten()
-    computed = _one_pass(dataset.subset(missing), incomplete, workers) if incomplete else {}
+    computed = _one_pass(dataset.subset(missing), incomplete, options) if incomplete else {}
     for name, features in computed.items():
         if is_main_on_its_machine():
             _write(Path(folder) / _key(wanted[name]), [digests[index] for index in missing.tolist()], features)
@@ -128,11 +131,13 @@ class FeatureStream:
             yield Batch(features, self.targets[indices].to(self.device), self.targets[everyone])
 
 
-def _one_pass(dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted], workers: int) -> dict[str, Tensor]:
+def _one_pass(
+    dataset: ArrayDataset | ImageDataset, wanted: Mapping[str, Wanted], options: RunOptions
+) -> dict[str, Tensor]:
     parts: list[list[Tensor]] = [[] for _ in wanted]
     positions = [torch.zeros(0, dtype=torch.int64)]
-    options = RunOptions(workers=workers, progress=False)
-    for passed in run_networks([_network(want) for want in wanted.values()], dataset, options):
+    networks = [_network(want) for want in wanted.values()]
+    for passed in run_networks(networks, dataset, options, description="features"):
         positions.append(passed.positions)
         for part, output in zip(parts, passed.outputs, strict=True):
             part.append(output.cpu())

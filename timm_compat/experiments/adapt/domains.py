@@ -57,10 +57,10 @@ class Given:
         """Channels of the images that the extractor takes."""
         return int(self.extractor.backbone.input_size[0])
 
-    def copies(self) -> tuple[CompatExtractor, TaskHead]:
+    def copies(self, trainable: str = "full") -> tuple[CompatExtractor, TaskHead]:
         """Copies in a space of their own, which the extractor's features define: the modes change what they get."""
         space = own_space(self.extractor.space)
-        extractor, head = copied_pair(self.extractor, self.head, space)
+        extractor, head = copied_pair(self.extractor, self.head, space, trainable)
         space.finalize(reference=extractor.digest())
         return extractor, head
 
@@ -106,7 +106,7 @@ def read_domains(recipe: AdaptRecipe, seed: int, given: Given | None = None) -> 
         for use, data in (("train", domain.train), ("test", domain.test))
     }
     found = [dataset for dataset in read.values() if dataset is not None]
-    most = COLOUR if recipe.pretrained else max(dataset.channels for dataset in found)
+    most = COLOUR if recipe.pretrained or recipe.weights else max(dataset.channels for dataset in found)
     in_chans = recipe.arguments.get("in_chans", most) if given is None else given.in_chans
     ready = {
         key: None if dataset is None else _prepared(dataset, getattr(recipe, key[0]), in_chans, seed, key)

@@ -11,15 +11,16 @@ from torch import Tensor
 from timm_compat.config import TrainConfig
 from timm_compat.data.raw_batches import raw_batches
 from timm_compat.data.transforms import evaluation_transform
-from timm_compat.evaluation.matrix import pair_accuracy
 from timm_compat.experiments.adapt.domains import Domains, Given
 from timm_compat.experiments.adapt.recipe import LEARNT, AdaptRecipe
-from timm_compat.experiments.adapt.selection import LAST, TARGET, Watch, choose, opinion, regret, unlabelled_scores
+from timm_compat.experiments.adapt.selection import LAST, TARGET, Watch, choose, regret, unlabelled_scores
+from timm_compat.experiments.build import build_extractor
 from timm_compat.experiments.engine import Experiment
+from timm_compat.experiments.frozen import with_own_features
 from timm_compat.experiments.networks import copied_pair
 from timm_compat.methods.pseudo_labels import centre_labels, most_confident
 from timm_compat.models.batch_statistics import measure_statistics
-from timm_compat.models.extractor import CompatExtractor, create_extractor
+from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.passes import prepare
 from timm_compat.seeding import generator, seeded
@@ -53,6 +54,7 @@ class SeedRun:
         self, recipe: AdaptRecipe, domains: Domains, experiment: Experiment, seed: int, given: Given | None = None
     ) -> None:
         self.recipe, self.domains, self.experiment, self.seed, self.given = recipe, domains, experiment, seed, given
+        self.features, self.frozen = experiment.features, recipe.trainable == "adapter"
         self._adapted: dict[str, Adapted] = {}
 
     def result(self, mode: str) -> dict[str, Any]:
@@ -73,38 +75,55 @@ class SeedRun:
         made, domains = self.adapted(mode), self.domains
 
         def score(extractor: CompatExtractor | None, test: Images | None) -> float | None:
-            return None if extractor is None or test is None else pair_accuracy(extractor, made.head, test)
+            return None if extractor is None or test is None else self.features.accuracy(extractor, made.head, test)
 
         return {
             "target": score(made.extractor, domains.target_test),
             "source": score(made.source_extractor, domains.source_test),
-            **unlabelled_scores(made.extractor, made.head, domains.target),
+            **unlabelled_scores(self.features.logits(made.extractor, made.head, domains.target).softmax(dim=1)),
             "regret": regret(made.candidates, self.recipe.select) if made.candidates else None,
         }
 
     def _make(self, mode: str) -> Adapted:
         if mode == "source_only" and self.given is not None:
-            extractor, head = self.given.copies()
+            extractor, head = self.given.copies(self.recipe.trainable)
             return Adapted(extractor, head, extractor)
         if mode == "source_only":
             return self._alone(mode, self.domains.source)
         if mode == "target_supervised":
             return replace(self._alone(mode, self.domains.target_labelled()), source_extractor=None)
-        if mode == "batchnorm":
-            source, size = self.adapted("source_only"), self.recipe.training.batch_size
-            extractor = with_statistics_of(source.extractor, self.domains.target, size, self.seed)
-            return Adapted(extractor, source.head)
+        if mode in ("normalized", "batchnorm"):
+            return self._normalized(whole=mode == "batchnorm")
         if mode == "pseudo_labels":
             return self._pseudo_labels(mode)
         return self._together(mode)
 
     def _alone(self, mode: str, images: Images) -> Adapted:
         """One network on labelled images of one domain; its features define the coordinates of its space."""
+        if self.frozen:
+            return self._probed(images)
         space = CompatSpace(self.recipe.feature_dim, seed=self.seed)
         extractor, head = self._new(space, mode), TaskHead(space, images.class_names)
         member, config = Member(mode, extractor, head, images), self._config(alignment="none")
         self.experiment.train_alone(self._name_of(mode), member, config)
         return Adapted(extractor, head, extractor)
+
+    def _probed(self, images: Images) -> Adapted:
+        """A head on the features of the backbone as it came, standardised over the same images."""
+        extractor = with_own_features(self._new(CompatSpace(self.recipe.feature_dim), SOURCE))
+        self.features.standardize(extractor, images)
+        extractor.space.finalize(reference=extractor.digest())
+        return Adapted(extractor, self.features.probe(extractor, images, self.seed), extractor)
+
+    def _normalized(self, whole: bool) -> Adapted:
+        """The source network with statistics of target images: of the backbone and the features, or these alone."""
+        source, size = self.adapted("source_only"), self.recipe.training.batch_size
+        extractor = copy.deepcopy(source.extractor)
+        if whole:
+            extractor = with_statistics_of(extractor, self.domains.target, size, self.seed)
+        if self.frozen and extractor.space.normalization == "batch":
+            self.features.standardize(extractor, self.domains.target)
+        return Adapted(extractor, source.head)
 
     def _together(self, mode: str) -> Adapted:
         """Source labels, and the self-supervised tasks on the images of both domains."""
@@ -114,7 +133,7 @@ class SeedRun:
         members = [Member(SOURCE, source, head, self.domains.source), Member(TARGET, target, None, self.domains.target)]
         refinement = self.recipe.refinement
         changes = {"epochs": refinement.epochs, "lr": refinement.lr} if warm else {}
-        watch = Watch(target, head, self.domains.target, self.domains.target_test)
+        watch = Watch(target, head, self.domains.target, self.domains.target_test, self.features)
         metric = None if self.recipe.select == LAST else self.recipe.select
         history = self._train(mode, head.space, members, self._config(best_metric=metric, **changes), validate=watch)
         return Adapted(target, head, source, history)
@@ -131,7 +150,7 @@ class SeedRun:
         space = CompatSpace(
             form.feature_dim, methods=self.recipe.tasks, normalization=form.normalization, seed=self.seed
         )
-        return copied_pair(trained.extractor, trained.head, space)
+        return copied_pair(trained.extractor, trained.head, space, self.recipe.trainable)
 
     def _pseudo_labels(self, mode: str) -> Adapted:
         """Train the target extractor on what it is most confident of, under the frozen source head, in rounds."""
@@ -139,7 +158,7 @@ class SeedRun:
         extractor, head = copy.deepcopy(start.extractor), copy.deepcopy(start.head).requires_grad_(False)
         refinement, rounds = self.recipe.refinement, list[tuple[dict[str, float], CompatExtractor]]()
         config = self._config(alignment="none", epochs=refinement.round_epochs, lr=refinement.lr)
-        watch = Watch(extractor, head, self.domains.target, self.domains.target_test)
+        watch = Watch(extractor, head, self.domains.target, self.domains.target_test, self.features)
         for number, share in enumerate(_shares(refinement.first_share, refinement.rounds), 1):
             believed = self._believed(extractor, head, share)
             self._train(f"{mode}-round{number}", extractor.space, [Member(TARGET, extractor, head, believed)], config)
@@ -153,20 +172,30 @@ class SeedRun:
         return names[choose([self.result(name) for name in names], self.recipe.select)]
 
     def _believed(self, extractor: CompatExtractor, head: TaskHead, share: float) -> Images:
-        features, probabilities = opinion(extractor, head, self.domains.target)
-        labels, margins = centre_labels(features, probabilities)
+        probabilities = self.features.logits(extractor, head, self.domains.target).softmax(dim=1)
+        labels, margins = centre_labels(self.features.of(extractor, self.domains.target), probabilities)
         return self.domains.target.with_labels(labels, head.class_names).subset(most_confident(labels, margins, share))
 
     def _new(self, space: CompatSpace, name: str) -> CompatExtractor:
         recipe = self.recipe
-        arguments: dict[str, Any] = {"in_chans": self.domains.in_chans, **recipe.arguments}
+        if self.frozen and self.given is not None:
+            with seeded(self.seed, "adapt", name):
+                return CompatExtractor(copy.deepcopy(self.given.extractor.backbone), space, recipe.trainable)
+        options = {"in_chans": self.domains.in_chans, "img_size": recipe.img_size, **recipe.arguments}
         with seeded(self.seed, "adapt", name):
-            return create_extractor(
-                recipe.backbone, space, pretrained=recipe.pretrained, img_size=recipe.img_size, **arguments
+            return build_extractor(
+                recipe.backbone,
+                space,
+                pretrained=recipe.pretrained,
+                weights=recipe.weights,
+                trainable=recipe.trainable,
+                **options,
             )
 
     def _config(self, **changes: Any) -> TrainConfig:
-        return replace(self.recipe.training, seed=self.seed, **changes)
+        training = self.recipe.training
+        folder = self.features.folder if self.frozen else training.cache_dir
+        return replace(training, seed=self.seed, cache_dir=folder, **changes)
 
     def _train(
         self, name: str, space: CompatSpace, members: list[Member], config: TrainConfig, **options: Any

@@ -16,6 +16,7 @@ from timm_compat.space import MAX_FEATURE_DIM
 # What each mode is, in the order of the table.
 MODES: Mapping[str, str] = {
     "source_only": "the source network as it is",
+    "normalized": "the source network, its features normalised by target images (frozen backbones)",
     "batchnorm": "the source network with BatchNorm statistics of target images",
     "separate": "two extractors from identical initial weights, shared self-supervised heads (the paper)",
     "shared": "one extractor with own BatchNorm statistics of each domain, self-supervised on both",
@@ -26,9 +27,10 @@ MODES: Mapping[str, str] = {
 }
 TOGETHER = ("separate", "shared", "separate_warm", "shared_warm")  # source and target are trained jointly
 WARM = ("separate_warm", "shared_warm")
-LEARNT = ("batchnorm", *TOGETHER)  # what pseudo-labels can start from
+LEARNT = ("normalized", "batchnorm", *TOGETHER)  # what pseudo-labels can start from
 CRITERIA = ("information", "confidence", "last")
 UNLABELLED = "images"
+TRAINABLE = ("full", "adapter")
 
 
 def task_names() -> tuple[str, ...]:
@@ -90,12 +92,16 @@ class AdaptRecipe(TrialsRecipe):
         target: its ``train`` may be unlabelled ("images").
         backbone: name of a timm model.
         pretrained: whether it starts from timm's weights.
+        weights: a safetensors checkpoint of the plain timm model.
+        trainable: "full", or "adapter": a pretrained backbone stays as it is. The source network is then a linear probe
+            on the backbone's own features, and what the target changes is BatchNorm's statistics and a linear map of
+            the features. Every image passes a backbone once.
         img_size: side of the images as the backbone sees them; its own if None.
         arguments: timm's own keywords.
-        feature_dim: number D of features.
+        feature_dim: number D of features of networks that are trained from the backbone.
         tasks: self-supervised ones that both domains share, any of "rotation", "location" and "flip" (Sun et al. 2019,
             https://arxiv.org/abs/1909.11825); at least one.
-        modes: which of ``MODES``; all that the data allow if empty.
+        modes: which of ``MODES``; all that the data allow if empty, but for the self-supervised on a frozen backbone.
         select: chooses epochs, rounds and the final mode, on unlabelled target images: "information" (mutual
             information of image and predicted class), "confidence" (least mean entropy), or "last" (the last epoch,
             the last round, the last mode).
@@ -114,6 +120,8 @@ class AdaptRecipe(TrialsRecipe):
     target: DomainRecipe
     backbone: Text
     pretrained: bool = False
+    weights: Text | None = None
+    trainable: Annotated[str, OneOf(TRAINABLE)] = "full"
     img_size: Count | None = None
     arguments: Arguments = field(default_factory=dict)
     feature_dim: Annotated[int, Field(ge=1, le=MAX_FEATURE_DIM)] = 64
@@ -127,6 +135,10 @@ class AdaptRecipe(TrialsRecipe):
     def mistakes(self) -> Iterator[str]:
         """What the keys say against each other."""
         yield from super().mistakes()
+        if self.weights is not None and self.pretrained:
+            yield "weights: expected a checkpoint or pretrained: true, got both; drop one"
+        if self.trainable == "adapter":
+            yield from self._mistakes_of_adapter()
         for key, other in (("source_extractor", "source_head"), ("source_head", "source_extractor")):
             if getattr(self, key) is None and getattr(self, other) is not None:
                 yield f"{key}: expected one beside {other}, got none; give it, or drop {other}"
@@ -134,11 +146,23 @@ class AdaptRecipe(TrialsRecipe):
             yield f"tasks: expected at least one of {', '.join(task_names())}, got none"
         if self.source.train.dataset == UNLABELLED:
             yield "source: expected labelled images, got 'images'; name a labelled data set"
+        if "normalized" in self.modes and self.trainable == "full":
+            yield "modes: normalized needs trainable: adapter, as batchnorm does the same and more otherwise; drop it"
         if "target_supervised" in self.modes and self.target.train.dataset == UNLABELLED:
             yield "modes: target_supervised needs labels of the target, got 'images'; drop it"
+
+    def _mistakes_of_adapter(self) -> Iterator[str]:
+        if not self.pretrained and self.weights is None and self.source_extractor is None:
+            yield "trainable: a backbone that stays as it is needs pretrained: true, or weights; got neither"
+        if self.training.augments:
+            yield "training: features are computed once, without augmentation; drop it, or set trainable: full"
 
     @property
     def chosen_modes(self) -> tuple[str, ...]:
         """The modes to run, in the order of the table."""
-        possible = [mode for mode in MODES if mode != "target_supervised" or self.target.train.dataset != UNLABELLED]
+        frozen = self.trainable == "adapter"
+        left_out = {"target_supervised": self.target.train.dataset == UNLABELLED, "normalized": not frozen}
+        # Self-supervision teaches a backbone, and this one stays as it is: run where asked for by name.
+        left_out |= dict.fromkeys(TOGETHER, frozen and not self.modes)
+        possible = [mode for mode in MODES if not left_out.get(mode, False)]
         return tuple(mode for mode in possible if not self.modes or mode in self.modes)

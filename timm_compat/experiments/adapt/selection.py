@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timm_compat.evaluation.matrix import pair_accuracy
+from timm_compat.experiments.frozen import Features
 from timm_compat.methods.pseudo_labels import information, mean_entropy
-from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.passes import extract_features
 from timm_compat.training.members import Images
 
 LAST = "last"
@@ -20,18 +18,10 @@ MOST_WATCHED = 1_000  # images, unlabelled ones and test images each, after ever
 TARGET = "target"
 
 
-@torch.no_grad()
-def opinion(extractor: CompatExtractor, head: TaskHead, images: Images) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and the head's probabilities (N, K) in evaluation mode, on the CPU."""
-    features = extract_features(extractor, images)
-    with evaluating(head):
-        logits = head(features.to(head.device))
-    return features.cpu(), logits.float().softmax(dim=1).cpu()
-
-
-def unlabelled_scores(extractor: CompatExtractor, head: TaskHead, images: Images) -> dict[str, float]:
-    """What unlabelled images tell, more is better: "information" and "confidence" (minus the mean entropy), in nats."""
-    _, probabilities = opinion(extractor, head, images)
+def unlabelled_scores(probabilities: Tensor) -> dict[str, float]:
+    """What a head's (N, K) on unlabelled images tell, more is better: "information" and "confidence" (minus the mean
+    entropy), in nats.
+    """
     return {"information": information(probabilities), "confidence": -mean_entropy(probabilities)}
 
 
@@ -41,16 +31,19 @@ class Watch:
     Labels of ``images`` are not looked at; those of ``test`` tell how far the choice was from the best, no more.
     """
 
-    def __init__(self, extractor: CompatExtractor, head: TaskHead, images: Images, test: Images | None) -> None:
-        self.extractor, self.head = extractor, head
+    def __init__(
+        self, extractor: CompatExtractor, head: TaskHead, images: Images, test: Images | None, features: Features
+    ) -> None:
+        self.extractor, self.head, self.features = extractor, head, features
         self.images = _some(images)
         self.test = None if test is None else _some(test)
 
     def __call__(self) -> dict[str, float]:
         """The unlabelled scores, and "target", the accuracy, where there are test images."""
-        found = unlabelled_scores(self.extractor, self.head, self.images)
+        logits = self.features.logits(self.extractor, self.head, self.images)
+        found = unlabelled_scores(logits.softmax(dim=1))
         if self.test is not None:
-            found[TARGET] = pair_accuracy(self.extractor, self.head, self.test)
+            found[TARGET] = self.features.accuracy(self.extractor, self.head, self.test)
         return found
 
 

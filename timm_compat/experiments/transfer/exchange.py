@@ -1,15 +1,19 @@
 """Heads on other architectures: networks of one space, joined ones, those trained apart, and retrained heads."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from timm_compat.evaluation.columns import matrix_of_columns
-from timm_compat.evaluation.matrix import RecombinationMatrix, pair_accuracy
-from timm_compat.evaluation.probe import linear_probe
+from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.experiments.build import build_member, build_space, with_common_classes
 from timm_compat.experiments.engine import Experiment
+from timm_compat.experiments.frozen import Features
 from timm_compat.experiments.transfer.networks import Network, Read
 from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
 from timm_compat.models.heads import TaskHead
@@ -32,7 +36,8 @@ class Exchange:
 
     def __init__(self, recipe: ClassifierTransferRecipe, seed: int, read: Read) -> None:
         assert recipe.transfer is not None
-        self.recipe, self.ways, self.seed = recipe, recipe.transfer.ways, seed
+        self.recipe, self.ways, self.seed = recipe, recipe.transfer.chosen_ways, seed
+        self.frozen = recipe.transfer.frozen
         given = recipe.transfer.networks
         self.networks = {each.name: Network.read(f"network {each.name!r}", each, read) for each in given}
         if "one_space" in self.ways:
@@ -69,20 +74,27 @@ class Exchange:
             folder = f"seed{self.seed}-apart-{name}"
             members[name], took = network.train_alone(folder, self.recipe.space, training, experiment)
             seconds += took
-        apart = self._matrix(members, cross_space=True)
+        features = experiment.features
+        apart = self._matrix(members, cross_space=True) if not self.frozen else self._as_they_came(members, features)
         found = {"apart": (apart, seconds)}
 
-        def join_pair(row: str, column: str) -> float:
+        def join_pair(row: str, column: str, *, with_images: bool = True) -> float:
             # Images like those that the head learned from serve it best; their labels are not looked at.
             reference, head, network = members[column].extractor, _head(members[column]), self.networks[column]
-            extractor = self.networks[row].joined(members[row], network.data, reference, [head])
-            return pair_accuracy(extractor, head, network.test)
+            images = network.data if with_images else None
+            extractor = self.networks[row].joined(members[row], images, reference.space, reference, [head])
+            return features.accuracy(extractor, head, network.test)
 
         def retrain_pair(row: str, column: str) -> float:
             extractor, network = members[row].extractor, self.networks[column]
-            return pair_accuracy(extractor, linear_probe(extractor, network.data, seed=self.seed), network.test)
+            return features.accuracy(extractor, features.probe(extractor, network.data, self.seed), network.test)
 
-        for way, cell in (("joined", join_pair), ("retrained", retrain_pair)):
+        cells: dict[str, Callable[[str, str], float]] = {
+            "classes": partial(join_pair, with_images=False),
+            "joined": join_pair,
+            "retrained": retrain_pair,
+        }
+        for way, cell in cells.items():
             if way in self.ways:
                 matrix, took = _pairs(apart, cell)
                 found[way] = matrix, seconds + took
@@ -93,6 +105,28 @@ class Exchange:
         heads = {name: _head(member) for name, member in members.items()}
         tests = {name: network.test for name, network in self.networks.items()}
         return matrix_of_columns(extractors, heads, tests, cross_space=cross_space)
+
+    def _as_they_came(self, members: Mapping[str, Member], features: Features) -> RecombinationMatrix:
+        """As ``_matrix``, from kept features; NaN where an extractor has another number of them than a head reads."""
+        names, heads = tuple(members), [_head(member) for member in members.values()]
+
+        def cell(row: Member, head: TaskHead, network: Network) -> float:
+            fits = row.extractor.num_features == head.space.feature_dim
+            return features.accuracy(row.extractor, head, network.test) if fits else math.nan
+
+        return RecombinationMatrix(
+            accuracy=np.array(
+                [
+                    [cell(row, head, network) for head, network in zip(heads, self.networks.values(), strict=True)]
+                    for row in members.values()
+                ]
+            ),
+            rows=names,
+            columns=names,
+            native=np.eye(len(names), dtype=bool),
+            chance=np.array([1 / head.num_classes for head in heads]),
+            counts=tuple(len(network.test) for network in self.networks.values()),
+        )
 
 
 def _head(member: Member) -> TaskHead:

@@ -66,7 +66,9 @@ def gaps(values: Array, native: Any, axis: int) -> Array:
     Axis 2 takes the mean over an extractor's heads, (seeds, rows); axis 1 over a head's extractors, (seeds, columns).
     """
     others, own = np.where(native, np.nan, values), np.where(native, values, np.nan)
-    result: Array = POINTS * (np.nanmean(others, axis=axis) - np.nanmean(own, axis=axis))
+    means = (np.ma.masked_invalid(found).mean(axis=axis) for found in (others, own))
+    over, under = (np.ma.filled(mean, np.nan) for mean in means)
+    result: Array = POINTS * (over - under)
     return result
 
 
@@ -103,11 +105,11 @@ def _chance(ways: Ways) -> float:
 
 
 def _own(records: Records) -> str:
-    return spread_text(matrix_of(records).native_accuracy.tolist())
+    return _known_text(matrix_of(records).native_accuracy)
 
 
 def _other(records: Records) -> str:
-    return spread_text(matrix_of(records).recombined_accuracy.tolist())
+    return _known_text(matrix_of(records).recombined_accuracy)
 
 
 def _mean_text(key: str, records: Records) -> str:
@@ -115,12 +117,16 @@ def _mean_text(key: str, records: Records) -> str:
 
 
 def _cell(values: Array, own: bool) -> str:
-    text = spread_text([value for value in values.tolist() if not math.isnan(value)])
-    return f"**{text}**" if own else text
+    return f"**{_known_text(values)}**" if own else _known_text(values)
 
 
 def _points(values: Array) -> str:
-    return spread_text(values.tolist(), digits=1)
+    return _known_text(values, digits=1)
+
+
+def _known_text(values: Array, digits: int = 3) -> str:
+    """Of the seeds that could measure it: a network cannot run under a head that reads another number of features."""
+    return spread_text([value for value in values.tolist() if not math.isnan(value)], digits)
 
 
 def values_of(records: Records, column: str) -> list[float]:
@@ -210,7 +216,8 @@ def _value(record: Record, column: str) -> float:
 
 
 def _gain(record: Record, asked: Sequence[str]) -> float:
-    names = [name for name in asked if name in record["ceiling"] and name in record["cross"]]
+    known = [record[key] for key in ("cross", "old", "ceiling")]
+    names = [name for name in asked if all(found.get(name) is not None for found in known)]
     if not names:
         return math.nan
     new, old, best = (_mean(record[key][name] for name in names) for key in ("cross", "old", "ceiling"))
@@ -218,7 +225,7 @@ def _gain(record: Record, asked: Sequence[str]) -> float:
 
 
 def _mean(values: Any) -> float:
-    found = list(values)
+    found = [value for value in values if value is not None]
     return float(np.mean(found)) if found else math.nan
 
 

@@ -13,11 +13,10 @@ from timm_compat.errors import ConfigError, DataError
 from timm_compat.evaluation.cells import LEAST_CLASSES
 from timm_compat.evaluation.matrix import recombination_matrix
 from timm_compat.evaluation.predictions import negative_flip_rate
-from timm_compat.evaluation.probe import linear_probe
 from timm_compat.experiments.build import build_member, build_space, with_common_classes
 from timm_compat.experiments.engine import Experiment
 from timm_compat.experiments.transfer.networks import ALONE, Network, Read, check_test
-from timm_compat.experiments.transfer.recipe import ClassifierTransferRecipe
+from timm_compat.experiments.transfer.recipe import FROZEN, ClassifierTransferRecipe
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.space import CompatSpace
@@ -27,6 +26,7 @@ from timm_compat.vocabulary import listed
 # By image 1 where the answer is right, 0 where it is wrong, -1 where the head knows no answer.
 Right = NDArray[np.int64]
 TRAINED_IN_OLD_SPACE = ("distilled", "bct", "compatible")
+JOINED = ("classes", "joined", "joined_each")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class _Old:
 
 @dataclass(frozen=True)
 class _Way:
-    """What one way of upgrading gives: an extractor for each of the heads, and the new task's own pair."""
+    """What one way of upgrading gives: an extractor for the heads or for each of them, and the new task's own pair."""
 
-    extractor: CompatExtractor
+    extractor: CompatExtractor | Mapping[str, CompatExtractor]
     heads: Mapping[str, TaskHead]
     own_extractor: CompatExtractor
     own_head: TaskHead
@@ -99,19 +99,20 @@ class Upgrade:
             and shares in [0, 1]; the ceiling is a head retrained with labels on the unconstrained new extractor, and
             lacks heads whose training images are not given.
         """
+        self.features = experiment.features
         old = self._old(experiment)
         folder = f"seed{self.seed}-upgrade-unconstrained"
         free, seconds = self.new.train_alone(folder, old.space, self.training, experiment)
         start = time.perf_counter()
-        retrained = {name: linear_probe(free.extractor, data, seed=self.seed) for name, data in self.data.items()}
+        retrained = {name: self.features.probe(free.extractor, data, self.seed) for name, data in self.data.items()}
         took, labels = time.perf_counter() - start, sum(len(data) for data in self.data.values())
         ways = {
             "unconstrained": _of_member(free, old.heads, seconds),
             "retrained": replace(_of_member(free, retrained, seconds + took), labels=labels),
         }
-        for way in self.given.ways:
-            if way == "joined":
-                ways[way] = self._joined(old, free, seconds)
+        for way in self.given.chosen_ways:
+            if way in JOINED:
+                ways[way] = self._joined(way, old, free, seconds)
             elif way not in ways:
                 ways[way] = self._trained(way, old, experiment)
         self._keep(experiment, old, ways)
@@ -120,14 +121,14 @@ class Upgrade:
             "old": _accuracies(old.right),
             "own": scores["unconstrained"]["own"],
             "ceiling": scores["retrained"]["cross"],
-            "ways": {way: scores[way] for way in self.given.ways},
+            "ways": {way: scores[way] for way in self.given.chosen_ways},
         }
 
     def _existing_extractor(self) -> tuple[CompatExtractor | None, CompatSpace | None]:
         if self.given.extractor is None:
             return None, None
-        extractor, folder = CompatExtractor.from_pretrained(self.given.extractor), self.recipe.space.folder
-        methods, ways = extractor.space.methods, self.given.ways
+        extractor = CompatExtractor.from_pretrained(self.given.extractor, trainable=FROZEN)
+        folder, methods, ways = self.recipe.space.folder, extractor.space.methods, self.given.chosen_ways
         if "compatible" in ways and not methods and not _uses_old(self.training):
             raise ConfigError(
                 "training.alignment: expected l2 or contrastive, as the old space shares no method; got none"
@@ -162,22 +163,33 @@ class Upgrade:
         assert space is not None
         for name, data in self.data.items():
             if name not in heads:
-                heads[name] = linear_probe(extractor, data, seed=self.seed)
-        on_new = _right(extractor, {"": next(iter(heads.values()))}, {"": self.new.test})[""]
-        return _Old(extractor, space, heads, _right(extractor, heads, self.tests), on_new)
+                heads[name] = self.features.probe(extractor, data, self.seed)
+        on_new = self._right(extractor, {"": next(iter(heads.values()))}, {"": self.new.test})[""]
+        return _Old(extractor, space, heads, self._right(extractor, heads, self.tests), on_new)
 
     def _train_old(self, network: Network, experiment: Experiment) -> Member:
+        if network.frozen:
+            return network.train_alone("", self.recipe.space, self.training, experiment)[0]
         training = replace(self.training, alignment="none", influence_weight=0.0, distillation_weight=0.0)
         space = build_space(with_common_classes(self.recipe.space, [network.data]), self.seed)
         member = build_member(network.given, space, network.data, self.seed)
         experiment.train_alone(f"seed{self.seed}-upgrade-old", member, training)
         return member
 
-    def _joined(self, old: _Old, free: Member, seconds: float) -> _Way:
-        start = time.perf_counter()
-        extractor = self.new.joined(free, self.new.data, old.extractor, list(old.heads.values()))
+    def _joined(self, way: str, old: _Old, free: Member, seconds: float) -> _Way:
+        """The unconstrained network in the old space: without an image, on its own images, or on those of each head."""
+        start, heads = time.perf_counter(), list(old.heads.values())
+        made: CompatExtractor | dict[str, CompatExtractor]
+        if way == "joined_each":
+            known = {name: self.data.get(name, self.new.data) for name in old.heads}
+            made = {
+                name: self.new.joined(free, known[name], old.space, old.extractor, [head])
+                for name, head in old.heads.items()
+            }
+        else:
+            made = self.new.joined(free, self.new.data if way == "joined" else None, old.space, old.extractor, heads)
         alone = _of_member(free, old.heads, seconds)
-        return replace(alone, extractor=extractor, seconds=seconds + time.perf_counter() - start)
+        return replace(alone, extractor=made, seconds=seconds + time.perf_counter() - start)
 
     def _trained(self, way: str, old: _Old, experiment: Experiment) -> _Way:
         """A new network that is trained in the old space."""
@@ -188,10 +200,38 @@ class Upgrade:
         fitted = experiment.train(name, old.space, [member], config, reference=reference)
         return _of_member(member, old.heads, fitted.seconds)
 
+    def _right(
+        self, extractor: CompatExtractor, heads: Mapping[str, TaskHead], tests: Mapping[str, Images]
+    ) -> dict[str, Right]:
+        """By head, over its test images; heads of the same images share a pass.
+
+        None of a head that reads another number of features is known to be right.
+        """
+        if extractor.trainable != "full":
+            return {name: self._right_of(extractor, head, tests[name]) for name, head in heads.items()}
+        found: dict[str, Right] = {}
+        for test in {id(tests[name]): tests[name] for name in heads}.values():
+            group = {name: head for name, head in heads.items() if tests[name] is test}
+            answers = recombination_matrix({"": extractor}, group, test, cross_space=True).predictions
+            assert answers is not None
+            for name, predicted, expected in zip(group, answers.predicted[0], answers.expected, strict=True):
+                found[name] = np.where(expected < 0, -1, predicted == expected)
+        return {name: found[name] for name in heads}
+
+    def _right_of(self, extractor: CompatExtractor, head: TaskHead, test: Images) -> Right:
+        if extractor.num_features != head.space.feature_dim:
+            return np.full(len(test), -1)
+        found: Right = self.features.right(extractor, head, test).numpy()
+        return found
+
     def _scores(self, way: _Way, old: _Old) -> dict[str, Any]:
-        right = _right(way.extractor, way.heads, self.tests)
+        if isinstance(way.extractor, Mapping):
+            parts = {name: (extractor, {name: way.heads[name]}) for name, extractor in way.extractor.items()}
+            right = {name: self._right(*pair, self.tests)[name] for name, pair in parts.items()}
+        else:
+            right = self._right(way.extractor, way.heads, self.tests)
         test, known = self.new.test, {name for head in old.heads.values() for name in head.class_names}
-        own = _right(way.own_extractor, {"": way.own_head}, {"": test})[""]
+        own = self._right(way.own_extractor, {"": way.own_head}, {"": test})[""]
         unseen = np.array([name not in known for name in test.class_names])[test.labels.numpy()]
         return {
             "cross": _accuracies(right),
@@ -241,18 +281,6 @@ def _uses_old(training: TrainConfig) -> bool:
     return training.alignment != "none" or training.influence_weight > 0 or training.distillation_weight > 0
 
 
-def _right(extractor: CompatExtractor, heads: Mapping[str, TaskHead], tests: Mapping[str, Images]) -> dict[str, Right]:
-    """By head, over its test images; heads of the same images share a pass."""
-    found: dict[str, Right] = {}
-    for test in {id(tests[name]): tests[name] for name in heads}.values():
-        group = {name: head for name, head in heads.items() if tests[name] is test}
-        answers = recombination_matrix({"": extractor}, group, test, cross_space=True).predictions
-        assert answers is not None
-        for name, predicted, expected in zip(group, answers.predicted[0], answers.expected, strict=True):
-            found[name] = np.where(expected < 0, -1, predicted == expected)
-    return {name: found[name] for name in heads}
-
-
 def _accuracies(right: Mapping[str, Right]) -> dict[str, float | None]:
     return {name: _accuracy(answers) for name, answers in right.items()}
 
@@ -262,6 +290,8 @@ def _accuracy(right: Right) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def _flips(before: Right, after: Right) -> float:
+def _flips(before: Right, after: Right) -> float | None:
     known = (before >= 0) & (after >= 0)
+    if not known.any():
+        return None
     return negative_flip_rate(before[known], after[known], np.ones(int(known.sum()), dtype=np.int64))
