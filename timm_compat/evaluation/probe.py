@@ -35,7 +35,7 @@ class ProbeReport:
         num_held_out: images that the accuracy counts.
         num_images: fitted to.
         num_classes: of the head.
-        penalty: of the squared weights of standardised features, chosen by cross-validation.
+        penalty: of the squared weights of scaled features, chosen by cross-validation.
         seconds: in all.
     """
 
@@ -60,8 +60,8 @@ def linear_probe(
 ) -> TaskHead:
     """Train a linear head on a frozen extractor with labelled images.
 
-    One pass over the images, then a logistic regression on standardised features whose penalty stratified
-    cross-validation chooses (``methods/logistic.py``); the standardisation becomes part of the head. Memory grows with
+    One pass over the images, then a logistic regression on scaled features whose penalty stratified
+    cross-validation chooses (``methods/logistic.py``); the scaling becomes part of the head. Memory grows with
     the features, (N, D) of float32, and not with the images. Under ``accelerate launch`` the processes share the pass.
 
     Args:
