@@ -1,5 +1,6 @@
 """Pretrained networks that stay as they came: their features, computed once an image, and heads fitted to them."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from timm_compat.methods.logistic import fit_logistic
 from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.passes import extract_features
+from timm_compat.models.passes import Passed, extract_features
+from timm_compat.processes import current_process
 from timm_compat.seeding import generator
 from timm_compat.space import CompatSpace
 from timm_compat.training.feature_cache import Wanted, compute_features
 from timm_compat.training.members import Images
 
-NAME = "features"
+NAME, REFERENCE = "features", "reference"
 # A feature that hardly varies is standardised by this share of the mean variance: elsewhere it may vary.
 LEAST_VARIANCE = 1e-4
 
@@ -79,6 +81,17 @@ class Features:
         variance, mean = torch.var_mean(projected, dim=0)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance.clamp(min=LEAST_VARIANCE * float(variance.mean())))
+
+    @torch.no_grad()
+    def look(self, extractor: CompatExtractor, reference: CompatExtractor, images: Images) -> Iterator[Passed]:
+        """What ``join_with`` asks: pooled features of a frozen network, and the space's features of a frozen reference."""
+        wanted = {NAME: Wanted(extractor), REFERENCE: Wanted(reference)}
+        found = compute_features(images, wanted, self.folder, progress=self.progress)
+        rank, processes = current_process()
+        mine = torch.arange(len(images))[rank::processes]
+        new, other = (found[name][mine, 0] for name in (NAME, REFERENCE))
+        with evaluating(reference):
+            yield Passed(mine, (new, reference.interface(other.to(reference.device)).cpu()), None)
 
     def _pooled(self, extractor: CompatExtractor, images: Images) -> Tensor:
         wanted = {NAME: Wanted(extractor)}

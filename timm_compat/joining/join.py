@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from timm_compat.models.classifier import Classifier, open_classifier
 from timm_compat.models.extractor import CompatExtractor, create_extractor, origin_facts
 from timm_compat.models.heads import CommonClassesHead, TaskHead
 from timm_compat.models.interface import Interface
-from timm_compat.models.passes import passes
+from timm_compat.models.passes import Passed, passes
 from timm_compat.models.run_options import RunOptions, home_of
 from timm_compat.models.typical import typical_mean
 from timm_compat.models.unwrapping import unwrapped
@@ -41,7 +41,10 @@ LEAST_IMAGES = 2 * HELD_OUT_EVERY
 OWN_CLASSES = "the space's common classes"
 
 
-@torch.no_grad()
+# The pooled features of a new network, and those of a reference, batch by batch.
+Look = Callable[[CompatExtractor, CompatExtractor, Any], Iterable[Passed]]
+
+
 def join(
     space: CompatSpace,
     model: str | nn.Module,
@@ -109,7 +112,36 @@ def join(
         >>> tc.compose(joined, head)(torch.zeros(2, 3, 160, 160)).shape
         torch.Size([2, 3])
     """
-    start, options = time.perf_counter(), RunOptions(device, batch_size, amp, workers, progress)
+    options = RunOptions(device, batch_size, amp, workers, progress)
+
+    def look(extractor: CompatExtractor, other: CompatExtractor, images: RawImages) -> Iterable[Passed]:
+        return passes([extractor, other], images, pooled=[0], options=options, description="join")
+
+    return join_with(
+        look, space, model, images, reference=reference, heads=heads, pretrained=pretrained, weights=weights,
+        class_names=class_names, classes=classes, img_size=img_size, stacklevel=5, **timm_kwargs,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def join_with(
+    look: Look,
+    space: CompatSpace,
+    model: str | nn.Module,
+    images: RawImages | None,
+    *,
+    reference: CompatExtractor | None,
+    heads: Sequence[TaskHead],
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    class_names: Iterable[str] | None = None,
+    classes: bool = True,
+    img_size: int | tuple[int, int] | None = None,
+    stacklevel: int = 4,
+    **timm_kwargs: Any,
+) -> CompatExtractor:
+    """``join`` with features from wherever they are: ``look`` gives those of the images."""
+    start = time.perf_counter()
     reference = None if reference is None else unwrapped(reference)
     heads = [unwrapped(head) for head in heads]
     _check_space(space, images, reference, heads)
@@ -130,7 +162,7 @@ def join(
         assert reference is not None
         if home_of(extractor).type == "cpu":
             extractor.to(home_of(reference))
-        fitted, held_out, features = _seen(extractor, reference, images, options)
+        fitted, held_out, features = _seen(extractor, reference, look(extractor, reference, images))
         known, trial = _known_heads(space, heads), ClosedForm(fitted, rows, centre)
         strength = ALONE[0] if rows is not None else _chosen(interface, trial, features, known)
         measured = _measured(_with_map(interface, trial.map(strength)), features, known)
@@ -143,7 +175,7 @@ def join(
         report = JoinReport(num_classes, everything.count, *measured, shift, time.perf_counter() - start, alone)
     extractor.fit_report = report
     extractor.facts = replace(extractor.facts, training=_training_facts(report))
-    warn_where_poor(extractor.architecture, report, stacklevel=4)  # torch.no_grad wraps join
+    warn_where_poor(extractor.architecture, report, stacklevel=stacklevel)  # torch.no_grad wraps this function
     return extractor
 
 
@@ -220,10 +252,10 @@ def _centre(extractor: CompatExtractor) -> Centre | None:
 
 
 def _seen(
-    extractor: CompatExtractor, reference: CompatExtractor, images: RawImages, options: RunOptions
+    extractor: CompatExtractor, reference: CompatExtractor, seen: Iterable[Passed]
 ) -> tuple[Moments, Moments, HeldOut]:
     evidence = ImageEvidence(extractor.backbone.num_features, reference.num_features)
-    for passed in passes([extractor, reference], images, pooled=[0], options=options, description="join"):
+    for passed in seen:
         evidence.add(passed)
     fitted, held_out, features = evidence.shared()
     if fitted.count + held_out.count < LEAST_IMAGES:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -87,12 +88,19 @@ def check_head(key: str, head: TaskHead, target: Target) -> None:
         )
 
 
-def evaluator(extractor: CompatExtractor, head: TaskHead, test: Images) -> Evaluate:
-    """Accuracy, in [0, 1], of the two as they are when it is called; images pass a frozen backbone once."""
+def evaluator(extractor: CompatExtractor, head: TaskHead, test: Images, folder: Path | None = None) -> Evaluate:
+    """Accuracy, in [0, 1], of the two as they are when it is called; images pass a frozen backbone once.
+
+    Args:
+        extractor: as it is trained, or as it stays.
+        head: likewise.
+        test: images of the head's classes.
+        folder: keeps a frozen backbone's features for other trainings.
+    """
     expected = vocabulary_positions(test.class_names, head.class_names)[test.labels]
     cached = None
     if extractor.trainable != "full":
-        cached = compute_features(test, {NAME: Wanted(extractor)})[NAME][:, 0]
+        cached = compute_features(test, {NAME: Wanted(extractor)}, folder)[NAME][:, 0]
 
     @torch.no_grad()
     def measure() -> float:

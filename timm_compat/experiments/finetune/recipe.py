@@ -1,7 +1,7 @@
 """What a transfer-learning recipe says: networks, a target task, and which of three questions are asked of it."""
 
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import KW_ONLY, field
 from typing import Annotated
 
 from pydantic import Field
@@ -26,13 +26,12 @@ class TargetRecipe:
 
 
 @recipe
-class JoinedRecipe:
-    """A backbone that joins the space of another network (``tc.join``) on the target's training images, unlabelled.
+class SplitRecipe:
+    """A pretrained network as it came (``tc.split``): its own features are those of a space, which others join.
 
     Attributes:
         name: by which the sections of the recipe call it.
         backbone: name of a timm model.
-        reference: a source's name, or the folder or Hub id of an extractor.
         pretrained: whether to load timm's weights.
         weights: a safetensors checkpoint of the plain timm model.
         img_size: H = W, or (H, W), of the images; the backbone's own if None.
@@ -44,7 +43,6 @@ class JoinedRecipe:
 
     name: Name
     backbone: Text
-    reference: Text
     pretrained: bool = False
     weights: Text | None = None
     img_size: Side | None = None
@@ -55,7 +53,29 @@ class JoinedRecipe:
         if self.weights is not None and self.pretrained:
             yield "weights: expected a checkpoint or pretrained: true, got both; drop one"
         if self.weights is None and not self.pretrained:
-            yield "pretrained: expected true, or weights, as a joined backbone stays as it is; got neither"
+            yield "pretrained: expected true, or weights, as the backbone stays as it is; got neither"
+
+
+@recipe
+class JoinedRecipe(SplitRecipe):
+    """A backbone that joins the space of another network (``tc.join``), on the target's training images, unlabelled,
+    and through the classes of its own classifier where that space has classes.
+
+    Attributes:
+        name: by which the sections of the recipe call it.
+        backbone: name of a timm model.
+        reference: the name of a source or of a split network, or the folder or Hub id of an extractor.
+        pretrained: whether to load timm's weights.
+        weights: a safetensors checkpoint of the plain timm model.
+        img_size: H = W, or (H, W), of the images; the backbone's own if None.
+        arguments: timm's own keywords.
+
+    Raises:
+        ConfigError: a value out of range, or not exactly one of ``pretrained`` and ``weights``.
+    """
+
+    _: KW_ONLY
+    reference: Text
 
 
 @recipe
@@ -119,7 +139,8 @@ class FinetuneRecipe(TrialsRecipe):
     Attributes:
         target: the task.
         source: networks that are trained here, in one space, before the target is looked at; none if None.
-        joined: backbones that join a source's space.
+        split: pretrained networks as they came, each with a space of its own.
+        joined: backbones that join the space of a source or of a split network.
         start: a compatible start beside the usual one.
         cheap_head: a head from a cheap extractor on an expensive one.
         adapters: adapters on a frozen backbone beside the training of the whole network.
@@ -133,6 +154,7 @@ class FinetuneRecipe(TrialsRecipe):
 
     target: TargetRecipe
     source: Recipe | None = None
+    split: tuple[SplitRecipe, ...] = ()
     joined: tuple[JoinedRecipe, ...] = ()
     start: StartRecipe | None = None
     cheap_head: CheapHeadRecipe | None = None
@@ -144,7 +166,9 @@ class FinetuneRecipe(TrialsRecipe):
         yield from super().mistakes()
         if self.start is None and self.cheap_head is None and self.adapters is None:
             yield "start: expected at least one of start, cheap_head and adapters, got none"
-        yield from repeated("joined", self.joined, () if self.source is None else self.source.members)
+        members = () if self.source is None else self.source.members
+        yield from repeated("split", self.split, members)
+        yield from repeated("joined", self.joined, (*members, *self.split))
         yield from decided("frozen_training", self.frozen_training)
         if self.source is not None:
             yield from decided("source.training", self.source.training)

@@ -86,7 +86,7 @@ def _prepare(experiment: Experiment, recipe: FinetuneRecipe) -> Callable[[int], 
     def measure(seed: int) -> dict[str, dict[str, Record]]:
         target, found = read_target(recipe.target, seed), dict[str, dict[str, Record]]()
         networks = find_networks(recipe, seed, experiment, target)
-        for section, named in ways(recipe, seed, target, networks).items():
+        for section, named in ways(recipe, seed, target, networks, experiment.features.folder).items():
             for name, way in named.items():
                 if shared and (section, name) == (ADAPTERS, WHOLE):
                     record = found[START][NEW_HEAD]

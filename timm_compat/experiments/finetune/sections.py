@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from timm_compat.experiments.finetune.cost import Curve
 from timm_compat.experiments.finetune.learning import Target, check_head, evaluator, learn
@@ -33,14 +34,21 @@ class Learned:
 Way = Callable[[str | None], Learned]  # takes the label of the progress bar
 
 
-def ways(recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks) -> dict[str, dict[str, Way]]:
-    """Trainings by section and name, none of them run yet; what is wrong with their parts is refused here."""
+def ways(
+    recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks, features: Path | None = None
+) -> dict[str, dict[str, Way]]:
+    """Trainings by section and name, none of them run yet; what is wrong with their parts is refused here.
+
+    The folder ``features`` keeps those of test images, which cost no training anything.
+    """
     sections = {START: _start, CHEAP_HEAD: _cheap_head, ADAPTERS: _adapters}
     asked = {section: make for section, make in sections.items() if getattr(recipe, section) is not None}
-    return {section: make(recipe, seed, target, networks) for section, make in asked.items()}
+    return {section: make(recipe, seed, target, networks, features) for section, make in asked.items()}
 
 
-def _start(recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks) -> dict[str, Way]:
+def _start(
+    recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks, features: Path | None
+) -> dict[str, Way]:
     assert recipe.start is not None
     given, config = recipe.start, replace(recipe.training, seed=seed)
     extractor, head = networks.extractor("start.extractor", given.extractor), networks.head("start.head", given.head)
@@ -60,20 +68,22 @@ def _start(recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks
     found: dict[str, Way] = {SCRATCH: training(None, from_scratch=True)} if given.scratch else {}
     found |= {NEW_HEAD: training(None), COMPATIBLE_HEAD: training(head)}
     if given.head in networks.named:
-        found[OWN_EXTRACTOR] = _as_it_is(networks.named[given.head].extractor, head, target)
+        found[OWN_EXTRACTOR] = _as_it_is(networks.named[given.head].extractor, head, target, features)
     return found
 
 
-def _as_it_is(extractor: CompatExtractor, head: TaskHead, target: Target) -> Way:
+def _as_it_is(extractor: CompatExtractor, head: TaskHead, target: Target, features: Path | None) -> Way:
     def run(progress: str | None) -> Learned:
         whole = new_head(head.space, target.train.class_names, head)
-        accuracy = evaluator(extractor, whole, target.seen_by(extractor).test)()
+        accuracy = evaluator(extractor, whole, target.seen_by(extractor).test, features)()
         return Learned(Curve((0,), (0.0,), (accuracy,)), None, None)
 
     return run
 
 
-def _cheap_head(recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks) -> dict[str, Way]:
+def _cheap_head(
+    recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks, features: Path | None
+) -> dict[str, Way]:
     assert recipe.cheap_head is not None
     given = recipe.cheap_head
     cheap = networks.extractor("cheap_head.cheap", given.cheap)
@@ -86,7 +96,7 @@ def _cheap_head(recipe: FinetuneRecipe, seed: int, target: Target, networks: Net
         def run(progress: str | None) -> Learned:
             frozen, expensive = copied(teacher, "frozen"), copied(runs_on, "frozen")
             head = new_head(frozen.space, target.train.class_names)
-            measure = evaluator(expensive, head, target.seen_by(expensive).test)
+            measure = evaluator(expensive, head, target.seen_by(expensive).test, features)
             curve = learn(frozen, head, target.seen_by(frozen), config, measure=measure, progress=progress)
             return Learned(curve, None, new_head(cheap.space, head.class_names, head))
 
@@ -96,7 +106,9 @@ def _cheap_head(recipe: FinetuneRecipe, seed: int, target: Target, networks: Net
     return {CHEAP: training(cheap, expensive), **alone}
 
 
-def _adapters(recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks) -> dict[str, Way]:
+def _adapters(
+    recipe: FinetuneRecipe, seed: int, target: Target, networks: Networks, features: Path | None
+) -> dict[str, Way]:
     assert recipe.adapters is not None
     extractor = networks.extractor("adapters.extractor", recipe.adapters.extractor)
     seen = target.seen_by(extractor)
@@ -106,7 +118,8 @@ def _adapters(recipe: FinetuneRecipe, seed: int, target: Target, networks: Netwo
             started = copied(extractor, trainable)
             head = new_head(started.space, target.train.class_names)
             config = replace(recipe.training if trainable == "full" else recipe.frozen_training, seed=seed)
-            curve = learn(started, head, seen, config, progress=progress)
+            measure = evaluator(started, head, seen.test, features)
+            curve = learn(started, head, seen, config, measure=measure, progress=progress)
             if trainable == "frozen":
                 return Learned(curve, None, new_head(extractor.space, head.class_names, head))
             return Learned(curve, started, head)

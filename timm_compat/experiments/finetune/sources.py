@@ -1,18 +1,22 @@
-"""The networks that help with a target: trained here in one space, joined to one, or read from their folders."""
+"""The networks that help with a target: trained here in one space, as they came, joined, or read from folders."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from timm_compat.errors import ConfigError
 from timm_compat.experiments.build import build
 from timm_compat.experiments.engine import Experiment
 from timm_compat.experiments.finetune.learning import Target
-from timm_compat.experiments.finetune.recipe import FinetuneRecipe, JoinedRecipe
+from timm_compat.experiments.finetune.recipe import FinetuneRecipe, JoinedRecipe, SplitRecipe
 from timm_compat.joining.join import join
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
+from timm_compat.models.split import split
 from timm_compat.recipes.schema import Recipe
+
+COLOUR = 3
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,12 @@ class Networks:
 
 
 def find_networks(recipe: FinetuneRecipe, seed: int, experiment: Experiment, target: Target) -> Networks:
-    """Train the sources of a seed, or read them where that was done, and join what is to join.
+    """Train the sources of a seed, or read them where that was done, split what is to be split, and join the others.
 
     What joins, does so on the target's training images; their labels are not looked at.
     """
     named = {} if recipe.source is None else _trained(recipe.source, seed, experiment)
+    named |= {given.name: Network(split(given.backbone, **_source_of(given))[0], None) for given in recipe.split}
     for position, joined in enumerate(recipe.joined):
         named[joined.name] = _joined(f"joined.{position}", joined, Networks(named), target)
     return Networks(named)
@@ -86,8 +91,11 @@ def _joined(key: str, joined: JoinedRecipe, networks: Networks, target: Target) 
     reference = networks.extractor(f"{key}.reference", joined.reference)
     known = networks.named.get(joined.reference)
     heads = () if known is None or known.head is None else (known.head,)
-    arguments = {"in_chans": reference.backbone.input_size[0], "img_size": joined.img_size, **joined.arguments}
-    weights = {"pretrained": True} if joined.weights is None else {"weights": joined.weights}
-    images = target.seen_by(reference).train
-    extractor = join(reference.space, joined.backbone, images, reference=reference, heads=heads, **weights, **arguments)
+    images, options = target.seen_by(reference).train, _source_of(joined, reference.backbone.input_size[0])
+    extractor = join(reference.space, joined.backbone, images, reference=reference, heads=heads, **options)
     return Network(extractor, None)
+
+
+def _source_of(given: SplitRecipe, in_chans: int = COLOUR) -> dict[str, Any]:
+    weights = {"pretrained": True} if given.weights is None else {"weights": given.weights}
+    return {"in_chans": in_chans, "img_size": given.img_size, **weights, **given.arguments}

@@ -46,6 +46,8 @@ class Exchange:
     def measure(self, experiment: Experiment) -> dict[str, Any]:
         """By way JSON values: "matrix", "seconds" of training and fitting, and "labels".
 
+        Of networks that stay as they came, seconds leave out the one pass over an image whose features are kept.
+
         The labels are those that a head's task must give once more, summed over all exchanged pairs.
         """
         found: dict[str, Measured] = {}
@@ -82,7 +84,7 @@ class Exchange:
             # Images like those that the head learned from serve it best; their labels are not looked at.
             reference, head, network = members[column].extractor, _head(members[column]), self.networks[column]
             images = network.data if with_images else None
-            extractor = self.networks[row].joined(members[row], images, reference.space, reference, [head])
+            extractor = self.networks[row].joined(members[row], images, reference.space, reference, [head], features)
             return features.accuracy(extractor, head, network.test)
 
         def retrain_pair(row: str, column: str) -> float:

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from timm_compat.config import TrainConfig
@@ -11,10 +12,10 @@ from timm_compat.errors import BackboneError, ConfigError, DataError
 from timm_compat.evaluation.cells import LEAST_CLASSES
 from timm_compat.experiments.build import build_extractor, build_member, read_images
 from timm_compat.experiments.engine import Experiment
-from timm_compat.experiments.frozen import with_own_features
+from timm_compat.experiments.frozen import Features, with_own_features
 from timm_compat.experiments.networks import own_space
 from timm_compat.experiments.transfer.recipe import FROZEN
-from timm_compat.joining.join import join
+from timm_compat.joining.join import join, join_with
 from timm_compat.joining.report import JoinReport
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
@@ -92,23 +93,25 @@ class Network:
         space: CompatSpace,
         reference: CompatExtractor,
         heads: Sequence[TaskHead],
+        features: Features,
     ) -> CompatExtractor:
         """The trained member, frozen, joined to the space of a reference, whose classes it brings.
 
-        One that stays as it came joins with its own classifier. The images alone have a say where the report says that
-        they serve a single head better.
+        One that stays as it came joins with its own classifier, on kept features. The images alone have a say where the
+        report says that they serve a single head better.
         """
+        join_it: Callable[..., CompatExtractor] = join
         model: Any = member.extractor.backbone.model
         options: dict[str, Any] = {"heads": heads, "img_size": self.given.img_size}
         if self.frozen:
-            model, options = self.given.backbone, options | source_of(self.given)
-        if images is not None:
-            options["reference"] = reference
+            join_it, model, options = partial(join_with, features.look), self.given.backbone, source_of(self.given)
+            options["heads"] = heads
+        options["reference"] = None if images is None else reference
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "join")  # about a poor fit, whose accuracy is measured next
-            made = join(space, model, images, **options)
+            made = join_it(space, model, images, **options)
             if len(heads) == 1 and _misled(made.fit_report):
-                made = join(space, model, images, classes=False, **options)
+                made = join_it(space, model, images, classes=False, **options)
         return made
 
 

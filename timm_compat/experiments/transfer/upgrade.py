@@ -183,11 +183,12 @@ class Upgrade:
         if way == "joined_each":
             known = {name: self.data.get(name, self.new.data) for name in old.heads}
             made = {
-                name: self.new.joined(free, known[name], old.space, old.extractor, [head])
+                name: self.new.joined(free, known[name], old.space, old.extractor, [head], self.features)
                 for name, head in old.heads.items()
             }
         else:
-            made = self.new.joined(free, self.new.data if way == "joined" else None, old.space, old.extractor, heads)
+            images = self.new.data if way == "joined" else None
+            made = self.new.joined(free, images, old.space, old.extractor, heads, self.features)
         alone = _of_member(free, old.heads, seconds)
         return replace(alone, extractor=made, seconds=seconds + time.perf_counter() - start)
 
