@@ -84,7 +84,7 @@ class Features:
 
     @torch.no_grad()
     def look(self, extractor: CompatExtractor, reference: CompatExtractor, images: Images) -> Iterator[Passed]:
-        """What ``join_with`` asks: pooled features of a frozen network, and the space's features of a frozen reference."""
+        """What ``join_with`` asks: pooled features of a frozen network, and the features of a frozen reference."""
         wanted = {NAME: Wanted(extractor), REFERENCE: Wanted(reference)}
         found = compute_features(images, wanted, self.folder, progress=self.progress)
         rank, processes = current_process()
