@@ -181,14 +181,14 @@ class TestExistingParts:
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["cifar10_transfer", "digits_transfer"])
+@pytest.mark.parametrize("name", ["cifar10_transfer", "digits_transfer", "photos_transfer", "photos_upgrade"])
 def test_ready_recipes(name: str) -> None:
     file = RECIPES / f"{name}.yaml"
     assert f": timm-compat transfer scripts/recipes/{file.name}\n" in file.read_text(encoding="utf-8")
     recipe = read_recipe(ClassifierTransferRecipe, file)
     assert (recipe.output_dir, len(recipe.seeds)) == (f"runs/{name}", 3)
-    assert recipe.transfer is not None
-    assert recipe.upgrade is not None
+    assert (recipe.transfer is not None) == (name != "photos_upgrade")
+    assert (recipe.upgrade is not None) == (name != "photos_transfer")
 
 
 @pytest.mark.parametrize(

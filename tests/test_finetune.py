@@ -358,7 +358,7 @@ class TestFigures:
         assert table.splitlines()[-1].endswith("| 2.1 x      | the usual way never          |")
 
 
-@pytest.mark.parametrize("name", ["finetune_digits", "finetune_cifar10"])
+@pytest.mark.parametrize("name", ["finetune_digits", "finetune_cifar10", "finetune_caltech101"])
 def test_a_ready_recipe(name: str) -> None:
     path = RECIPES / f"{name}.yaml"
     recipe = read_recipe(FinetuneRecipe, path)
