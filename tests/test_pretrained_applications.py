@@ -204,25 +204,29 @@ def test_a_head_from_a_split_network_runs_on_one_that_joins_it(weights: dict[str
     recipe = FinetuneRecipe(
         target={"train": {**DIGITS, "limit": 200}, "test": TEST},
         split=[{"name": "cheap", "backbone": "test_resnet", "weights": weights["test_resnet"], "img_size": 32}],
-        joined=[{"name": "large", "backbone": "test_resnet", "reference": "cheap", "weights": weights["test_resnet"]}],
+        joined=[
+            {"name": "large", "backbone": "test_resnet", "reference": "cheap", "weights": weights["test_resnet"]}
+            | {"img_size": 40}
+        ],
         cheap_head={"cheap": "cheap", "expensive": "large"},
         frozen_training={"epochs": 8, "batch_size": 40, "lr": 1e-2},
     )
     with pytest.warns(UserWarning, match="join"):
         (curves,) = run_finetune(recipe, progress=False).curves.values()
     ends = {way: curve.accuracy[-1] for way, (curve,) in curves.items()}
-    # The same network at another size: what the head learned holds, though it never saw the large images.
-    assert ends["trained on cheap, run on expensive"] > 0.4
+    assert ends["trained and run on cheap"] > 0.5
+    # The same random network at another size: half of ten classes is not kept, yet far more than chance.
+    assert ends["trained on cheap, run on expensive"] > 0.2
     steps = {way: curve.step_flops for way, (curve,) in curves.items()}
     assert steps["trained on cheap, run on expensive"] == steps["trained and run on cheap"]
     setup = {way: curve.setup_flops for way, (curve,) in curves.items()}
-    assert setup["trained on expensive"] > 10 * setup["trained on cheap, run on expensive"]
+    assert setup["trained on expensive"] > 1.3 * setup["trained on cheap, run on expensive"]
 
 
 def test_a_network_is_split_or_trained_but_not_both(weights: dict[str, str]) -> None:
     given = {"name": "a", "backbone": "test_resnet", "weights": weights["test_resnet"]}
     target = {"train": DIGITS, "test": TEST}
-    with pytest.raises(ConfigError, match="joined.0.name: expected every name once, got 'a' twice"):
+    with pytest.raises(ConfigError, match=r"joined\.0\.name: expected every name once, got 'a' twice"):
         FinetuneRecipe(target=target, split=[given], joined=[{**given, "reference": "a"}], adapters={"extractor": "a"})
-    with pytest.raises(ConfigError, match="split.0.pretrained: expected true, or weights"):
+    with pytest.raises(ConfigError, match=r"split\.0\.pretrained: expected true, or weights"):
         FinetuneRecipe(target=target, split=[{**given, "weights": None}], adapters={"extractor": "a"})

@@ -66,7 +66,7 @@ def find_networks(recipe: FinetuneRecipe, seed: int, experiment: Experiment, tar
     What joins, does so on the target's training images; their labels are not looked at.
     """
     named = {} if recipe.source is None else _trained(recipe.source, seed, experiment)
-    named |= {given.name: Network(split(given.backbone, **_source_of(given))[0], None) for given in recipe.split}
+    named |= {given.name: Network(_split(given, target), None) for given in recipe.split}
     for position, joined in enumerate(recipe.joined):
         named[joined.name] = _joined(f"joined.{position}", joined, Networks(named), target)
     return Networks(named)
@@ -85,6 +85,12 @@ def _trained(source: Recipe, seed: int, experiment: Experiment) -> dict[str, Net
             "extractors, got nothing; set methods or source.training.alignment"
         )
     return {member.name: Network(member.extractor, member.head) for member in members}
+
+
+def _split(given: SplitRecipe, target: Target) -> CompatExtractor:
+    """Standardised over the target's images, whatever the scale of its features: heads learn alike on all of them."""
+    options = _source_of(given)
+    return split(given.backbone, images=target.train.with_channels(options["in_chans"]), **options)[0]
 
 
 def _joined(key: str, joined: JoinedRecipe, networks: Networks, target: Target) -> Network:
