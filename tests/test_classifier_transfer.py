@@ -203,7 +203,10 @@ def test_ready_recipes(name: str) -> None:
         (["transfer.networks.b.name=a"], "networks.1.name: expected every name once"),
         (["transfer.networks.b.test=null"], "networks.1.test: expected images"),
         (["transfer.networks.b.data.classes=['8', '9']", "transfer.networks.a.data.classes=['0', '1']"], "in common"),
-        (["transfer.ways=[together]"], "ways.0: expected one of apart, joined, one_space, retrained, got 'together'"),
+        (
+            ["transfer.ways=[together]"],
+            "ways.0: expected one of apart, classes, joined, one_space, retrained, got 'together'",
+        ),
         (["upgrade.heads.even.name=new"], "heads.0.name: expected every name once"),
         (["upgrade.heads.even.name=gain"], "heads.0.name: expected another name than those of the figures, got 'gain'"),
         (["upgrade.extractor=somewhere"], "old: expected a network to train, or extractor"),
