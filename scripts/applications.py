@@ -95,7 +95,7 @@ SECTIONS = (
     ),
     (
         "Finetune: a head from a cheap network runs on an expensive one",
-        "lite0 at 96 pixels is cheap and lite2 at 260 is expensive and clearly better: of Caltech-101's objects (400 "
+        "lite0 at 96 pixels is cheap and lite2 at 260 is expensive and clearly better: of Caltech-101's objects (300 "
         "labelled photos) they tell what the last table says. At lite0's own 224 pixels the two are nearly equal "
         "(0.900 and 0.910 from all training photos), and nothing is to be gained.",
         "finetune_caltech101",
