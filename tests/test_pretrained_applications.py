@@ -66,6 +66,7 @@ def adapt_recipe(checkpoints: dict[str, str], **changes: Any) -> AdaptRecipe:
 
 
 class TestAdapt:
+    @pytest.mark.slow
     def test_every_mode_leaves_the_backbone_as_it_came(self, weights: dict[str, str], tmp_path: Path) -> None:
         recipe = adapt_recipe(weights, output_dir=str(tmp_path / "run"))
         result = run_adaptation(recipe, progress=False)
@@ -99,6 +100,7 @@ class TestAdapt:
         assert sum(seen) == 0
         assert same.figures == first.figures
 
+    @pytest.mark.slow
     def test_a_given_source_stays_frozen_too(self, weights: dict[str, str], tmp_path: Path) -> None:
         extractor, _ = tc.split("test_resnet", weights=weights["test_resnet"], img_size=32)
         head = tc.linear_probe(extractor, tc.data.load_digits("train").with_channels(3))
@@ -139,6 +141,7 @@ def network(name: str, backbone: str, checkpoints: dict[str, str], **changes: An
 
 
 class TestTransfer:
+    @pytest.mark.slow
     def test_heads_run_on_networks_as_they_came(self, weights: dict[str, str], seen: list[int], tmp_path: Path) -> None:
         networks = [network("a", "test_resnet", weights), network("b", "test_efficientnet", weights)]
         recipe = ClassifierTransferRecipe(
@@ -179,6 +182,24 @@ class TestTransfer:
         assert matrix.accuracy[0, 0] == pytest.approx(joined)
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["upgrade"]["old"]["even"][0] > 0.5
 
+    @pytest.mark.slow
+    def test_an_upgrade_of_parts_that_exist(self, weights: dict[str, str], tmp_path: Path) -> None:
+        extractor, _ = tc.split("test_resnet", weights=weights["test_resnet"], img_size=32)
+        head = tc.linear_probe(extractor, tc.data.load_digits("train").subset(range(200)).with_channels(3))
+        parts = {"space": extractor.space, "old": extractor, "digits": head}
+        places = {name: str(part.save_pretrained(tmp_path / name)) for name, part in parts.items()}
+        digits = {"name": "digits", "folder": places["digits"], "data": DIGITS, "test": TEST}
+        new = network("new", "test_resnet", weights)
+        recipe = ClassifierTransferRecipe(
+            space={"folder": places["space"]}, upgrade={"extractor": places["old"], "heads": [digits], "new": new}
+        )
+        result = run_classifier_transfer(recipe, progress=False)
+        test = tc.data.load_dataset("digits", split="test", limit=100, seed=0).with_channels(3)
+        native = tc.recombination_matrix({"old": extractor}, {"digits": head}, test).accuracy[0, 0]
+        assert result.figures["upgrade"]["joined"][0]["old"]["digits"] == pytest.approx(native)
+        # The same network once more: images bring it back to where it came from.
+        assert result.values("joined_each", "digits")[0] > native - 0.1
+
     @pytest.mark.parametrize(
         ("changes", "expected"),
         [
@@ -200,6 +221,7 @@ class TestTransfer:
                 ClassifierTransferRecipe(transfer={"networks": networks, "ways": [way]})
 
 
+@pytest.mark.slow
 def test_a_head_from_a_split_network_runs_on_one_that_joins_it(weights: dict[str, str]) -> None:
     recipe = FinetuneRecipe(
         target={"train": {**DIGITS, "limit": 200}, "test": TEST},
