@@ -136,7 +136,9 @@ class TestJoin:
         same = (head(ours).argmax(1) == head(theirs).argmax(1)).float().mean().item()
         assert report.agreement == pytest.approx(same, abs=1e-2)
         (measured,) = report.agreements.values()
-        assert (measured.low, measured.high) == wilson_interval(measured.share, 60)
+        low, high = wilson_interval(measured.share, 60)
+        assert measured.high == high
+        assert low - 0.1 < measured.low < low - 0.01  # heads flatter photos that they learned from
         assert report.rests_on == "300 unlabelled images"
         assert report.seconds > 0
 

@@ -13,6 +13,9 @@ from timm_compat.imagenet import short_words
 from timm_compat.methods.ridge import LEAST_SPREAD
 from timm_compat.models.heads import TaskHead
 
+# Heads agree more on photos that they learned from, as a join cannot know. Lowered by this, intervals held the agreement
+# on new photos in over 90 % of the cells of the study of pretrained networks, with photos learned from and with others.
+FLATTERY = 0.04
 LOW_AGREEMENT = 0.4
 SURE_AGREEMENT = 0.8  # under which it is tried whether images alone would do better
 WORTH_TELLING = 0.05
@@ -28,12 +31,12 @@ FAR_SHIFT = 0.15
 class Agreement:
     """On how many held-out images a head says the same from the joined and from the reference's features.
 
-    It speaks of new photos of the same kind. Photos that the head learned from flatter it (by 4 points in the study of
-    pretrained networks), and photos of another kind say little of it.
+    It speaks of new photos of the same kind. Photos of another kind say little of it, and those that the head learned
+    from flatter the share: the interval makes up for them.
 
     Attributes:
         share: in [0, 1].
-        low: lower end of its 95 % Wilson interval.
+        low: lower end of its interval (``stated_interval``).
         high: upper end.
         num_images: how many were held out.
     """
@@ -135,7 +138,18 @@ def agreement(features: Tensor, targets: Tensor, head: torch.nn.Module) -> Agree
     """Of a head's answers on features (n, D) with those on targets (n, D)."""
     same = (head(features).argmax(dim=1) == head(targets).argmax(dim=1)).double().mean()
     share, count = float(same), len(features)
-    return Agreement(share, *wilson_interval(share, count), count)
+    return Agreement(share, *stated_interval(share, count), count)
+
+
+def stated_interval(share: float, count: int) -> tuple[float, float]:
+    """What to expect of new photos where this share was found on held-out ones: Wilson's 95 %, and lower by ``FLATTERY``.
+
+    Args:
+        share: in [0, 1].
+        count: held-out photos.
+    """
+    low, high = wilson_interval(share, count)
+    return max(0.0, low - FLATTERY), high
 
 
 def divergence(features: Tensor, targets: Tensor, head: torch.nn.Module) -> float:
