@@ -111,7 +111,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *within("experiments.transfer", "run"),
     ),
     ("experiments",),
-    ("cli.image_options", "cli.model_options", "cli.places", "cli.recipe_options", "cli.run_options"),
+    ("cli.options",),
     ("cli.*",),
     ("cli.main",),
     ("cli",),

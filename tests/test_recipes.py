@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from timm_compat.cli.main import main
-from timm_compat.cli.recipe_options import kind_of
+from timm_compat.cli.recipes import kind_of
 from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError
 from timm_compat.models.extractor import TRAINABLE, create_extractor

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from timm_compat.cli.places import add_place_options, place
-from timm_compat.cli.run_options import add_run_options, run_options
+from timm_compat.cli.options import add_place_options, add_run_options, place, run_options
 from timm_compat.errors import DataError, SpaceMismatchError
 from timm_compat.experiments.predict import Prediction, image_files, open_classifier, predict
 from timm_compat.imagenet import listed_words, short_words

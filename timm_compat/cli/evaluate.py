@@ -6,8 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from timm_compat.cli.image_options import named_set
-from timm_compat.cli.run_options import add_run_options, run_options
+from timm_compat.cli.options import add_run_options, named_set, run_options
 from timm_compat.data.listing import ALL, is_divided
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import ConfigError

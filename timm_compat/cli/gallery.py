@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.cli.options import add_run_options, run_keywords
 from timm_compat.gallery.building import build
 from timm_compat.gallery.planning import LABELS, SAMPLE, plan
 from timm_compat.gallery.searching import SEARCHES, Gallery

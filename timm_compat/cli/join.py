@@ -4,9 +4,14 @@ import argparse
 import json
 from typing import Any
 
-from timm_compat.cli.image_options import add_image_options, given_images
-from timm_compat.cli.model_options import add_model_options, model_arguments
-from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.cli.options import (
+    add_image_options,
+    add_model_options,
+    add_run_options,
+    given_images,
+    model_arguments,
+    run_keywords,
+)
 from timm_compat.errors import ConfigError
 from timm_compat.joining.join import join
 from timm_compat.joining.report import JoinReport

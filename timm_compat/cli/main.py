@@ -11,26 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from timm_compat._version import __version__
-from timm_compat.cli import (
-    adapt,
-    combine,
-    demo,
-    evaluate,
-    finetune,
-    gallery,
-    join,
-    probe,
-    schema,
-    share,
-    split,
-    swap,
-    train,
-    transfer,
-)
-from timm_compat.cli.run_options import said_on_stderr
+from timm_compat.cli import combine, demo, evaluate, gallery, join, probe, recipes, share, split, swap
+from timm_compat.cli.options import said_on_stderr
 from timm_compat.errors import CompatError
 
-COMMANDS = (demo, split, probe, join, swap, train, adapt, transfer, finetune, schema, evaluate, share, combine, gallery)
+COMMANDS = (demo, split, probe, join, swap, recipes, evaluate, share, combine, gallery)
 USER_ERROR = 2
 INTERRUPTED = 130
 READER_GONE = 141  # 128 + SIGPIPE

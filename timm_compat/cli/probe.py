@@ -5,9 +5,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from timm_compat.cli.image_options import named_set
-from timm_compat.cli.places import add_place_options, place
-from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.cli.options import add_place_options, add_run_options, named_set, place, run_keywords
 from timm_compat.data.sources import load_dataset
 from timm_compat.evaluation.probe import linear_probe
 from timm_compat.models.extractor import CompatExtractor

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from timm_compat.cli.places import add_place_options, place
+from timm_compat.cli.options import add_place_options, place
 from timm_compat.errors import ConfigError
 from timm_compat.hub.loading import load, pull, read_facts
 from timm_compat.hub.push import push_fused

@@ -4,8 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from timm_compat.cli.model_options import add_model_options, model_arguments
-from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.cli.options import add_model_options, add_run_options, model_arguments, run_keywords
 from timm_compat.data.sources import load_dataset
 from timm_compat.imagenet import listed_words
 from timm_compat.models.split import split

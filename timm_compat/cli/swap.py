@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from timm_compat.cli.model_options import add_model_options, model_arguments, read_class_names
-from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.cli.options import add_model_options, add_run_options, model_arguments, read_class_names, run_keywords
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import ConfigError
 from timm_compat.joining.swap import swap
