@@ -85,7 +85,7 @@ def tenth(values: Sequence[int]) -> float:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
     parser.add_argument("folders", nargs="*", type=Path, default=[OURS], metavar="FOLDER", help="of a package")
     folders = [folder.resolve() for folder in parser.parse_args().folders]
     for folder in folders:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from timm_compat._version import __version__
 from timm_compat.cli import combine, demo, evaluate, gallery, join, probe, recipes, share, split, swap
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0; 1 where a part of the work could not be done, and was told of; 2 for an error that the user can
         mend (one line on standard error); 130 when interrupted; 141 when nobody reads the output any more.
     """
-    parser = argparse.ArgumentParser(prog="timm-compat", description="Compatible feature extractors for timm.")
+    parser = _Parser(prog="timm-compat", description="Compatible feature extractors for timm.")
     parser.add_argument("--version", action="version", version=f"timm-compat {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         options.overrides += rest
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.parser.refuse(rest)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character (cp1252, say) gets its escape instead of ending the command.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
@@ -60,6 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("timm-compat: interrupted; what was written is whole, --resume goes on", file=sys.stderr)
         return INTERRUPTED
     return code or 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of the command and, as ``add_subparsers`` makes them alike, of every command below it."""
+
+    def __init__(self, **settings: Any) -> None:
+        # argparse takes --test for --test-split, until another option begins like that and the line means that one.
+        super().__init__(**settings, allow_abbrev=False)
+        self.set_defaults(parser=self)
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """End with an error that names the words, and the options that they may have been short for."""
+        options = sorted(word for action in self._actions for word in action.option_strings)
+        begun = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--"]
+        meant = [option for option in options if any(option.startswith(word) for word in begun)]
+        hint = f"; options are written out: {', '.join(meant)}" if meant else ""
+        self.error(f"unrecognized arguments: {' '.join(words)}{hint}")
 
 
 @contextlib.contextmanager
