@@ -1,6 +1,7 @@
 """The house's own rules: imports go down the floors, packages hold no code of their own, public names are pinned."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -276,6 +277,14 @@ def test_public_names_of_packages_are_pinned(package: str) -> None:
         assert getattr(public, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         public.nothing  # noqa: B018
+
+
+def test_the_script_that_measures_the_house_finds_the_public_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PACKAGE.parent / "scripts"))
+    found = [node.name for node in importlib.import_module("measure_house").PublicNames(PACKAGE).definitions()]
+    own = [name for name in PUBLIC_NAMES if callable(getattr(tc, name))]
+    errors = [name for name in dir(tc.errors) if name.endswith("Error")]
+    assert sorted(found) == sorted([*own, *errors, *(name for names in PUBLIC_PACKAGES.values() for name in names)])
 
 
 @pytest.mark.parametrize("name", ["ConfigError", "load_digits", "retrieve"])
