@@ -27,6 +27,23 @@ RESULTS, TRAININGS, COMPONENTS = "results", "trainings", "components"
 Given = TypeVar("Given", bound=ExperimentResult)
 
 
+def kept(file: Path, measure: Callable[[], Any], stands: Callable[[Any], bool] | None = None) -> Any:
+    """JSON values that a file holds, or else what ``measure`` gives, which is written to it in one step.
+
+    Args:
+        file: of this measurement.
+        measure: called where there is no such file, or where what it holds does not stand.
+        stands: whether what it holds still counts; it does if None.
+    """
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if stands is None or stands(found):
+            return found
+    text = json.dumps(measure(), indent=2)
+    replace_text(file, text + "\n")
+    return json.loads(text)  # as it will be read: lists for tuples
+
+
 class Experiment:
     """A run of a recipe, and what it keeps in its folder: ``recipe.yaml``, ``results/NAME.json``, ``trainings/NAME/``
     and ``components/NAME/``. The folder is made for the first of these: what is refused before leaves nothing behind.
@@ -61,14 +78,7 @@ class Experiment:
     def result(self, name: str, measure: Callable[[], Any]) -> Any:
         """JSON values that were measured under a name, a file's; ``measure`` is called where there are none yet."""
         folder = self._open()
-        if folder is None:
-            return measure()
-        file = folder / RESULTS / f"{name}.json"
-        if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
-        found = measure()
-        replace_text(file, json.dumps(found, indent=2) + "\n")
-        return found
+        return measure() if folder is None else kept(folder / RESULTS / f"{name}.json", measure)
 
     def train(
         self, name: str, space: CompatSpace, members: Sequence[Member], config: TrainConfig, **options: Any
