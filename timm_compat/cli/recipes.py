@@ -112,7 +112,7 @@ def run_train(options: argparse.Namespace) -> None:
         overrides.append(f"space={json.dumps({'folder': options.space}, ensure_ascii=False)}")
     if options.output is not None:
         overrides.append(f"training.output_dir={json.dumps(options.output, ensure_ascii=False)}")
-    recipe = read_recipe(options.recipe, overrides)
+    recipe: Recipe = read_recipe(kind_of("train"), options.recipe, overrides)
     if options.adds and recipe.space.folder is None:
         raise ConfigError(
             "space.folder: expected an existing space to add to, got a new one; use train, or --space DIR"
@@ -129,10 +129,10 @@ def run_experiment(command: str, function: str, options: argparse.Namespace) -> 
         CompatError: any of ours.
     """
     from timm_compat import experiments
-    from timm_compat.recipes.reader import read_as
+    from timm_compat.recipes.reader import read_recipe
 
     output = [] if options.output is None else [f"output_dir={json.dumps(options.output, ensure_ascii=False)}"]
-    recipe = read_as(kind_of(command), options.recipe, [*options.overrides, *output])
+    recipe = read_recipe(kind_of(command), options.recipe, [*options.overrides, *output])
     result = getattr(experiments, function)(recipe, resume=options.resume)
     print(json.dumps(result.summary()) if options.json else result.report())
 

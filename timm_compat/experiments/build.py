@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from timm.models import get_pretrained_cfg_value
@@ -14,36 +13,13 @@ from timm_compat.methods.registry import methods_of
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.weights import load_weights
-from timm_compat.recipes.reader import read_as
+from timm_compat.recipes.reader import read_recipe as read_recipe
 from timm_compat.recipes.schema import DataRecipe, MemberRecipe, Recipe, SpaceRecipe
 from timm_compat.seeding import seeded
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images, Member, Reference
 
 Kind = TypeVar("Kind")
-
-
-def read_recipe(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
-    """Read a recipe from a YAML file.
-
-    Args:
-        kind: of the recipe, such as ``Recipe`` or ``AdaptRecipe``.
-        path: of the file.
-        overrides: strings "PATH=VALUE" that set or replace values: "training.epochs=3", "members.a.backbone=resnet18".
-
-    Raises:
-        ConfigError: no such file, or the mistakes in it, each with file and line.
-
-    Example:
-        >>> from pathlib import Path
-        >>> member = "{name: a, backbone: test_vit, data: {dataset: digits}}"
-        >>> Path("recipe.yaml").write_text(f"{{space: {{}}, members: [{member}]}}") > 0
-        True
-        >>> recipe = tc.experiments.read_recipe(tc.experiments.Recipe, "recipe.yaml", ["training.epochs=3"])
-        >>> recipe.members[0].backbone, recipe.training.epochs
-        ('test_vit', 3)
-    """
-    return read_as(kind, path, overrides)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from timm_compat.errors import ConfigError, OutputExistsError
 from timm_compat.experiments.result import RECIPE_FILE, ExperimentResult, Record
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.recipes.reader import read_as
+from timm_compat.recipes.reader import read_recipe
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.recipes.trials import TrialsRecipe
 from timm_compat.recipes.writer import recipe_to_text
@@ -70,7 +70,7 @@ class Experiment:
         self._text = recipe_to_text(kept)
         if not resume or not file.is_file():
             _check_new(self.folder, file)
-        elif file.read_text(encoding="utf-8") != self._text and read_as(type(recipe), file) != kept:
+        elif file.read_text(encoding="utf-8") != self._text and read_recipe(type(recipe), file) != kept:
             raise ConfigError(f"resume: expected the recipe of {file}, got another; name a new folder")
         else:
             check_writable(self.folder)
