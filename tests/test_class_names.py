@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.data.sources import load_dataset
+from timm_compat.data import load_dataset
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.space import _fingerprint
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import timm_compat as tc
-from timm_compat.cli.main import main
+from timm_compat.cli import main
 from timm_compat.methods import registry
 
 ROOT = Path(__file__).resolve().parents[1]

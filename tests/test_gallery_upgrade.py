@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import timm_compat as tc
 from timm_compat.cli import main
 from timm_compat.gallery import building, upgrading
-from timm_compat.gallery.advice import WayScores, recommend
+from timm_compat.gallery.advice import recommend
 from timm_compat.gallery.embedding import Query
 from timm_compat.gallery.nearest import scales
 from timm_compat.gallery.sampling import draw
@@ -84,8 +84,8 @@ def test_without_labels_nothing_shows_that_a_model_is_better(gallery_files: Path
     assert "Without labels" in str(plan)
 
 
-def scored(way: str, recall: float, gain: float, low: float, gflop: float = 1.0) -> WayScores:
-    return WayScores(way, recall, (0, 1), recall, (0, 1), gain, (low, gain + 0.02), 0.0, 1.0, gflop, 1.0)
+def scored(way: str, recall: float, gain: float, low: float, gflop: float = 1.0) -> tc.gallery.WayScores:
+    return tc.gallery.WayScores(way, recall, (0, 1), recall, (0, 1), gain, (low, gain + 0.02), 0.0, 1.0, gflop, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data import ImageDataset, load_dataset
 from timm_compat.data.raw_batches import raw_batches
-from timm_compat.data.sources import load_dataset
 from timm_compat.data.streams import ImageStream
 from timm_compat.data.transforms import evaluation_transform, training_transform
 

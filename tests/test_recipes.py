@@ -12,16 +12,17 @@ import jsonschema
 import pytest
 import yaml
 
-from timm_compat.cli.main import main
+import timm_compat as tc
+from timm_compat.cli import main
 from timm_compat.cli.recipes import kind_of
-from timm_compat.config import TrainConfig
 from timm_compat.errors import ConfigError
-from timm_compat.models.extractor import TRAINABLE, create_extractor
+from timm_compat.experiments import Recipe, read_recipe
+from timm_compat.models.extractor import TRAINABLE
 from timm_compat.recipes import reader, schema
 from timm_compat.recipes.nodes import MAX_BYTES, NULL, compose
-from timm_compat.recipes.reader import read_recipe, recipe_from_text
+from timm_compat.recipes.reader import recipe_from_text
 from timm_compat.recipes.reference import json_schema, markdown
-from timm_compat.recipes.schema import DataRecipe, HeadRecipe, MemberRecipe, Recipe, ReferenceRecipe, SpaceRecipe
+from timm_compat.recipes.schema import DataRecipe, HeadRecipe, MemberRecipe, ReferenceRecipe, SpaceRecipe
 from timm_compat.recipes.values import OWN_KEYS, Scalar, plain_scalar
 from timm_compat.recipes.writer import recipe_to_text
 
@@ -78,7 +79,7 @@ FULL = Recipe(
         ),
         MemberRecipe("b", "test_vit", DIGITS, labelled=False, img_size=160),
     ),
-    training=TrainConfig(
+    training=tc.TrainConfig(
         alignment="contrastive",
         influence_weight=0.5,
         lr=1e-7,
@@ -106,7 +107,7 @@ def refusal(text: str, overrides: Sequence[str] = ()) -> str:
 
 def test_a_small_recipe_and_its_defaults() -> None:
     b = MemberRecipe("b", "test_vit", replace(DIGITS, part="2/2"))
-    assert recipe_from_text(Recipe, SMALL) == Recipe(SpaceRecipe(64), (A, b), TrainConfig(epochs=3))
+    assert recipe_from_text(Recipe, SMALL) == Recipe(SpaceRecipe(64), (A, b), tc.TrainConfig(epochs=3))
 
 
 def test_a_file_is_read_with_or_without_a_byte_order_mark(tmp_path: Path) -> None:
@@ -450,7 +451,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("training.epochs=5", lambda recipe: recipe.training.epochs, 5),
         (" training.epochs =5", lambda recipe: recipe.training.epochs, 5),
         ("training.opt=sgd", lambda recipe: recipe.training.opt, "sgd"),
-        ("training={epochs: 9, seed: 1}", lambda recipe: recipe.training, TrainConfig(epochs=9, seed=1)),
+        ("training={epochs: 9, seed: 1}", lambda recipe: recipe.training, tc.TrainConfig(epochs=9, seed=1)),
         ("members.a.backbone=resnet18", lambda recipe: recipe.members[0].backbone, "resnet18"),
         ("members.1.backbone=resnet18", lambda recipe: recipe.members[1].backbone, "resnet18"),
         ("members.b.name=c", lambda recipe: recipe.members[1].name, "c"),
@@ -552,7 +553,7 @@ def test_what_is_written_is_complete_and_plain() -> None:
 
 
 def test_paths_are_kept_as_texts() -> None:
-    training = TrainConfig(output_dir=Path("runs") / "x", opt_kwargs={"betas": (0.9, 0.95)})
+    training = tc.TrainConfig(output_dir=Path("runs") / "x", opt_kwargs={"betas": (0.9, 0.95)})
     recipe = Recipe(SpaceRecipe(), (replace(A, img_size=[8, 8], arguments={"x": (1, 2)}),), training)  # type: ignore[arg-type]
     assert recipe.training.output_dir == str(Path("runs/x"))
     assert recipe_from_text(Recipe, recipe_to_text(recipe)) == recipe
@@ -635,7 +636,7 @@ def test_awkward_names_survive() -> None:
 
 def test_names_that_other_floors_own() -> None:
     assert schema.TRAINABLE == TRAINABLE
-    keywords = create_extractor.__annotations__.keys() - {"return", "timm_kwargs"}
+    keywords = tc.create_extractor.__annotations__.keys() - {"return", "timm_kwargs"}
     assert set(OWN_KEYS) == keywords
 
 

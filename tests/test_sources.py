@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data import ImageDataset, load_dataset
 from timm_compat.data.map_style import adopt
-from timm_compat.data.sources import load_dataset
 
 
 def write_png(path: Path, value: int, size: tuple[int, int] = (6, 5)) -> None:
