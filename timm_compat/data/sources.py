@@ -23,6 +23,7 @@ from timm_compat.seeding import generator
 
 OWN = ("digits", "folder", "images", "npz")
 PREFIXES = ("hfds", "torch", "wds")
+_FROM_FILES = ("folder", "images", "npz", "torch/", "wds/")  # as are torchvision's
 
 # What streams only, and which names give the same images in any order.
 _STREAMED = {
@@ -94,40 +95,36 @@ def load_dataset(
 def _load(name: str, root: Path | None, split: str, skip: bool) -> ArrayDataset | ImageDataset:
     plain = name.lower()
     prefix, slash, _ = plain.partition("/")
-    if slash and prefix == "hfds":
+    kind = prefix + slash
+    if kind == "hfds/":
         return load_hugging_face(f"hfds/{name[len('hfds/') :]}", root, split, skip_corrupt=skip)
-    if slash and prefix == "torch":
-        return load_torch(plain, _folder(name, root), split, skip_corrupt=skip)
-    if slash and prefix == "wds":
-        return load_shards(_given(name, root), split, skip_corrupt=skip)
+    if kind == "digits":
+        return load_digits(split)
+    if kind in _FROM_FILES or plain in _TORCHVISION:
+        if root is None:
+            raise ConfigError(f"root: expected the folder or file of {name}, got none")
+        return _load_files(name, kind, root, split, skip)
     if slash and prefix in _STREAMED:
         raise DataError(f"{name}: expected a set that can be read in any order, got a stream; {_STREAMED[prefix]}")
-    if plain == "digits":
-        return load_digits(split)
-    if plain == "folder":
-        return load_folder(_folder(name, root), split, skip_corrupt=skip)
-    if plain == "images":
-        return load_images(_folder(name, root), split, skip_corrupt=skip)
-    if plain == "npz":
-        return load_npz(_given(name, root), split)
-    if plain in _TORCHVISION:
-        return load_torchvision(_TORCHVISION[plain], _folder(name, root), split, skip_corrupt=skip)
     choices = {own: own for own in OWN} | _TORCHVISION | {f"{known}/": f"{known}/..." for known in PREFIXES}
     close = difflib.get_close_matches(plain, choices, n=3) or list(choices)
     raise ConfigError(f"data set: expected {' or '.join(choices[choice] for choice in close)}, got {name!r}")
 
 
-def _given(name: str, root: Path | None) -> Path:
-    if root is None:
-        raise ConfigError(f"root: expected the folder or file of {name}, got none")
-    return root
-
-
-def _folder(name: str, root: Path | None) -> Path:
-    folder = _given(name, root)
-    if not folder.is_dir():
-        raise DataError(f"{name}: expected a folder {folder}, got {'a file' if folder.exists() else 'nothing there'}")
-    return folder
+def _load_files(name: str, kind: str, root: Path, split: str, skip: bool) -> ArrayDataset | ImageDataset:
+    if kind == "npz":
+        return load_npz(root, split)
+    if kind == "wds/":
+        return load_shards(root, split, skip_corrupt=skip)
+    if not root.is_dir():
+        raise DataError(f"{name}: expected a folder {root}, got {'a file' if root.exists() else 'nothing there'}")
+    if kind == "torch/":
+        return load_torch(name.lower(), root, split, skip_corrupt=skip)
+    if kind == "folder":
+        return load_folder(root, split, skip_corrupt=skip)
+    if kind == "images":
+        return load_images(root, split, skip_corrupt=skip)
+    return load_torchvision(_TORCHVISION[name.lower()], root, split, skip_corrupt=skip)
 
 
 def parse_part(part: str | None) -> tuple[range, int] | None:

@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from timm.models import get_pretrained_cfg_value
 
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import CompatError, DataError
+from timm_compat.evaluation.columns import matrix_of_columns
+from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.methods.registry import methods_of
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
@@ -18,8 +20,6 @@ from timm_compat.recipes.schema import DataRecipe, MemberRecipe, Recipe, SpaceRe
 from timm_compat.seeding import seeded
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images, Member, Reference
-
-Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,19 @@ class Built:
     validations: dict[str, Images]
     reference: Reference | None
     pool: Images | None
+
+    def matrix(self, images: Mapping[str, Images]) -> RecombinationMatrix | None:
+        """Every member's extractor under every head, each head on its own member's images; None without any."""
+        extractors = {member.name: member.extractor for member in self.members}
+        heads = {
+            member.name: member.head for member in self.members if member.head is not None and member.name in images
+        }
+        return matrix_of_columns(extractors, heads, images) if heads else None
+
+    def validate(self) -> dict[str, float]:
+        """Accuracies on the validation images, by which ``training.best_metric`` chooses; empty without any."""
+        matrix = self.matrix(self.validations)
+        return {} if matrix is None else {"native": matrix.native_accuracy, "recombined": matrix.recombined_accuracy}
 
 
 def build(recipe: Recipe) -> Built:
