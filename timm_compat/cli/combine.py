@@ -24,14 +24,15 @@ def add_parser(commands: Any) -> None:
     """Add both commands to the parser's commands."""
     parser = commands.add_parser(
         "compose",
-        help="join an extractor and a head of one space into a classifier",
-        description="Whether they fit is known before any weights are fetched.",
+        help="put an extractor and a head of one space together as a classifier",
+        description="Put an extractor and a head of one space together as a classifier. Whether they fit is checked "
+        "before any weights are downloaded.",
     )
     parser.add_argument("extractor", metavar="EXTRACTOR", help="Hub id or folder")
     parser.add_argument("head", metavar="HEAD", help="Hub id or folder")
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder for the model")
-    parser.add_argument("--fuse", action="store_true", help="write a plain timm model")
-    parser.add_argument("--push", metavar="ID", help="publish it there")
+    parser.add_argument("--fuse", action="store_true", help="write (and push) a plain timm model")
+    parser.add_argument("--push", metavar="ID", help="also push the model to this Hub repository")
     add_place_options(parser, revision=False)
     parser.set_defaults(run=run_compose)
     uses = commands.add_parser("predict", help="classify an image, or every image in a folder")
@@ -42,12 +43,10 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="ID|DIR",
-        help="a head for the extractor, or a further one for a composed model; NAME=ID gives a name (repeat)",
+        help="a head for the extractor, or one more for a composed model; NAME=ID names it (repeatable)",
     )
-    uses.add_argument(
-        "--skip-corrupt", action="store_true", help="succeed also where images cannot be decoded, which are left out"
-    )
-    uses.add_argument("--top", type=int, default=3, help="classes an image (default: %(default)s)")
+    uses.add_argument("--skip-corrupt", action="store_true", help="exit with 0 even if some images cannot be decoded")
+    uses.add_argument("--top", type=int, default=3, metavar="N", help="classes shown per image (default: %(default)s)")
     add_run_options(uses)
     add_place_options(uses)
     uses.set_defaults(run=run_predict)

@@ -22,9 +22,12 @@ LOGGER = "timm_compat.models.passes"
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Device, batch size, precision, workers."""
-    parser.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best there is)")
+    parser.add_argument("--device", metavar="NAME", help="cuda, cuda:1, mps or cpu (default: the best available)")
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="images at a time (default: chosen for device, size and network)"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images per batch (default: chosen for device, image size and network)",
     )
     parser.add_argument("--amp", choices=PRECISIONS, help="automatic mixed precision (default: float32)")
     parser.add_argument(
@@ -92,12 +95,12 @@ def add_model_options(parser: argparse.ArgumentParser, whose: str = "the model's
     parser.add_argument(
         "--class-names",
         metavar="FILE",
-        help=f"{whose} classes in the order of its logits, one name a line or a JSON list (default: what timm knows)",
+        help=f"{whose} classes in the order of its logits, one per line or a JSON list (default: timm's own names)",
     )
     parser.add_argument(
-        "--img-size", type=int, metavar="N", help=f"pixels a side of {whose} images; its own if left out"
+        "--img-size", type=int, metavar="N", help=f"height and width of {whose} images in pixels (default: its own)"
     )
-    parser.add_argument("--in-chans", type=int, metavar="N", help=f"channels of {whose} images; its own if left out")
+    parser.add_argument("--in-chans", type=int, metavar="N", help=f"channels of {whose} images (default: its own)")
 
 
 def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -141,9 +144,9 @@ def add_image_options(parser: argparse.ArgumentParser, what: str) -> None:
         what: for the help text.
     """
     parser.add_argument("--images", metavar="DIR", help=f"{what}, or the name of a data set (with --root)")
-    parser.add_argument("--root", metavar="DIR", help="where the data set is, if --images is a name")
-    parser.add_argument("--split", default="train", help="of the data set (default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images")
+    parser.add_argument("--root", metavar="DIR", help="folder of the data set, if --images is a name")
+    parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most N images")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
 
 
@@ -169,9 +172,9 @@ def add_place_options(parser: argparse.ArgumentParser, revision: bool = True) ->
     """Options that say where on the Hub. A token is taken from ``hf auth login`` or HF_TOKEN: lines are seen by all."""
     if revision:
         parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the Hub repository")
-        parser.add_argument("--subfolder", metavar="DIR", default="", help="of the repository or folder")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="of the Hub's client")
-    parser.add_argument("--offline", action="store_true", help="read the cache, ask nobody")
+        parser.add_argument("--subfolder", metavar="DIR", default="", help="subfolder of the repository or folder")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="cache folder of the Hub's client")
+    parser.add_argument("--offline", action="store_true", help="read the local cache only; do not contact the Hub")
 
 
 def place(options: argparse.Namespace) -> Where:
@@ -185,7 +188,12 @@ def place(options: argparse.Namespace) -> Where:
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """The recipe, changes to it, and where results go."""
     parser.add_argument("recipe", type=Path, help="a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as training.epochs=5")
-    parser.add_argument("--output", metavar="DIR", help="a new folder, in place of the recipe's output_dir")
-    parser.add_argument("--resume", action="store_true", help="go on with what the folder holds")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="values to set or replace in the recipe, such as training.epochs=5",
+    )
+    parser.add_argument("--output", metavar="DIR", help="a new output folder, in place of the recipe's output_dir")
+    parser.add_argument("--resume", action="store_true", help="continue the run that the output folder holds")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

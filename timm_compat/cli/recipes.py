@@ -37,25 +37,25 @@ def add_parser(commands: Any) -> None:
         command="adapt",
         function="run_adaptation",
         help="adapt a classifier to images of another domain, without their labels",
-        description="Adapt a classifier from labelled source images to unlabelled target images, in every mode that "
-        "the recipe (YAML) names, and measure each over seeds. Unlabelled images choose the mode to use.",
+        description="Adapt a classifier from labelled source images to unlabelled target images in every mode that the "
+        "recipe (YAML) names, measure each over several seeds, and choose one by the unlabelled images alone.",
     )
     _add_experiment(
         commands,
         command="transfer",
         function="run_classifier_transfer",
         help="put heads on other architectures, or on a new extractor that replaces an old one",
-        description="Measure how heads do on extractors that they were not trained with, over seeds: exchanged among "
-        "architectures (transfer in the recipe), or kept while a new extractor replaces an old one (upgrade).",
+        description="Measure heads on extractors that they were not trained with, over several seeds: exchanged "
+        "between architectures (transfer in the recipe), or kept while a new extractor replaces an old one (upgrade).",
     )
     _add_experiment(
         commands,
         command="finetune",
         function="run_finetune",
-        help="learn a target task with compatible parts, beside the usual way",
+        help="learn a target task from compatible parts, compared with the usual ways",
         description="Learn a target task from a compatible head and extractor, with a head trained on a cheap "
-        "extractor, or with adapters on frozen backbones (sections of the recipe), and measure accuracy against "
-        "steps, seconds, floating-point operations and memory beside the usual way.",
+        "extractor, or with adapters on frozen backbones (sections of the recipe), and compare accuracy over steps, "
+        "seconds, floating-point operations and memory with the usual ways.",
     )
     _add_schema(commands)
 
@@ -65,15 +65,17 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train the members of a recipe in one space",
         description="Train the members of a recipe (YAML) in one space, then measure every extractor under every head. "
-        "The same line runs on several GPUs: accelerate launch -m timm_compat train RECIPE",
+        "On several GPUs: accelerate launch -m timm_compat train RECIPE",
     )
     add = commands.add_parser(
         "add",
         help="train new members of a recipe for an existing space",
         description="Train new members for an existing space (space.folder in the recipe, or --space). Its shared "
-        "parts stay frozen and its components untouched: the new parts fit the old ones.",
+        "parts stay frozen and its components unchanged: the new components fit the old ones.",
     )
-    add.add_argument("--space", metavar="ID|DIR", help="the space, a Hub id or a folder, in place of the recipe's")
+    add.add_argument(
+        "--space", metavar="ID|DIR", help="the space to add to, a Hub id or a folder, in place of the recipe's"
+    )
     for parser in (train, add):
         add_recipe_options(parser)
     train.set_defaults(run=run_train, space=None, adds=False)
@@ -91,10 +93,12 @@ def _add_schema(commands: Any) -> None:
     parser = commands.add_parser(
         "schema",
         help="print the JSON schema of a command's recipes",
-        description="Print the JSON schema of a command's recipes. Editors complete and check a recipe by it that "
-        "starts with the line: # yaml-language-server: $schema=FILE",
+        description="Print the JSON schema of a command's recipes. Save it as FILE, and editors complete and check a "
+        "recipe that begins with the line: # yaml-language-server: $schema=FILE",
     )
-    parser.add_argument("command", choices=list(RECIPES), help="that reads the recipe; add reads those of train")
+    parser.add_argument(
+        "command", choices=list(RECIPES), help="the command that reads the recipe (add reads the recipes of train)"
+    )
     parser.set_defaults(run=run_schema)
 
 
