@@ -149,7 +149,7 @@ def _history(file: str | None) -> list[dict[str, float]]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"history: expected a file of JSON lines, got {error}") from error
     if not all(isinstance(record, dict) for record in records):
-        raise ConfigError(f"history: expected one JSON object a line in {file!r}")
+        raise ConfigError(f"history: expected one JSON object per line in {file!r}")
     return records
 
 

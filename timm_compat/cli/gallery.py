@@ -129,5 +129,7 @@ def run_upgrade(options: argparse.Namespace) -> None:
 def _described(gallery: Gallery) -> str:
     facts = gallery.to_dict()
     kinds = [f"{found['images']:,} of {key} ({found['made_by']})" for key, found in facts["rows"].items()]
-    going_on = f"; an upgrade goes on ({facts['upgrade']}): give the same command again" if facts["upgrade"] else ""
-    return f"{gallery.folder}: {len(gallery):,} images; {', '.join(kinds)}{going_on}"
+    unfinished = (
+        f"; an upgrade ({facts['upgrade']}) is unfinished: run the same command again" if facts["upgrade"] else ""
+    )
+    return f"{gallery.folder}: {len(gallery):,} images; {', '.join(kinds)}{unfinished}"

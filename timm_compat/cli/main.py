@@ -57,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"timm-compat: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("timm-compat: interrupted; what was written is whole, --resume goes on", file=sys.stderr)
+        print(
+            "timm-compat: interrupted; files that were written are complete, and --resume continues a run",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     return code or 0
 

@@ -116,7 +116,7 @@ def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_class_names(file: str | Path) -> tuple[str, ...]:
-    """Class names of a file: one a line, or a JSON list.
+    """Class names of a file: one per line, or a JSON list.
 
     Raises:
         ConfigError: no such file, or something else in it.
@@ -124,7 +124,9 @@ def read_class_names(file: str | Path) -> tuple[str, ...]:
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"class names: expected a text file, one name a line or a JSON list, got {error}") from error
+        raise ConfigError(
+            f"class names: expected a text file, one name per line or a JSON list, got {error}"
+        ) from error
     if text.lstrip().startswith(("[", "{")):
         try:
             names = json.loads(text)

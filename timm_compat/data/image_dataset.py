@@ -281,7 +281,7 @@ def read_image(file: str | IO[bytes]) -> Image.Image:
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """A decoded image in a mode; transparency is dropped, of 16 bits a pixel the upper 8 are kept.
+    """A decoded image in a mode; transparency is dropped, of 16 bits per pixel the upper 8 are kept.
 
     Whatever reads images goes through here: training, evaluation and predictions see the same pixels.
 

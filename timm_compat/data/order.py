@@ -17,7 +17,7 @@ class PassOrder:
 
     Args:
         size: images of the data set, at least 1.
-        batch_size: images a step.
+        batch_size: images per step.
         seed: of the orders.
         name: keeps the walks of several members apart.
     """

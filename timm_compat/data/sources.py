@@ -28,7 +28,7 @@ _FROM_FILES = ("folder", "images", "npz", "torch/", "wds/")  # as are torchvisio
 # What streams only, and which names give the same images in any order.
 _STREAMED = {
     "hfids": "hfds/... reads the same set with random access",
-    "tfds": "write the images into one folder a class and load 'folder', or find the set on the Hub for hfds/...",
+    "tfds": "write the images into one folder per class and load 'folder', or find the set on the Hub for hfds/...",
 }
 _PART = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?/([0-9]{1,6})")
 
@@ -54,7 +54,7 @@ def load_dataset(
     except by ``datasets`` for "hfds/...".
 
     Args:
-        name: "digits" (8 x 8, carried along); "folder" (one folder a class in ``root``, or in the folder of the split);
+        name: "digits" (8 x 8, carried along); "folder" (one folder per class in ``root``, or in the folder of the split);
             "images" (every image below, without labels); "npz" (``root`` is a file of ``images``, ``labels`` and
             perhaps ``class_names``); a torchvision set such as "CIFAR10" or "Flowers102", in any case; or timm's form
             with a prefix: "hfds/owner/name" (Hugging Face), "torch/..." (timm's choice of torchvision), "wds/..." (tar

@@ -78,7 +78,7 @@ def over_seeds(matrices: Sequence[RecombinationMatrix]) -> MatrixOverSeeds:
     """Mean and standard deviation of every cell.
 
     Args:
-        matrices: one a seed, with the same rows and columns.
+        matrices: one per seed, with the same rows and columns.
 
     Raises:
         ConfigError: no matrix, or other names in one of them.

@@ -83,7 +83,7 @@ class Experiment:
     def train(
         self, name: str, space: CompatSpace, members: Sequence[Member], config: TrainConfig, **options: Any
     ) -> FitResult:
-        """Call ``fit`` with the folder ``trainings/NAME``: what was interrupted goes on, what is finished is read."""
+        """Call ``fit`` with the folder ``trainings/NAME``: what was interrupted is continued, what is finished is read."""
         folder = self._open()
         if folder is not None:
             config = replace(config, output_dir=str(folder / TRAININGS / name), keep_checkpoints=1)
@@ -169,5 +169,5 @@ def _check_new(folder: Path, file: Path) -> None:
         check_new_folder(folder)
     except OutputExistsError as error:
         if file.is_file():
-            raise OutputExistsError(f"{error}; it holds results: resume=True (--resume) goes on with them") from error
+            raise OutputExistsError(f"{error}; it holds results: resume=True (--resume) continues") from error
         raise

@@ -105,7 +105,7 @@ def predict(
     Args:
         classifier: from ``open_classifier``.
         files: images.
-        top: classes an image, of every head.
+        top: classes per image, of every head.
         options: device, batch size, precision, workers, progress.
         left_out: is told of every file that cannot be decoded (its index and the error), which then is left out; such
             a file is an error if None.

@@ -17,7 +17,7 @@ DPI = 100
 
 Record = Mapping[str, Any]  # JSON values that one way gave for one seed
 Figures = Mapping[str, Mapping[str, Sequence[Record]]]
-Cell = Callable[[Sequence[Any]], str]  # text of what a way gave, one a seed
+Cell = Callable[[Sequence[Any]], str]  # text of what a way gave, one per seed
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ExperimentResult:
 
     Attributes:
         recipe: what was run.
-        figures: by part of the experiment and way, one record of JSON values a seed, in the order of the seeds.
+        figures: by part of the experiment and way, one record of JSON values per seed, in the order of the seeds.
     """
 
     recipe: Any
@@ -97,7 +97,7 @@ def way_table(
     columns: Mapping[str, Cell],
     first: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """A Markdown table with a row a way; ``first`` holds further rows before these, by name and heading."""
+    """A Markdown table with a row per way; ``first`` holds further rows before these, by name and heading."""
     lines = [[name, *(row.get(column, "") for column in columns)] for name, row in (first or {}).items()]
     lines += [[way, *(cell(found) for cell in columns.values())] for way, found in ways.items()]
     return markdown_table([[corner, *columns], *lines])

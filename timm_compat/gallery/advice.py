@@ -99,7 +99,7 @@ class UpgradePlan:
 
     def table(self) -> str:
         """The ways as a Markdown table."""
-        heading = ["way", "recall@1", "recall@10", "flips", "seconds", "GFLOP", "GFLOP a query"]
+        heading = ["way", "recall@1", "recall@10", "flips", "seconds", "GFLOP", "GFLOP per query"]
         return markdown_table([heading, *(_line(found) for found in self.ways)])
 
     def __str__(self) -> str:

@@ -126,7 +126,7 @@ class Manifest:
         kinds: by key.
         shards: in the order of the rows.
         background: None as long as there is one kind only.
-        upgrade: None, or what goes on.
+        upgrade: None, or the one that is unfinished.
     """
 
     images: str

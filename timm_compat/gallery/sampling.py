@@ -71,7 +71,7 @@ def draw(stored: Stored, count: int, seed: int, least: int = LEAST_SAMPLE) -> Sa
         DataError: fewer than ``least`` are there.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < least:
-        raise ConfigError(f"sample: expected a whole number of at least {least}, got {count!r}")
+        raise ConfigError(f"sample: expected an integer of at least {least}, got {count!r}")
     manifest = stored.manifest
     root = resolved(manifest.images, stored.folder)
     starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])

@@ -160,7 +160,7 @@ class Gallery:
             MissingExtraError: faiss is not installed.
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ConfigError(f"k: expected a whole number of at least 1, got {k!r}")
+            raise ConfigError(f"k: expected an integer of at least 1, got {k!r}")
         if index not in SEARCHES:
             raise ConfigError(f"index: expected one of {', '.join(SEARCHES)}, got {index!r}")
         if index == "faiss":

@@ -78,7 +78,7 @@ class SwapReport:
         pairs = (("parameters", "{:,}"), ("gflop", "{:.2f}"), ("milliseconds", "{:.1f}"))
         for name, form in pairs:
             old, new = (form.format(getattr(cost, name)) for cost in (self.old, self.new))
-            lines.append(f"{name}{'' if name == 'parameters' else ' an image'}: {old} before, {new} now")
+            lines.append(f"{name}{'' if name == 'parameters' else ' per image'}: {old} before, {new} now")
         if self.join.advice:
             lines.append(f"to do better, give {self.join.advice}")
         return "\n".join(lines)

@@ -86,7 +86,7 @@ def split(
         raise ConfigError(
             f"class_names: expected the names of {backbone.architecture}'s {len(parts.bias)} classes, which neither "
             "the model nor timm tells; give class_names=[...] in the order of its logits (on the command line "
-            "--class-names FILE: one name a line, or a JSON list)"
+            "--class-names FILE: one name per line, or a JSON list)"
         )
     space = CompatSpace(backbone.num_features, parts.class_names, ["common_classes"])
     extractor = CompatExtractor(backbone, space, trainable="adapter").to(parts.bias.device).eval()

@@ -145,7 +145,7 @@ def _matrix(value: Any) -> dict[str, Any] | None:
     if native is not None:
         native = [[bool(cell) for cell in _of(list, row)] for row in _of(list, native)]
         if [len(row) for row in native] != [len(row) for row in cells]:
-            raise ValueError("matrix: native: expected one truth value for every row and column")
+            raise ValueError("matrix: native: expected one bool for every row and column")
     square = len(cells) == len(rows) and all(len(row) == len(columns) for row in cells)
     if not square or any(cell is not None and not math.isfinite(cell) for row in cells for cell in row):
         raise ValueError("matrix: expected one finite accuracy or null for every row and column")

@@ -90,7 +90,7 @@ class FeatureStream:
     Args:
         features: by network's name, (N, V, ...).
         labels: (N,).
-        batch_size: images a step, over all processes.
+        batch_size: images per step, over all processes.
         seed: of the orders.
         name: keeps the streams of several members apart.
         process: (rank, number of processes).

@@ -45,7 +45,7 @@ class FitResult:
 
     Attributes:
         space: the space, final unless nothing pins its coordinates.
-        history: one record an epoch: mean losses, learning rate, seconds, and what ``validate`` returned.
+        history: one record per epoch: mean losses, learning rate, seconds, and what ``validate`` returned.
         seconds: wall time of the training, over all sessions of a resumed run.
     """
 
@@ -161,7 +161,7 @@ def save_members(
 
 
 def _save_new(part: CompatSpace | CompatExtractor | TaskHead, folder: Path) -> None:
-    if not folder.exists():  # a run that was stopped while saving goes on here; each folder appears whole
+    if not folder.exists():  # a run that was stopped while saving continues here; each folder appears whole
         part.save_pretrained(folder)
 
 
@@ -186,7 +186,7 @@ def check_output(config: TrainConfig, resume: bool) -> Path | None:
         return check_new_folder(path)
     except OutputExistsError as error:
         if (path / RUN_FILE).is_file():
-            raise OutputExistsError(f"{error}; it holds a run: resume=True (--resume) goes on with it") from error
+            raise OutputExistsError(f"{error}; it holds a run: resume=True (--resume) continues it") from error
         raise
 
 
