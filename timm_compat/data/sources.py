@@ -1,4 +1,4 @@
-"""Data sets by name: those that are carried along, files of one's own, torchvision's, Hugging Face's, WebDataset's."""
+"""Data sets by name: included ones, your own files, those of torchvision, Hugging Face and WebDataset."""
 
 import difflib
 import re
@@ -50,25 +50,27 @@ def load_dataset(
     in_chans: int | None = None,
     skip_corrupt: bool = False,
 ) -> ArrayDataset | ImageDataset:
-    """A labelled set: small images of one size in memory, any other decoded when asked for. Nothing is downloaded,
-    except by ``datasets`` for "hfds/...".
+    """A labelled data set: small images of one size in memory, others decoded on demand.
+
+    Nothing is downloaded, except by the package ``datasets`` for "hfds/...".
 
     Args:
-        name: "digits" (8 x 8, carried along); "folder" (one folder per class in ``root``, or in the folder of the split);
-            "images" (every image below, without labels); "npz" (``root`` is a file of ``images``, ``labels`` and
-            perhaps ``class_names``); a torchvision set such as "CIFAR10" or "Flowers102", in any case; or timm's form
-            with a prefix: "hfds/owner/name" (Hugging Face), "torch/..." (timm's choice of torchvision), "wds/..." (tar
-            shards in ``root``).
+        name: "digits" (8 x 8, included); "folder" (one folder per class in ``root``, or in the split's folder);
+            "images" (every image below ``root``, without labels); "npz" (``root`` is a file of ``images``, ``labels``
+            and perhaps ``class_names``); a torchvision set such as "CIFAR10" or "Flowers102", in any case; or, as in
+            timm, with a prefix: "hfds/owner/name" (Hugging Face), "torch/..." (timm's choice of torchvision), "wds/..."
+            (tar shards in ``root``).
         root: folder or file where the images are; for "hfds/..." the cache, if any.
-        split: "train", "test" or what else the set has; of a folder or file without splits, "train" and "all" are the
-            whole. Folders of splits are found in any case and by usual synonyms (``Training_set``, ``data/val``).
-        rename: new names of classes by old ones, where another set calls them otherwise.
+        split: "train", "test" or any other that the set has; for a folder or file without splits, "train" and "all" are
+            the whole. Folders of splits are found in any case and under usual names (``Training_set``, ``data/val``).
+        rename: new names of classes by old ones, to match those of another data set.
         classes: names of the classes to keep; labels then count in this order.
-        part: "2/5" for the second of five disjoint random parts of the set, all of which ``seed`` decides; "1-4/5" for
-            the first four. Which images belong to a part does not depend on ``classes``.
-        limit: keep at most so many images of what part and classes leave, drawn at random.
-        seed: of parts and limit.
-        in_chans: 1 or 3: grey images are repeated, colours turned grey; as the files are if None (decoded in colour).
+        part: "2/5" for the second of five disjoint random parts, which ``seed`` determines; "1-4/5" for the first
+            four. Which images belong to a part does not depend on ``classes``.
+        limit: keep at most this many images of what part and classes leave, drawn at random.
+        seed: for parts and limit.
+        in_chans: 1 or 3: grey images are repeated, colour images converted to grey. If None, as they are (files are
+            decoded in colour).
         skip_corrupt: see ``ImageDataset``.
 
     Raises:

@@ -16,12 +16,12 @@ from timm_compat.table import markdown_table
 
 @dataclass(frozen=True)
 class MatrixOverSeeds:
-    """Every cell over seeds; one that a seed did not measure counts from the others.
+    """Every cell over seeds; a cell counts over the seeds that measured it.
 
     Attributes:
         mean: (rows, columns), accuracies in [0, 1]; NaN where no seed measured.
         std: (rows, columns), with n - 1 in the denominator; NaN for fewer than two measurements.
-        measured: (rows, columns), seeds behind a cell.
+        measured: (rows, columns), number of seeds that measured a cell.
         native_accuracy: of every seed, (seeds,).
         recombined_accuracy: of every seed, (seeds,).
         rows: extractors' names.

@@ -83,7 +83,7 @@ class Experiment:
     def train(
         self, name: str, space: CompatSpace, members: Sequence[Member], config: TrainConfig, **options: Any
     ) -> FitResult:
-        """Call ``fit`` with the folder ``trainings/NAME``: what was interrupted is continued, what is finished is read."""
+        """Call ``fit`` with the folder ``trainings/NAME``: an interrupted one is continued, a finished one is read."""
         folder = self._open()
         if folder is not None:
             config = replace(config, output_dir=str(folder / TRAININGS / name), keep_checkpoints=1)

@@ -26,16 +26,16 @@ class WayScores:
     Attributes:
         way: "keep", "join", "map", "blend" or "reembed".
         recall_at_1: in [0, 1].
-        interval_at_1: that holds it with 95 % confidence.
+        interval_at_1: its 95 % interval.
         recall_at_10: in [0, 1].
         interval_at_10: likewise.
-        gain: recall@1 over that of keeping the model.
+        gain: of recall@1, compared with keeping the model.
         gain_interval: likewise, over the same queries.
         negative_flips: share of queries that the old model answers right and this way wrong, at 1.
-        seconds: for the whole gallery, as long as the sample took on this machine, that for the sample included where
+        seconds: for the whole gallery, estimated from the sample on this machine; including those for the sample if
             the way needs one.
         gflop: for the whole gallery, 1e9 operations.
-        query_gflop: for one query; None where the old extractor is not at hand.
+        query_gflop: for one query; None if the old extractor is not available.
     """
 
     way: str
@@ -57,17 +57,17 @@ class UpgradePlan:
 
     Attributes:
         old: architecture that embeds for the gallery now.
-        new: architecture of the extractor to go over to.
+        new: architecture of the extractor to move to.
         num_images: of the gallery.
         num_fitted: sampled images that fitted the maps.
-        num_scored: other sampled images, which were looked for among each other.
+        num_scored: the other sampled images, which were queries for one another.
         measured_by: what counts as right.
         ways: the scores.
-        recommendation: one of the ways; "keep" is "do not".
-        reason: why.
+        recommendation: one of the ways; "keep" means not to move.
+        reason: for the recommendation.
         half_way: recall@1 in [0, 1] while re-embedding is half done: every second image as a new row, searched with
             both models' queries, scores made comparable as ``Gallery.search`` does.
-        remarks: what could not be measured, or is to be known.
+        remarks: what could not be measured, and other notes.
     """
 
     old: str

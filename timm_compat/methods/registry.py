@@ -27,7 +27,7 @@ _METHODS: dict[str, Method] = {
 def register_method(method: M) -> M:
     """Make a method known by its name to spaces, recipes and the trainer, in this process.
 
-    Whoever loads a component of a space that uses it registers it first.
+    Register it before loading a component of a space that uses it.
 
     Args:
         method: with a name of letters, digits and _.
@@ -36,7 +36,7 @@ def register_method(method: M) -> M:
         The method.
 
     Raises:
-        ConfigError: no ``Method``, a name that is none, or one that another method has.
+        ConfigError: no ``Method``, an invalid name, or one that another method has.
 
     Example:
         >>> import timm_compat as tc

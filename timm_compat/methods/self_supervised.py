@@ -20,14 +20,14 @@ from timm_compat.methods.method import Losses, Method, Seen
 
 @dataclass(frozen=True)
 class SelfSupervisedTask(Method):
-    """What can be done to an image, as a task; ``register_method`` makes it one that spaces share.
+    """A change of an image, to be recognised by a shared head; ``register_method`` makes it available to spaces.
 
     Attributes:
         name: of the method, and of its head.
         num_classes: number K of possible answers.
         change: images (n, C, H, W) and answers (n,), from 0, to changed images (n, C, H, W).
         starts_upright: whether answer 0 leaves an image as it is.
-        needs_square: whether images must be as high as wide.
+        needs_square: whether images must be square.
 
     Example:
         >>> def negative(images, answers):

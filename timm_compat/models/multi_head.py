@@ -14,14 +14,14 @@ from timm_compat.models.heads import TaskHead
 class MultiHeadModel(nn.Module):
     """Normalised images (B, C, H, W) to logits (B, K) by head's name. Made by ``compose``.
 
-    The parts are shared with the caller, not copied. It is saved by its parts, which stay what they are.
+    The parts are shared with the caller, not copied. It is saved as its parts.
 
     Args:
-        extractor: any.
+        extractor: of any level.
         heads: of its space, by name; their order is kept.
 
     Raises:
-        ConfigError: no head, or a name that is no text.
+        ConfigError: no head, or a name that is no string.
         SpaceMismatchError: a head of another space.
 
     Example:

@@ -39,16 +39,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts for a component's card and ``config.json``; nothing is invented, what is not given stays out.
+    """Facts for a component's card and ``config.json``; what is not given is left out.
 
     Attributes:
-        license: an id that the Hub knows, such as "apache-2.0"; yours to choose. "other" with the next two.
-        license_name: of a licence that the Hub has no id for.
-        license_link: address of its text, or a file's name in the repository.
+        license: an id that the Hub knows, such as "apache-2.0", or "other" with the next two.
+        license_name: name of a licence that the Hub has no id for.
+        license_link: URL of its text, or the name of a file in the repository.
         language: of class names and labels, such as "en".
         citation: how to cite it, such as a BibTeX entry.
-        base_model: Hub id of the weights that it started from.
-        base_model_commit: and their commit.
+        base_model: Hub id of the weights from which it was made.
+        base_model_commit: their commit.
         datasets: ids or names of what it was trained on.
         results: measured accuracies.
         training: how it was trained, as JSON values: method, seed, epochs ...

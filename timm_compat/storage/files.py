@@ -120,7 +120,7 @@ def writing(place: str | Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise OutputWriteError(
-            f"expected to write to {str(place)!r}, got {error}; check its permissions and free space, or choose another path"
+            f"expected to write to {str(place)!r}, got {error}; check permissions and space, or choose another path"
         ) from error
 
 
