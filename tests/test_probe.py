@@ -21,7 +21,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def drawn(count: int, width: int = 20, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Classes that overlap, in features of unequal spread and correlation."""
     draw, shape = generator(seed), generator(99)
-    mixing = torch.randn(width, width, generator=shape) * torch.logspace(1, -1, width)
+    mixing = torch.randn(width, width, generator=shape) * torch.logspace(0.5, -0.5, width)
     centres = torch.randn(classes, width, generator=shape)
     labels = torch.randint(classes, (count,), generator=draw)
     return (0.7 * centres[labels] + torch.randn(count, width, generator=draw)) @ mixing + 3, labels
@@ -31,14 +31,13 @@ class TestTheFit:
     @pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-4])
     def test_is_that_of_scikit_learn(self, penalty: float) -> None:
         from sklearn.linear_model import LogisticRegression
-        from sklearn.preprocessing import StandardScaler
 
         features, labels = drawn(400)
         fit = fit_logistic(features, labels, 5, penalty=penalty)
-        scaler = StandardScaler().fit(features.double().numpy())
-        other = LogisticRegression(C=1 / (400 * penalty), tol=1e-8, max_iter=5000)
-        other.fit(scaler.transform(features.double().numpy()), labels.numpy())
-        expected = torch.from_numpy(other.predict_proba(scaler.transform(features.double().numpy()))).float()
+        variance = features.double().var(dim=0, correction=0)
+        scaled = ((features - features.mean(dim=0)) / (variance + variance.mean()).sqrt()).numpy()
+        other = LogisticRegression(C=1 / (400 * penalty), tol=1e-8, max_iter=5000).fit(scaled, labels.numpy())
+        expected = torch.from_numpy(other.predict_proba(scaled)).float()
         torch.testing.assert_close((features @ fit.weight.T + fit.bias).softmax(dim=1), expected, atol=5e-3, rtol=0)
 
     def test_chooses_as_well_as_scikit_learn(self) -> None:
@@ -66,6 +65,28 @@ class TestTheFit:
         again = fit_logistic(features, labels, 5, penalty=0.1, overwrite=True)
         assert torch.equal(fit.weight, again.weight)
         assert not torch.equal(features, kept)
+
+    def test_survives_noise_in_features_that_its_samples_hardly_use(self) -> None:
+        features, labels = drawn(200)
+        width, draw = features.shape[1], generator(5)
+        asleep = 1e-3 * (features.std() * torch.randn(200, width, generator=draw) + features)
+        noise = 0.1 * features.std() * torch.randn(200, width, generator=draw)
+        fit = fit_logistic(torch.cat([features, asleep], dim=1), labels, 5, generator=generator())
+        clean, noisy = (fit.classes(torch.cat([features, asleep + part], dim=1)) for part in (0 * noise, noise))
+        assert (clean == noisy).float().mean() > 0.95
+
+    def test_takes_the_strongest_of_penalties_that_are_as_good_as_the_best(self) -> None:
+        features, labels = drawn(300, width=60)
+        chosen = fit_logistic(features, labels, 5, generator=generator()).penalty
+        test, truth = drawn(4000, width=60, seed=1)
+
+        def loss(penalty: float) -> Tensor:
+            fit = fit_logistic(features, labels, 5, penalty=penalty)
+            return torch.nn.functional.cross_entropy(test @ fit.weight.T + fit.bias, truth)
+
+        losses = {penalty: float(loss(penalty)) for penalty in (10 * chosen, chosen, *np.logspace(-5, 1, 13).tolist())}
+        assert losses[chosen] < min(losses.values()) + 0.1
+        assert losses[10 * chosen] > losses[chosen] + 0.05
 
     def test_constant_features_and_fewer_images_than_features(self) -> None:
         features, labels = drawn(12, width=40)

@@ -35,7 +35,7 @@ class ProbeReport:
         num_held_out: images that the accuracy counts.
         num_images: fitted to.
         num_classes: of the head.
-        penalty: of the squared weights of standardised features, chosen by cross-validation.
+        penalty: of the squared weights of scaled features, chosen by cross-validation.
         seconds: in all.
     """
 
@@ -60,9 +60,9 @@ def linear_probe(
 ) -> TaskHead:
     """Train a linear head on a frozen extractor with labelled images.
 
-    One pass over the images, then a logistic regression on standardised features, whose penalty is chosen by stratified
-    cross-validation (``methods/logistic.py``); the standardisation becomes part of the head. Memory grows with
-    the features, (N, D) of float32, not with the images. Under ``accelerate launch`` the processes divide the images.
+    One pass over the images, then a logistic regression on scaled features, whose penalty is chosen by stratified
+    cross-validation (``methods/logistic.py``); the scaling becomes part of the head. Memory grows with the features,
+    (N, D) of float32, not with the images. Under ``accelerate launch`` the processes divide the images.
 
     Args:
         extractor: any; at level "map" its features are averaged over positions.

@@ -3,6 +3,11 @@
 Minimised is the mean cross-entropy plus ``penalty / 2`` times the squared norm of the weights, biases left free: with
 n samples scikit-learn's C is 1 / (n penalty). The solver is L-BFGS with warm starts from strong penalties to weak ones,
 in the features' principal axes and scaled there by the curvature that each axis has at the start.
+
+The head is to work on other networks' features too, which are the same only up to some noise. So features that these
+samples hardly use are not brought to variance 1, which would give them large weights, and of penalties whose
+cross-entropy cannot be told apart the strongest is taken: the one-standard-error rule of Breiman, Friedman, Olshen and
+Stone, "Classification and Regression Trees", 1984.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Self
 
-PENALTIES = tuple(10.0**-step for step in range(-1, 6))  # from 10 down to 1e-5, then half a decade around the best
+PENALTIES = tuple(10.0**-step for step in range(-1, 6))  # from 10 down to 1e-5, then half a decade around the choice
 FOLDS = 5
 MAX_STEPS = 100
 # Steps end where they change the loss by less. While choosing, a rough answer ranks the penalties as well.
 TOLERANCE, ROUGH_TOLERANCE = 1e-7, 1e-5
-PATIENCE = 2  # weaker penalties in a row without a gain end the choice
 ROWS = 8192  # at a time, so that logits take little memory
-LEAST_SPREAD = 1e-6  # of a feature, in units of the largest
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class LogisticFit:
     Attributes:
         weight: (K, F), float32.
         bias: (K,), float32.
-        penalty: of the squared weights of standardised features.
+        penalty: of the squared weights of scaled features.
         correct: (N,), bool, whether a fit that had not seen the sample told its class; None without cross-validation.
         held_out: (N,), bool, which samples were ever held out: those of classes with two samples or more.
     """
@@ -62,17 +66,18 @@ def fit_logistic(
         features: (N, F), float32.
         labels: (N,), int64, classes from 0 to ``num_classes - 1``.
         num_classes: K.
-        penalty: chosen if None, by the accuracy in cross-validation, the stronger of equals. Where every class has one
-            sample only there is nothing to choose by: it is the middle one then.
-        standardize: whether every feature is brought to variance 1 first; the result takes raw features.
+        penalty: chosen if None: the strongest whose cross-entropy on samples held out is within one standard error of
+            the least. Where every class has one sample only there is nothing to choose by: it is the middle one then.
+        standardize: whether every feature is divided first by the root of its variance plus the mean variance of all;
+            the result takes raw features.
         generator: draws the folds.
         overwrite: whether the features' memory may be used; otherwise a copy is made of them.
     """
     rows = features if overwrite else features.float().clone()
     mean, scale = rows.mean(dim=0), torch.ones_like(rows[0])
     if standardize:
-        spread = rows.std(dim=0, unbiased=False)
-        scale = 1 / spread.clamp(min=max(LEAST_SPREAD * float(spread.max()), torch.finfo(torch.float32).tiny))
+        variance = rows.var(dim=0, unbiased=False)
+        scale = (variance + variance.mean()).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
     axes, curvature = _to_principal_axes(rows, mean, scale)
     problem = _Problem(rows, labels, num_classes, curvature)
     folds = stratified_folds(labels, FOLDS, generator)
@@ -180,38 +185,59 @@ class _Problem:
             shift += error.sum(dim=0)
         return loss, slope, shift
 
-    def told(self, weight: Tensor, bias: Tensor, members: Tensor) -> Tensor:
-        """Which members (m,) get their class."""
-        predicted = (self.rows[members] @ weight + bias).argmax(dim=1)
-        return predicted == self.labels[members]
+    def losses(self, weight: Tensor, bias: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of members (m,), and which of them get their class."""
+        logits, labels = self.rows[members] @ weight + bias, self.labels[members]
+        return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=1) == labels
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A penalty in cross-validation: loss and success (N,) of samples held out, and what every fold found."""
+
+    losses: Tensor
+    correct: Tensor
+    found: Solutions
+
+    @classmethod
+    def of(cls, problem: _Problem, folds: Tensor, penalty: float, starts: Solutions) -> Self:
+        """Every fold predicted by the others."""
+        losses, correct, found = torch.zeros_like(problem.rows[:, 0]), torch.zeros_like(folds, dtype=torch.bool), {}
+        for number in folds[folds >= 0].unique().tolist():
+            found[number] = problem.solved(folds != number, [penalty], ROUGH_TOLERANCE, starts.get(number))
+            members = (folds == number).nonzero().flatten()
+            losses[members], correct[members] = problem.losses(*found[number], members)
+        return cls(losses[folds >= 0], correct, found)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return float(self.losses.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean."""
+        return float(self.losses.std() / len(self.losses) ** 0.5)
 
 
 def _choose(problem: _Problem, folds: Tensor) -> tuple[float, Tensor | None]:
-    numbers = [number for number in range(FOLDS) if bool((folds == number).any())]
-    if not numbers:
+    if not bool((folds >= 0).any()):
         return PENALTIES[len(PENALTIES) // 2], None
-    members = {number: (folds == number).nonzero().flatten() for number in numbers}
-
-    def measured(penalty: float, starts: Solutions) -> tuple[Tensor, Solutions]:
-        correct, found = torch.zeros_like(folds, dtype=torch.bool), {}
-        for number in numbers:
-            found[number] = problem.solved(folds != number, [penalty], ROUGH_TOLERANCE, starts.get(number))
-            correct[members[number]] = problem.told(*found[number], members[number])
-        return correct, found
-
-    trials: dict[float, tuple[Tensor, Solutions]] = {}
-    starts: Solutions = {}
+    trials: dict[float, _Trial] = {}
+    last: Solutions = {}
     for penalty in PENALTIES:
-        trials[penalty] = measured(penalty, starts)
-        starts = trials[penalty][1]
-        best = _best(trials)
-        if best > penalty * 10**PATIENCE * 0.9:
+        trials[penalty] = _Trial.of(problem, folds, penalty, last)
+        last = trials[penalty].found
+        if min(trials.values(), key=lambda trial: trial.loss) is not trials[penalty]:
             break
-    for penalty in (best * 10**0.5, best / 10**0.5):
-        trials[penalty] = measured(penalty, trials[best][1])
-    best = _best(trials)
-    return best, trials[best][0]
+    chosen = _strongest(trials)
+    stronger = chosen * 10**0.5
+    trials[stronger] = _Trial.of(problem, folds, stronger, trials[chosen].found)
+    chosen = _strongest(trials)
+    return chosen, trials[chosen].correct
 
 
-def _best(trials: Mapping[float, tuple[Tensor, Solutions]]) -> float:
-    return max(trials, key=lambda penalty: (int(trials[penalty][0].sum()), penalty))
+def _strongest(trials: Mapping[float, _Trial]) -> float:
+    """Of penalties that are as good as the best."""
+    best = min(trials.values(), key=lambda trial: trial.loss)
+    return max(penalty for penalty, trial in trials.items() if trial.loss <= best.loss + best.standard_error)
