@@ -105,7 +105,7 @@ class UpgradePlan:
     def __str__(self) -> str:
         head = (
             f"{self.old} -> {self.new}: {self.num_images:,} images; {self.num_fitted:,} sampled ones fitted the maps, "
-            f"{self.num_scored:,} others are looked for among each other; right is {self.measured_by}"
+            f"{self.num_scored:,} others were queries for one another; right is {self.measured_by}"
         )
         words = [f"{name}: {WORDS[name]}" for name in WAYS]
         half = f"Half-way through re-embedding recall@1 is {self.half_way:.3f}."
@@ -124,8 +124,8 @@ def recommend(ways: Mapping[str, WayScores], *, labelled: bool) -> tuple[str, st
     if not labelled:
         best = max((ways[JOIN], ways[MAP], ways[BLEND]), key=lambda found: found.recall_at_10)
         return KEEP, (
-            "Do not, until labels (--labels folder) show that the new model is better: without them it can only be "
-            f"told how much of its answers a way keeps; most by {best.way}, {best.recall_at_10:.3f} of the first ten"
+            "Do not, until labels (--labels folder) show that the new model is better: without them it is only "
+            f"known how many of its answers a way keeps; most by {best.way}, {best.recall_at_10:.3f} of the first ten"
         )
     if full.gain_interval[0] <= 0:
         return KEEP, (
@@ -144,12 +144,12 @@ def recommend(ways: Mapping[str, WayScores], *, labelled: bool) -> tuple[str, st
             )
         return best.way, (
             f"It gains {best.gain:+.3f} of recall@1 ({_range(best.gain_interval)}) and is within {CLOSE} of "
-            "re-embedding, without touching the other images"
+            "re-embedding, without embedding the other images"
         )
     meanwhile = ""
     if better:
         best = max(better, key=lambda found: found.recall_at_1)
-        meanwhile = f"; {best.way} gains {best.gain:+.3f} of it at once, should the images have to wait"
+        meanwhile = f"; {best.way} gains {best.gain:+.3f} of it without waiting for the images"
     return REEMBED, (
         f"It gains {full.gain:+.3f} of recall@1 ({_range(full.gain_interval)}), and no cheaper way comes within "
         f"{CLOSE} of it{meanwhile}"
