@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("methods.*",),
     ("methods.common_classes", "methods.self_supervised", "methods.initial_weights"),
-    ("methods.simplex", "methods.rotation", "methods.location", "methods.flip", "methods.influence"),
+    ("methods.simplex",),
     ("methods.registry",),
     ("space", "recipes.nodes"),
     ("recipes.values",),

@@ -15,16 +15,20 @@ from timm_compat.errors import DataError, ImageError
 from timm_compat.evaluation.scores import linear_cka
 from timm_compat.methods.alignment import contrastive_losses, l2_losses
 from timm_compat.methods.common_classes import common_class_losses, vocabulary_positions
-from timm_compat.methods.flip import turn_over
-from timm_compat.methods.focal_distillation import focal_distillation_losses
-from timm_compat.methods.influence import extend_classifier, influence_losses
 from timm_compat.methods.initial_weights import same_start, start_name
-from timm_compat.methods.location import enlarge_quadrants
 from timm_compat.methods.registry import self_supervised_tasks
 from timm_compat.methods.ridge import LAMBDAS, Moments, fit_ridge, solve
-from timm_compat.methods.rotation import ROTATION, rotate
-from timm_compat.methods.self_supervised import draw_answers, every_view, view_numbers
+from timm_compat.methods.self_supervised import (
+    ROTATION,
+    draw_answers,
+    enlarge_quadrants,
+    every_view,
+    rotate,
+    turn_over,
+    view_numbers,
+)
 from timm_compat.methods.simplex import simplex_vertices
+from timm_compat.training.old_head import extend_classifier, focal_distillation_losses, influence_losses
 
 TASKS = {task.name: task for task in self_supervised_tasks()}
 

@@ -8,12 +8,9 @@ from torch import Tensor
 
 from timm_compat.errors import ConfigError
 from timm_compat.methods.common_classes import CommonClasses
-from timm_compat.methods.flip import FLIP
 from timm_compat.methods.initial_weights import InitialWeights
-from timm_compat.methods.location import LOCATION
 from timm_compat.methods.method import Method
-from timm_compat.methods.rotation import ROTATION
-from timm_compat.methods.self_supervised import SelfSupervisedTask
+from timm_compat.methods.self_supervised import FLIP, LOCATION, ROTATION, SelfSupervisedTask
 from timm_compat.methods.simplex import Simplex
 from timm_compat.seeding import generator
 
