@@ -1,4 +1,4 @@
-"""Ordered class names: the vocabulary in which tasks find out what they have in common."""
+"""Ordered class names: the vocabulary by which tasks find their classes in common."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence

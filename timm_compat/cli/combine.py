@@ -1,4 +1,4 @@
-"""``timm-compat compose`` and ``predict``: parts from folders or the Hub become a classifier, and it is used."""
+"""``timm-compat compose`` and ``predict``: put parts from folders or the Hub together as a classifier, and use it."""
 
 import argparse
 import json
@@ -86,7 +86,7 @@ def run_compose(options: argparse.Namespace) -> None:
 
 
 def _check_fit(extractor: str, head: str, where: Where) -> list[Files]:
-    # By their configs alone, in one line; the files, so that the weights are those that were checked.
+    # By their configs alone. The files are returned, so that the weights are loaded from what was checked.
     spaces, found = [], []
     for role, location in (("extractor", extractor), ("head", head)):
         files = open_files(location, **where)
@@ -103,10 +103,10 @@ def _check_fit(extractor: str, head: str, where: Where) -> list[Files]:
 
 
 def run_predict(options: argparse.Namespace) -> int:
-    """Run ``predict``; what can be read is answered, whatever else lies there.
+    """Run ``predict`` on all images that can be decoded.
 
     Returns:
-        1 where a file could not be decoded, and that was not asked to be passed over; else 0.
+        1 if a file could not be decoded and ``--skip-corrupt`` was not given, else 0.
 
     Raises:
         CompatError: any of ours; a ``DataError`` where no file could be decoded.

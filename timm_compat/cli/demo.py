@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     config = DemoConfig(tuple(options.backbones.split(",")), options.seed, options.epochs, options.img_size)
     folder = check_new_folder(_free_folder() if options.output is None else options.output)
     result = run_demo(config, say=lambda line: print(line, file=sys.stderr, flush=True))
-    # Printed first: what was measured must not be lost with a disk that is full by now.
+    # Printed first: results must not be lost if the disk is full by now.
     if options.json:
         facts = _facts(config, folder)
         print(json.dumps({**result.summary(), **facts, "matrices": result.matrices()}), flush=True)

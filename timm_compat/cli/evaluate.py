@@ -1,4 +1,4 @@
-"""``timm-compat evaluate``: every extractor under every head, held against baselines, as a report."""
+"""``timm-compat evaluate``: every extractor under every head, compared with baselines, as a report."""
 
 import argparse
 import json
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
         alone=_alone(options.alone),
     )
     if current_process()[0] == 0:
-        # Printed first: what was measured must not be lost with a disk that is full by now.
+        # Printed first: results must not be lost if the disk is full by now.
         print(json.dumps(report.to_dict()) if options.json else _text(report), flush=True)
         if folder is not None:
             save_report(report, folder)

@@ -1,4 +1,4 @@
-"""``timm-compat join``: a backbone that exists becomes an extractor of a space, without labels."""
+"""``timm-compat join``: an existing backbone becomes an extractor of a space, without labels."""
 
 import argparse
 import json
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     facts = {
         "output": str(folder), "space": space.fingerprint, "backbone": options.backbone, "fit": report.to_dict(),
     }  # fmt: skip
-    print(json.dumps(facts) if options.json else _text(facts, report), flush=True)  # also where it cannot be written
+    print(json.dumps(facts) if options.json else _text(facts, report), flush=True)  # before it is saved, which may fail
     extractor.save_pretrained(folder)
 
 

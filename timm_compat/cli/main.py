@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_parser(commands)
     options, rest = parser.parse_known_args(arguments)
     options.words = list(sys.argv[1:] if arguments is None else arguments)  # as given, for reports
-    # argparse gives up on overrides that stand behind an option: train RECIPE --output DIR training.epochs=5
+    # argparse does not accept overrides after an option: train RECIPE --output DIR training.epochs=5
     if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         options.overrides += rest
     elif rest:
         options.parser.refuse(rest)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character (cp1252, say) gets its escape instead of ending the command.
+        # A terminal that cannot show a character (cp1252, say) prints its escape sequence instead of failing.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -84,7 +84,7 @@ class _Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def _ended_cleanly() -> Iterator[None]:
-    """A block in which SIGTERM, too, lets half-written folders vanish, as Ctrl-C does."""
+    """A block in which SIGTERM removes half-written folders, as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -100,8 +100,8 @@ def _end(number: int, frame: Any) -> None:
 
 
 def _reader_gone() -> int:
-    """End as other commands do when ``| head`` has read enough: without a word."""
-    # Python would flush what is left once more at the end, and complain.
+    """End silently, as other commands do when ``| head`` has read enough."""
+    # Python would flush what is left again at exit, and print an error.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return READER_GONE

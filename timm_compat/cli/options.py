@@ -56,7 +56,7 @@ def run_keywords(options: argparse.Namespace) -> RunKeywords:
 
 @contextmanager
 def said_on_stderr() -> Iterator[None]:
-    """For a block, standard error gets what the passes log: device, batch size, precision; each line once."""
+    """For a block, print on standard error what the passes log (device, batch size, precision), each line once."""
     logger, handler = logging.getLogger(LOGGER), _OnStandardError()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -171,7 +171,7 @@ def given_images(options: argparse.Namespace, channels: int | None) -> ArrayData
 
 
 def add_place_options(parser: argparse.ArgumentParser, revision: bool = True) -> None:
-    """Options that say where on the Hub. A token is taken from ``hf auth login`` or HF_TOKEN: lines are seen by all."""
+    """Options of the Hub. The token comes from ``hf auth login`` or HF_TOKEN: others can see command lines."""
     if revision:
         parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the Hub repository")
         parser.add_argument("--subfolder", metavar="DIR", default="", help="subfolder of the repository or folder")

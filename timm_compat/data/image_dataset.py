@@ -1,4 +1,4 @@
-"""Labelled images that are decoded when they are asked for."""
+"""Labelled images that are decoded on demand."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""What every labelled set can do, however it holds its images: select by position or by class, split."""
+"""What every labelled data set can do, in memory or in files: select by position or by class, split."""
 
 from abc import abstractmethod
 from collections import Counter

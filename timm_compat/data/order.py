@@ -1,6 +1,6 @@
-"""Which images a step sees: a function of the step alone, so that a resumed run draws what an unbroken one draws.
+"""Which images a step sees: a function of the step alone, so that a resumed run draws what an uninterrupted one draws.
 
-A step's whole batch is shared among processes, and among the passes that accumulate a gradient.
+A step's batch is divided among processes, and among the passes that accumulate a gradient.
 """
 
 from dataclasses import dataclass, replace

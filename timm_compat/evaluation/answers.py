@@ -1,4 +1,4 @@
-"""Every extractor sees every image once; all heads run on what it made of a batch, then the batch is forgotten."""
+"""Predictions: every extractor sees every image once; all heads run on the features of a batch, which then go."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Pictures of accuracies. Each function takes an optional axis and returns (figure, axis); none shows or saves.
 
-Colours differ for people with colour blindness; marks, line styles and frames say the same in greyscale.
+Colours can be told apart with colour blindness; markers, line styles and frames work in greyscale.
 
 Needs ``pip install "timm-compat[plots]"``.
 """

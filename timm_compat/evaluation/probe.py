@@ -1,4 +1,4 @@
-"""Linear probe: labelled images become a task head on a frozen extractor, in one pass and some seconds."""
+"""Linear probe: a task head on a frozen extractor from labelled images, in one pass."""
 
 import time
 from dataclasses import dataclass, replace

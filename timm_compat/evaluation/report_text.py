@@ -1,4 +1,4 @@
-"""The words and tables of a report, in the order in which one reads them; and the files in which it is kept."""
+"""Text and tables of a report, in reading order, and the files that it is saved to."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

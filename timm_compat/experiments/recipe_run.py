@@ -1,4 +1,4 @@
-"""Run a recipe: train its members, measure every extractor under every head, keep what came out."""
+"""Run a recipe: train its members, measure every extractor under every head, save the results."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ RECIPE_FILE, MATRIX_FILE = "recipe.yaml", "matrix.json"
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What a recipe gave.
+    """The result of a recipe.
 
     Attributes:
         built: the trained members, their space and their data.
@@ -50,8 +50,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
 
     Args:
         recipe: what to train. ``training.best_metric`` may be "native" or "recombined", measured on the members'
-            validation images; test images choose nothing.
-        resume: go on from the newest checkpoint.
+            validation images; test images are not used for any choice.
+        resume: continue from the newest checkpoint.
         progress: label of the progress bar; no bar if None.
 
     Raises:

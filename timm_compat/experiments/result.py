@@ -1,4 +1,4 @@
-"""What an experiment gives: records by way and seed, and from them tables, figures, pictures and a report."""
+"""The result of an experiment: records by way and seed, and from them tables, figures, pictures and a report."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,12 @@ DPI = 100
 
 Record = Mapping[str, Any]  # JSON values that one way gave for one seed
 Figures = Mapping[str, Mapping[str, Sequence[Record]]]
-Cell = Callable[[Sequence[Any]], str]  # text of what a way gave, one per seed
+Cell = Callable[[Sequence[Any]], str]  # the text of a way's records, one per seed
 
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """What a recipe gave.
+    """The result of a recipe.
 
     Attributes:
         recipe: what was run.
@@ -65,7 +65,7 @@ class ExperimentResult:
         return {"seeds": list(self.recipe.seeds), "output": self.recipe.output_dir, **self.numbers()}
 
     def report(self) -> str:
-        """The tables for a terminal, and where the rest lies."""
+        """The tables for a terminal, and where the files are."""
         if self.recipe.output_dir is None:
             return f"{self.to_markdown()}\n\nNothing was kept: give --output DIR"
         folder = Path(self.recipe.output_dir)

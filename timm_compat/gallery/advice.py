@@ -1,4 +1,4 @@
-"""What a plan says: every way's scores and costs as a table, and which one to go."""
+"""An upgrade plan: scores and costs of every way as a table, and which one to take."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,8 +8,8 @@ from timm_compat.errors import ConfigError
 from timm_compat.gallery.ways import BLEND, JOIN, KEEP, MAP, REEMBED, WAYS
 from timm_compat.table import markdown_table
 
-CLOSE = 0.01  # of recall@1: what may be lost against re-embedding without a word
-WORTH = 2  # times as much must re-embedding cost, for another way to be recommended
+CLOSE = 0.01  # of recall@1: what a recommended way may lose compared with re-embedding
+WORTH = 2  # re-embedding must cost this many times as much for another way to be recommended
 WORDS = {
     KEEP: "keep the old model",
     JOIN: "search old embeddings with joined new queries",
@@ -114,7 +114,7 @@ class UpgradePlan:
 
 
 def recommend(ways: Mapping[str, WayScores], *, labelled: bool) -> tuple[str, str]:
-    """The way to go, and why.
+    """The recommended way, and why.
 
     Re-embedding has to beat the old model by more than its interval leaves open, else nothing is worth a change. Then
     the cheapest way counts that beats the old model as surely and loses no more than 0.01 of recall@1 against

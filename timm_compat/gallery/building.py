@@ -1,4 +1,4 @@
-"""Build a gallery from a folder of images, or bring one up to date: only what is new is embedded, shard by shard."""
+"""Build a gallery from a folder of images, or bring one up to date: only new images are embedded, shard by shard."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What each way to another model would give, break and cost, measured on a sample of the stored images."""
+"""What each way to another model would gain, break and cost, measured on a sample of the stored images."""
 
 import time
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A sample of the stored images, and what both models make of it: from this ways are measured and maps fitted."""
+"""A sample of the stored images, embedded by both models, to measure ways and fit maps."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Galleries as they are used: what is in one, and the stored images nearest to a query."""
+"""The gallery object: what it holds, and the stored images nearest to a query."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

@@ -1,8 +1,8 @@
-"""Go one of the ways to another model: what is stored is exchanged whole, or shard by shard; nothing is lost between.
+"""Move a gallery to another model: the rows are replaced at once, or shard by shard; nothing is lost in between.
 
-Joining, mapping and blending touch no image but the sample's: the new rows are written beside the old ones and one
-exchange of the manifest puts them in place. Re-embedding exchanges one shard after the other; in between the gallery
-holds old and new rows and is searched as such, and the next call continues where a process was stopped.
+Joining, mapping and blending read no image but the sample's: the new rows are written beside the old ones, and a new
+manifest puts them in place in one step. Re-embedding replaces one shard after the other; in between the gallery holds
+old and new rows and can be searched, and the next call continues where a process was stopped.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Load a component whatever its role, fused models too, and fetch one into a folder."""
+"""Load a component of any role, fused models too, and download one into a folder."""
 
 import shutil
 from collections.abc import Mapping

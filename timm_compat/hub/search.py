@@ -1,4 +1,4 @@
-"""Find components that fit: the listing's tags give candidates, each shown candidate's config.json decides."""
+"""Find components: the tags in the listing give candidates, the config.json of each one shown decides."""
 
 import itertools
 from collections import Counter

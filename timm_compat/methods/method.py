@@ -1,4 +1,4 @@
-"""What a method is: what the networks of a space share by it, what it asks of them, and the loss that it adds."""
+"""The interface of a method: what networks of a space share, what it requires of them, and the loss that it adds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""An extractor and a task head of one space, joined into a classifier without fine-tuning."""
+"""An extractor and a task head of one space, put together as a classifier without fine-tuning."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The extractor: a timm backbone plus the interface of a space; images to features that other components understand."""
+"""The extractor: a timm backbone plus the interface of a space; images to features for all heads of the space."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A recipe from a YAML file or text, with overrides; all mistakes in it are told at once, each with its place.
+"""A recipe from a YAML file or text, with overrides; all mistakes in it are reported at once, each with its line.
 
 A refusal is a line for each mistake: ``FILE:LINE: key.key: expected ..., got ...``. Nothing is guessed: a word is a
 string where a string is asked for ("no", "01", "2001-01-01"), and only there.

@@ -1,7 +1,7 @@
-"""What a recipe says: a space, its members with their data, and how they are trained.
+"""The keys of a recipe: a space, its members with their data, and how they are trained.
 
-Types refuse what one key alone gets wrong. What the keys say against each other is told by ``mistakes``: each line
-starts with the key that it is about, so that the reader can name the key's line.
+Types refuse wrong values of single keys. Contradictions between keys are reported by ``mistakes``: each line starts
+with the key that it is about, so that the reader can name the key's line in the file.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What is known about a component beyond its weights: licence, origin, training, results. Unknown facts are absent."""
+"""What is known about a component beyond its weights: licence, origin, training, results. Unknown ones are left out."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""One folder, one component: how it is written whole or not at all, and read only after every check.
+"""One folder, one component: written completely or not at all, and read only after every check.
 
 A folder holds ``config.json`` (authoritative), one or more safetensors files and a card, ``README.md``. Our facts
 sit in ``config.json`` under the root key ``timm_compat``; the SHA-256 of every weights file is among them. Nothing

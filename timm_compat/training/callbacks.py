@@ -1,4 +1,4 @@
-"""What a caller may do on the way through a training."""
+"""Callbacks of a training."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,7 @@
-"""Features of frozen backbones, computed once a data set: in memory, or in a folder for later runs.
+"""Features of frozen backbones, computed once per data set: in memory, or in a folder for later runs.
 
 Every network that needs a data set's features shares one pass over its images. A file's name is the hash of all that
-decides its content: weights, images, preprocessing, self-supervised tasks.
+determines its content: weights, images, preprocessing, self-supervised tasks.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Members of a space, and what may be asked of them before any training."""
+"""Members of a space, and the checks before a training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """A frozen old head over a new member's features: which classes both know, and the two losses under it.
 
 Backward-compatible training (BCT), Shen et al., CVPR 2020 (https://arxiv.org/abs/2003.11942): the old head must also
-classify the new network's features z, L = CE(new head(z), y) + lambda CE(old head(z), y). A class that the old head never
-knew gets the mean of the old features of its images as a weight. Heads here have biases and no normalisation, so the
-mean is taken relative to that of all classes and scaled to the length of the known weights.
+classify the new network's features z, L = CE(new head(z), y) + lambda CE(old head(z), y). A class that the old head
+does not know gets the mean of the old features of its images as a weight. Heads here have biases and no normalisation,
+so the mean is taken relative to that of all classes and scaled to the length of the known weights.
 
 Focal distillation, Yan et al., CVPR 2021 (https://arxiv.org/abs/2011.09161): the new model keeps to the old one's
 outputs, most of all where the old one is right, against negative flips, images that the old model classified correctly
