@@ -128,8 +128,7 @@ def _first_rows(pair: _Pair) -> Iterator[Row]:
         yield from _relative(pair, pool)
         if pool.kind == largest and len(pool.places) == SIZES[1]:
             yield _joined(pair, pool, _some(pair, FEW_CLASSES[1]))
-    for kind in dict.fromkeys((largest, last)):
-        yield _trial(pair, _fresh(pair, kind), classes)
+    yield from _fresh_rows(pair, 0)
 
 
 def _drawn_rows(pair: _Pair, seed: int) -> Iterator[Row]:
@@ -138,6 +137,14 @@ def _drawn_rows(pair: _Pair, seed: int) -> Iterator[Row]:
         yield _joined(pair, pool, pair.classes(), has_trial=len(pool.places) > SIZES[0])
         yield from _fitted(pair, pool, {"Procrustes": procrustes})
         yield from _relative(pair, pool)
+    yield from _fresh_rows(pair, seed)
+
+
+def _fresh_rows(pair: _Pair, seed: int) -> Iterator[Row]:
+    """What is stated where the head has not learned from the join's photos, and what is true."""
+    for kind in pair.new.photos:
+        if kind != IMAGENET:
+            yield _trial(pair, _fresh(pair, kind, seed), pair.classes())
 
 
 def _pools(pair: _Pair, seed: int) -> Iterator[Pool]:
@@ -152,9 +159,9 @@ def _pools(pair: _Pair, seed: int) -> Iterator[Pool]:
         yield from (Pool(kind, places[:size]) for size in sizes)
 
 
-def _fresh(pair: _Pair, kind: str) -> Pool:
+def _fresh(pair: _Pair, kind: str, seed: int) -> Pool:
     """Photos of a kind that its head has not learned from; at most half of those that test it."""
-    places = _shuffled(pair.new.photos[kind].places("test"), 0)
+    places = _shuffled(pair.new.photos[kind].places("test"), seed)
     return Pool(kind, places[: min(SIZES[1], len(places) // 2)], "test")
 
 
