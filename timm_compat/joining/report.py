@@ -92,6 +92,11 @@ class JoinReport:
         return " and ".join(filter(None, (classes, images)))
 
     @property
+    def is_far(self) -> bool:
+        """Whether the images may mislead, for they are unlike the reference's; classes in common hold against that."""
+        return self.shift is not None and self.shift > FAR_SHIFT and not self.num_common_classes
+
+    @property
     def advice(self) -> str:
         """What to give to do better; empty where nothing obvious is missing."""
         wishes = [
@@ -110,7 +115,7 @@ class JoinReport:
             wishes.append("unlabelled images and a reference extractor: 30 of the heads' own kind help already")
         elif self.num_images < MANY_IMAGES:
             wishes.append(f"more images of the heads' own kind than {self.num_images}")
-        if self.shift is not None and self.shift > FAR_SHIFT and not misled:
+        if self.is_far and not misled:
             wishes.append("images nearer to those that the reference learned from")
         return "; ".join(wishes)
 
@@ -163,7 +168,7 @@ def warn_where_poor(architecture: str, report: JoinReport, stacklevel: int) -> N
             faults.append(f"was fitted on only {report.num_images} images, without classes in common")
         if not report.agreements and report.r2 is not None and report.r2 < LOW_R2:
             faults.append(f"explains only {report.r2:.2f} of the reference features' variance on held-out images")
-    if report.shift is not None and report.shift > FAR_SHIFT:
+    if report.is_far:
         faults.append(f"was fitted on images unlike those that the reference learned from (shift {report.shift:.2f})")
     if report.agreement is not None and report.agreement < LOW_AGREEMENT:
         faults.append(f"makes the heads predict what they did on only {report.agreement:.0%} of held-out images")
