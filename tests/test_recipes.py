@@ -731,7 +731,7 @@ def test_a_reference_names_type_default_and_meaning() -> None:
     assert text.startswith("## Recipe\n\nA whole training run.")
     assert "| `members` | list of [MemberRecipe](#memberrecipe) | required | the networks, at least one. |" in text
     assert '| `level` | `"pooled"` or `"map"` | `"pooled"` | "pooled" or "map". |' in text
-    assert "| `limit` | integer or null | `null` | largest number of images. |" in text
+    assert "| `limit` | integer or null | `null` | maximum number of images. |" in text
     assert "\n## TrainConfig\n" in text
 
 

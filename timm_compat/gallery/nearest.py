@@ -212,7 +212,7 @@ def _recorded(file: Path) -> str | None:
         raise ComponentFileError(f"{_facts_file(file)}: expected an index's facts, got {error}; remove it") from error
     if own != file_sha256(file):
         raise ComponentFileError(
-            f"{file}: expected the index that {_facts_file(file).name} speaks of, got another file: it does not belong "
+            f"{file}: expected the index that {_facts_file(file).name} describes, got another file: it does not belong "
             "to these embeddings; remove both, and it is built anew"
         )
     return embeddings

@@ -74,7 +74,7 @@ class MultiHeadModel(nn.Module):
             ConfigError: always; it says how to save the parts.
         """
         raise ConfigError(
-            f"{folder}: expected one component a folder, got an extractor with {len(self.head_names)} heads; save "
+            f"{folder}: expected one component per folder, got an extractor with {len(self.head_names)} heads; save "
             "model.extractor and each of model.heads.values() to a folder of its own, and join them again with compose "
             "or predict EXTRACTOR --head ... --head ..."
         )

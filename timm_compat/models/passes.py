@@ -207,7 +207,7 @@ class _Computer:
                 torch.cuda.empty_cache()
         if self.size != full:
             _logger.warning(
-                "%s: memory does not hold %d images at a time; going on with %d", self.device, full, self.size
+                "%s: %d images at a time do not fit into memory; continuing with %d", self.device, full, self.size
             )
         joined = tuple(torch.cat(found) if len(found) > 1 else found[0] for found in zip(*parts, strict=True))
         self._note_finite(joined)

@@ -32,7 +32,7 @@ class Result:
             raise ConfigError(f"accuracy: expected a number from 0 to 1, got {number!r:.80}")
         for name, given in (("dataset", self.dataset), ("split", self.split), ("partner", self.partner or "")):
             if not isinstance(given, str):
-                raise ConfigError(f"{name}: expected text, got {given!r:.80}")
+                raise ConfigError(f"{name}: expected a string, got {given!r:.80}")
         if self.num_images is not None and type(self.num_images) is not int:
             raise ConfigError(f"num_images: expected an integer, got {self.num_images!r:.80}")
 
@@ -132,7 +132,7 @@ def _of(kind: type, value: Any) -> Any:
 
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{key}: expected text, got {value!r:.80}")
+        raise TypeError(f"{key}: expected a string, got {value!r:.80}")
     return value
 
 

@@ -427,7 +427,7 @@ def _warn_of_unknown(file: Path, ours: Mapping[str, Any]) -> None:
         _warned.add(unknown)
         warnings.warn(
             printable(
-                f"{file}: unknown facts {_some(list(unknown))} are left aside; perhaps a newer timm-compat knows them"
+                f"{file}: unknown facts {_some(list(unknown))} are ignored; perhaps a newer timm-compat knows them"
             ),
             stacklevel=4,
         )
