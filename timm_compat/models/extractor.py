@@ -315,12 +315,9 @@ def unbounded_buffers(model: nn.Module) -> set[str]:
     return {plain_name(model, name) for name in names}
 
 
-def _set_crop(backbone: Backbone, crop_pct: float | None) -> None:
-    if crop_pct is None:
-        return
+def _check_crop(crop_pct: object) -> None:
     if isinstance(crop_pct, bool) or not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
         raise ConfigError(f"crop_pct: expected a number over 0 and at most 1, got {crop_pct!r}")
-    backbone.set_data_config({**backbone.data_config, "crop_pct": float(crop_pct)})
 
 
 def create_extractor(
@@ -363,24 +360,28 @@ def create_extractor(
     """
     check_space(space)
     model = unwrapped(model)
-    if isinstance(model, nn.Module):
-        if pretrained or timm_kwargs:
-            raise ConfigError("pretrained and timm's keywords build a model; this one is built already: drop them")
-        backbone = adopt_backbone(model, level=space.level, out_index=out_index, img_size=img_size)
-        _set_crop(backbone, crop_pct)
-        return CompatExtractor(backbone, space, trainable)
+    is_built = isinstance(model, nn.Module)
+    if is_built and (pretrained or timm_kwargs):
+        raise ConfigError("pretrained and timm's keywords build a model; this one is built already: drop them")
+    crop = WHOLE_IMAGE if crop_pct is None and not (is_built or pretrained) else crop_pct
+    if crop is not None:
+        _check_crop(crop)
+    form: dict[str, Any] = {"level": space.level, "out_index": out_index, "img_size": img_size}
 
     def build() -> CompatExtractor:
-        backbone = build_backbone(
-            model, level=space.level, out_index=out_index, pretrained=pretrained, img_size=img_size, **timm_kwargs
+        backbone = (
+            adopt_backbone(model, **form)
+            if isinstance(model, nn.Module)
+            else build_backbone(model, pretrained=pretrained, **form, **timm_kwargs)
         )
-        _set_crop(backbone, WHOLE_IMAGE if crop_pct is None and not pretrained else crop_pct)
+        if crop is not None:
+            backbone.set_data_config({**backbone.data_config, "crop_pct": float(crop)})
         extractor = CompatExtractor(backbone, space, trainable)
         if pretrained:
             extractor.facts = origin_facts(backbone.model.pretrained_cfg.get("hf_hub_id"))
         return extractor
 
-    if "initial_weights" not in space.methods:
+    if is_built or "initial_weights" not in space.methods:
         return build()
     extractor = same_start(space.seed, build)
     backbone = extractor.backbone
