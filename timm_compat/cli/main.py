@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
         options = sorted(word for action in self._actions for word in action.option_strings)
         begun = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--"]
         meant = [option for option in options if any(option.startswith(word) for word in begun)]
-        hint = f"; options are written out: {', '.join(meant)}" if meant else ""
+        hint = f"; write {' or '.join(meant)} in full" if meant else ""
         self.error(f"unrecognized arguments: {' '.join(words)}{hint}")
 
 
