@@ -68,6 +68,7 @@ class JoinReport:
         seconds: in all.
         without_classes: ``agreements`` of the given heads, had the images alone counted; measured where a head agrees
             on little.
+        classes: whether the classes in common were to count.
     """
 
     num_common_classes: int
@@ -78,6 +79,7 @@ class JoinReport:
     shift: float | None
     seconds: float
     without_classes: Mapping[str, Agreement] = field(default_factory=dict)
+    classes: bool = True
 
     @property
     def agreement(self) -> float | None:
@@ -107,7 +109,7 @@ class JoinReport:
             if alone.share > self.agreements[name].share + WORTH_TELLING
         ]
         misled = bool(wishes)
-        if not self.num_common_classes:
+        if self.classes and not self.num_common_classes:
             wishes.append(
                 "a backbone with its classifier over classes that the space knows (its weights whole, and the space "
                 "itself rather than its definition)"

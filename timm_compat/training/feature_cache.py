@@ -1,7 +1,7 @@
-"""Features of frozen backbones, computed once a data set: in memory, or in a folder for later runs.
+"""Features of frozen backbones, computed once per data set: in memory, or in a folder for later runs.
 
 Every network that needs a data set's features shares one pass over its images. A file's name is the hash of all that
-decides its content: weights, images, preprocessing, self-supervised tasks.
+determines its content: weights, images, preprocessing, self-supervised tasks.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ class FeatureStream:
     Args:
         features: by network's name, (N, V, ...).
         labels: (N,).
-        batch_size: images a step, over all processes.
+        batch_size: images per step, over all processes.
         seed: of the orders.
         name: keeps the streams of several members apart.
         process: (rank, number of processes).
