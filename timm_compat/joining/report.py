@@ -13,8 +13,8 @@ from timm_compat.imagenet import short_words
 from timm_compat.methods.ridge import LEAST_SPREAD
 from timm_compat.models.heads import TaskHead
 
-# Heads agree more on photos that they learned from, as a join cannot know. Lowered by this, intervals held the agreement
-# on new photos in over 90 % of the cells of the study of pretrained networks, with photos learned from and with others.
+# Heads agree more on photos that they learned from, which a join cannot know. Lowered by this, intervals held the
+# agreement on new photos of the same kind in over 90 % of the cells of the study of pretrained networks.
 FLATTERY = 0.04
 LOW_AGREEMENT = 0.4
 SURE_AGREEMENT = 0.8  # under which it is tried whether images alone would do better
@@ -144,7 +144,7 @@ def agreement(features: Tensor, targets: Tensor, head: torch.nn.Module) -> Agree
 
 
 def stated_interval(share: float, count: int) -> tuple[float, float]:
-    """What to expect of new photos where this share was found on held-out ones: Wilson's 95 %, and lower by ``FLATTERY``.
+    """What to expect of new photos, given the share of held-out ones: Wilson's 95 %, its lower end less ``FLATTERY``.
 
     Args:
         share: in [0, 1].
