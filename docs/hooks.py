@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from timm_compat.cli.recipe_options import RECIPES, kind_of
+from timm_compat.cli.recipes import RECIPES, kind_of
 from timm_compat.recipes.reference import json_schema, markdown
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -54,7 +54,9 @@ def kept_results(output: Path) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument(
         "tables", nargs="*", metavar="TABLE", help=f"{', '.join(TABLES)}, or TABLE/ROW; all if left out"
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from timm_compat.storage.files import replace_text
+from timm_compat.experiments import engine
 
 
 def kept(
@@ -30,19 +30,20 @@ def kept(
         SystemExit: the file was measured with other settings.
     """
     asked = json.loads(json.dumps(settings))
-    if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if found["settings"] == asked:
-            return found
-        if not again:
+
+    def measure() -> dict[str, Any]:
+        start, used = time.perf_counter(), time.process_time()
+        result = work()
+        cost = {"wall_seconds": time.perf_counter() - start, "processor_seconds": time.process_time() - used}
+        return {**result, "settings": asked, **cost, "made": made()}
+
+    def stands(found: Mapping[str, Any]) -> bool:
+        if found["settings"] != asked and not again:
             raise SystemExit(f"{file}: expected the settings {asked}, got {found['settings']}; name another --output")
-    start, used = time.perf_counter(), time.process_time()
-    result = work()
-    cost = {"wall_seconds": time.perf_counter() - start, "processor_seconds": time.process_time() - used}
-    cell = {**result, "settings": asked, **cost, "made": made()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(file, json.dumps(cell, indent=1) + "\n")
-    return json.loads(json.dumps(cell))
+        return bool(found["settings"] == asked)
+
+    cell: dict[str, Any] = engine.kept(file, measure, stands)
+    return cell
 
 
 def read_kept(folder: Path) -> list[dict[str, Any]]:

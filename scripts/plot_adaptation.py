@@ -21,7 +21,9 @@ def finished(folder: Path) -> AdaptResult:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--titles", nargs="+", help="one a folder; their names if left out")
     parser.add_argument("--output", type=Path, required=True, help="a PNG file")

@@ -71,7 +71,9 @@ def without_pages(words: list[str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     default = Scale()
     parser.add_argument("--cifar10", metavar="ROOT", help="folder with torchvision's CIFAR-10; the digits if left out")
     parser.add_argument("--digits", metavar="ROOT", help="folder with torchvision's MNIST and USPS")

@@ -5,9 +5,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hub_server import LoopbackHub
+
+if TYPE_CHECKING:
+    from hub_parts import Parts
 
 _HF_HOME = tempfile.mkdtemp(prefix="timm-compat-hf-")
 _LOOPBACK = "localhost,127.0.0.1,::1"
@@ -53,3 +57,39 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     monkeypatch.setattr("timm_compat.storage.hub_calls.FIRST_WAIT", 0.01)  # before a failed call is tried again
     yield _HUB
     _HUB.clear()
+
+
+@pytest.fixture(scope="module")
+def parts() -> "Parts":
+    """A space, an extractor and a head to publish."""
+    from hub_parts import make_parts
+
+    return make_parts()
+
+
+@pytest.fixture
+def alice(hub: LoopbackHub, parts: "Parts", monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user of the Hub, member of "lab", is logged in; nothing is known of the parts yet."""
+    from hub_parts import TOKEN
+
+    import timm_compat as tc
+
+    for part in (parts.space, parts.extractor, parts.head):
+        part.facts, part.source = tc.Facts(), None
+    monkeypatch.setenv("HF_TOKEN", hub.user(TOKEN, "alice", "lab"))
+
+
+@pytest.fixture(scope="module")
+def gallery_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of four classes, two extractors of different spaces, and the first one's gallery."""
+    from gallery_parts import fill
+
+    folder = tmp_path_factory.mktemp("gallery")
+    fill(folder)
+    return folder
+
+
+@pytest.fixture
+def gallery_copy(gallery_files: Path, tmp_path: Path) -> Path:
+    """A copy of all that, to change."""
+    return Path(shutil.copytree(gallery_files, tmp_path / "copy"))

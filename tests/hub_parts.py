@@ -10,6 +10,7 @@ import torch
 
 import timm_compat as tc
 
+TOKEN = "hf_alicesecret"  # of the user alice
 CLASSES = ("cat", "dog", "owl")
 D = 8
 SIZE = 32

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 import timm_compat as tc
-from timm_compat.training.callbacks import Callback
 
 FAST = {"epochs": 2, "batch_size": 32}
 
 
-class Told(Callback):
+class Told(tc.Callback):
     """Notes every call."""
 
     def __init__(self) -> None:
@@ -46,7 +45,7 @@ def member(trainable: str = "full") -> tc.Member:
     return tc.Member("a", extractor, tc.TaskHead(space, data.class_names, drop_rate=0.2), data)
 
 
-def fit(part: tc.Member, *callbacks: Callback, **settings: Any) -> tc.FitResult:
+def fit(part: tc.Member, *callbacks: tc.Callback, **settings: Any) -> tc.FitResult:
     config, resume = tc.TrainConfig(**{**FAST, **settings}), settings.get("output_dir") is not None
     return tc.fit(part.extractor.space, [part], config, callbacks=callbacks, resume=resume, progress=None)
 
@@ -65,13 +64,13 @@ def test_an_epoch_ends_in_evaluation_mode_with_averaged_weights() -> None:
     part = member()
     seen = []
 
-    class Look(Callback):
+    class Look(tc.Callback):
         def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
             seen.append((part.extractor.training, part.extractor.digest()))
 
     result_is = []
 
-    class Last(Callback):
+    class Last(tc.Callback):
         def on_train_end(self) -> None:
             result_is.append(part.extractor.digest())
 
@@ -85,7 +84,7 @@ def test_frozen_backbones_have_seen_nothing_when_a_training_begins() -> None:
     model = part.extractor.backbone.model
     model.register_forward_hook(lambda *_: order.append("pass"))
 
-    class Begin(Callback):
+    class Begin(tc.Callback):
         def on_train_begin(self) -> None:
             order.append("begin")
 
@@ -99,7 +98,7 @@ def test_frozen_backbones_have_seen_nothing_when_a_training_begins() -> None:
 
 
 def test_a_resumed_run_tells_of_the_rest_and_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    class Broken(Callback):
+    class Broken(tc.Callback):
         def on_step_end(self, step: int) -> None:
             if step == 4:
                 raise RuntimeError("the plug was pulled")

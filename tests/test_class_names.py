@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.data.sources import load_dataset
+from timm_compat.data import load_dataset
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.space import _fingerprint
 
@@ -91,7 +91,7 @@ class TestUnicode:
             (network, tc.errors.ConfigError),
             (lambda *names: small_set(list(names)), tc.errors.DataError),
         ):
-            with pytest.raises(error, match="which UTF-8 cannot hold; rename it"):
+            with pytest.raises(error, match="which UTF-8 cannot encode; rename it"):
                 make("ant", name)
 
     def test_components_with_other_forms_still_load_under_their_fingerprint(self) -> None:

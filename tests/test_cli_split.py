@@ -72,7 +72,7 @@ def test_shows_the_words_of_imagenet_classes(capsys, tmp_path) -> None:
         (["test_resnot"], "did you mean test_resnet"),
         (["test_resnet", "--weights", "nowhere.safetensors"], "safetensors file"),
         (["test_resnet", "--weights", "MINE"], "--class-names FILE"),
-        (["test_resnet", "--class-names", "nowhere.txt"], "one name a line"),
+        (["test_resnet", "--class-names", "nowhere.txt"], "one name per line"),
         (["test_resnet", "--images", "nowhere"], "nowhere"),
         (["test_resnet", "--device", "abacus"], "device"),
     ],

@@ -45,7 +45,7 @@ class TestArrayDataset:
         [
             (torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64), "uint8"),
             (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "N, C, H, W"),
-            (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), "one an image"),
+            (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), "one per image"),
             (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 3]), "0 to 2, got 3"),
             (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, -1]), "0 to 2, got -1"),
         ],

@@ -103,6 +103,30 @@ class TestBadInput:
             main(arguments)
         assert "usage: timm-compat" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("line", "meant"),
+        [
+            ("probe folder --data images --output new --test test", "--test-split"),  # not the only --test there may be
+            ("push folder me/a --mess=hello", "--message"),
+            ("train recipe.yaml --out new", "--output"),
+            ("gallery upgrade photos --to new --samp 10", "--sample"),
+        ],
+    )
+    def test_an_option_cut_short_is_refused(self, line, meant, capsys) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(line.split())
+        printed = capsys.readouterr().err
+        assert f"usage: timm-compat {line.split()[0]}" in printed
+        assert f"unrecognized arguments: {line[line.rindex('--') :]}; write {meant} in full\n" in printed
+
+    def test_what_no_option_begins_with_is_refused(self, capsys) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(["info", "folder", "--jso", "--nonsense", "more"])
+        assert "unrecognized arguments: --jso --nonsense more; write --json in full\n" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match="2"):
+            main(["info", "folder", "--", "more"])
+        assert capsys.readouterr().err.endswith("unrecognized arguments: more\n")
+
     def test_version(self, capsys) -> None:
         with pytest.raises(SystemExit, match="0"):
             main(["--version"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import timm_compat as tc
-from timm_compat.cli.main import main
+from timm_compat.cli import main
 from timm_compat.methods import registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,8 +94,8 @@ def parses(line: str, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the command line is one: its options are read, the command itself is not run."""
     parsed: list[object] = []
 
-    def set_defaults(parser: argparse.ArgumentParser, **defaults: object) -> None:
-        parser._defaults.update(defaults, run=parsed.append)
+    def set_defaults(self: argparse.ArgumentParser, **defaults: object) -> None:
+        self._defaults.update(defaults, run=parsed.append)
 
     monkeypatch.setattr(argparse.ArgumentParser, "set_defaults", set_defaults)
     words = shlex.split(line, comments=True)[1:]

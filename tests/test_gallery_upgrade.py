@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gallery_parts import CLASSES, COUNT, fill, killed_in_the_middle, save_image, stored_rows
+from gallery_parts import CLASSES, COUNT, killed_in_the_middle, save_image, stored_rows
 from torch.nn import functional as F
 
 import timm_compat as tc
 from timm_compat.cli import main
 from timm_compat.gallery import building, upgrading
-from timm_compat.gallery.advice import WayScores, recommend
+from timm_compat.gallery.advice import recommend
 from timm_compat.gallery.embedding import Query
 from timm_compat.gallery.nearest import scales
 from timm_compat.gallery.sampling import draw
@@ -24,23 +24,9 @@ WAYS = ("keep", "join", "map", "blend", "reembed")
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("upgrade")
-    fill(place)
-    return place
-
-
-@pytest.fixture
-def place(shared: Path, tmp_path: Path) -> Path:
-    copy = tmp_path / "copy"
-    shutil.copytree(shared, copy)
-    return copy
-
-
-@pytest.fixture(scope="module")
-def fresh(shared: Path) -> dict[str, np.ndarray]:
+def fresh(gallery_files: Path) -> dict[str, np.ndarray]:
     """Rows of a gallery that the new extractor built."""
-    return stored_rows(tc.gallery.build(shared / "photos", shared / "fresh", shared / "new"))
+    return stored_rows(tc.gallery.build(gallery_files / "photos", gallery_files / "fresh", gallery_files / "new"))
 
 
 def precision(gallery: tc.gallery.Gallery, photos: Path, k: int = 5) -> float:
@@ -69,13 +55,13 @@ def test_recall_by_hand() -> None:
     assert neighbour_recall(scores, wanted, 2).tolist() == [0.5, 0.5, 0.5, 0.5]
 
 
-def test_a_plan_measures_what_retrieval_measures(shared: Path, fresh: dict[str, np.ndarray]) -> None:
-    plan = tc.gallery.plan(shared / "gallery", shared / "new", sample=COUNT, labels="folder", seed=3)
+def test_a_plan_measures_what_retrieval_measures(gallery_files: Path, fresh: dict[str, np.ndarray]) -> None:
+    plan = tc.gallery.plan(gallery_files / "gallery", gallery_files / "new", sample=COUNT, labels="folder", seed=3)
     assert [found.way for found in plan.ways] == list(WAYS)
     assert (plan.num_images, plan.num_fitted, plan.num_scored) == (COUNT, COUNT // 2, COUNT // 2)
-    scored = draw(Stored.open(shared / "gallery"), COUNT, 3).ids[COUNT // 2 :]
+    scored = draw(Stored.open(gallery_files / "gallery"), COUNT, 3).ids[COUNT // 2 :]
     labels = torch.tensor([CLASSES.index(own.partition("/")[0]) for own in scored])
-    for way, rows in (("keep", stored_rows(tc.gallery.load(shared / "gallery"))), ("reembed", fresh)):
+    for way, rows in (("keep", stored_rows(tc.gallery.load(gallery_files / "gallery"))), ("reembed", fresh)):
         features = torch.from_numpy(np.stack([rows[own] for own in scored]))
         wanted = tc.evaluation.retrieve(features, labels, features, labels, same_images=True, ranks=(1, 10))
         found = plan.way(way)
@@ -90,16 +76,16 @@ def test_a_plan_measures_what_retrieval_measures(shared: Path, fresh: dict[str, 
 
 
 @pytest.mark.slow
-def test_without_labels_nothing_shows_that_a_model_is_better(shared: Path) -> None:
-    plan = tc.gallery.plan(shared / "gallery", shared / "new", sample=COUNT)
+def test_without_labels_nothing_shows_that_a_model_is_better(gallery_files: Path) -> None:
+    plan = tc.gallery.plan(gallery_files / "gallery", gallery_files / "new", sample=COUNT)
     assert plan.way("reembed").recall_at_1 == plan.way("reembed").recall_at_10 == 1
     assert plan.recommendation == "keep"
     assert "labels" in plan.reason
     assert "Without labels" in str(plan)
 
 
-def scored(way: str, recall: float, gain: float, low: float, gflop: float = 1.0) -> WayScores:
-    return WayScores(way, recall, (0, 1), recall, (0, 1), gain, (low, gain + 0.02), 0.0, 1.0, gflop, 1.0)
+def scored(way: str, recall: float, gain: float, low: float, gflop: float = 1.0) -> tc.gallery.WayScores:
+    return tc.gallery.WayScores(way, recall, (0, 1), recall, (0, 1), gain, (low, gain + 0.02), 0.0, 1.0, gflop, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +109,10 @@ def test_recommendations(join, mapped, blend, full, gflop: float, expected: str,
 
 @pytest.mark.parametrize("way", [pytest.param("join", marks=pytest.mark.slow), *WAYS[2:]])
 def test_each_way_leaves_a_gallery_that_is_whole_and_searched(
-    place: Path, fresh: dict[str, np.ndarray], way: str
+    gallery_copy: Path, fresh: dict[str, np.ndarray], way: str
 ) -> None:
-    before = stored_rows(tc.gallery.load(place / "gallery"))
-    gallery = tc.gallery.upgrade(place / "gallery", place / "new", way, sample=COUNT)
+    before = stored_rows(tc.gallery.load(gallery_copy / "gallery"))
+    gallery = tc.gallery.upgrade(gallery_copy / "gallery", gallery_copy / "new", way, sample=COUNT)
     assert (gallery.report.converted, gallery.report.left, len(gallery)) == (COUNT, 0, COUNT)
     gallery.verify()
     rows, old, new = stored_rows(gallery), gallery.manifest.spaces_present[0], gallery.manifest.spaces_present[-1]
@@ -139,12 +125,12 @@ def test_each_way_leaves_a_gallery_that_is_whole_and_searched(
         assert {row.shape for row in rows.values()} == {(40,)}
         assert all(np.linalg.norm(row) == pytest.approx(1, abs=1e-5) for row in rows.values())
         assert old != new
-    assert precision(gallery, place / "photos") > 0.9
-    save_image(place / "photos" / "red" / "later.png", (200, 40, 40), 77)
-    later = tc.gallery.build(place / "photos", place / "gallery")
+    assert precision(gallery, gallery_copy / "photos") > 0.9
+    save_image(gallery_copy / "photos" / "red" / "later.png", (200, 40, 40), 77)
+    later = tc.gallery.build(gallery_copy / "photos", gallery_copy / "gallery")
     assert (later.report.embedded, later.report.kept) == (1, COUNT)
-    assert len(list((place / "gallery").glob("extractors/*"))) == (way == "join")
-    (hits,) = tc.gallery.load(place / "gallery").search(place / "photos" / "red" / "later.png", k=8).hits
+    assert len(list((gallery_copy / "gallery").glob("extractors/*"))) == (way == "join")
+    (hits,) = tc.gallery.load(gallery_copy / "gallery").search(gallery_copy / "photos" / "red" / "later.png", k=8).hits
     assert hits[0].id == "red/later.png"
     assert sum(hit.id.startswith("red/") for hit in hits) >= 6
     assert sorted((hit.score for hit in hits), reverse=True) == [hit.score for hit in hits]
@@ -155,10 +141,10 @@ class StoppedError(Exception):
 
 
 @pytest.fixture
-def half(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def half(gallery_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A gallery whose re-embedding ended after 28 images."""
     monkeypatch.setattr(building, "SHARD_ROWS", 7)
-    tc.gallery.build(place / "photos", place / "cut", place / "old")
+    tc.gallery.build(gallery_copy / "photos", gallery_copy / "cut", gallery_copy / "old")
     put, calls = building.Writer.put, []
 
     def limited(self, *arguments):
@@ -169,9 +155,9 @@ def half(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(building.Writer, "put", limited)
     with pytest.raises(StoppedError):
-        tc.gallery.upgrade(place / "cut", place / "new", "reembed")
+        tc.gallery.upgrade(gallery_copy / "cut", gallery_copy / "new", "reembed")
     monkeypatch.setattr(building.Writer, "put", put)
-    return place
+    return gallery_copy
 
 
 def test_a_mixture_is_searched_with_both_models(half: Path) -> None:
@@ -239,49 +225,50 @@ def test_a_half_upgraded_gallery_goes_on(half: Path, fresh: dict[str, np.ndarray
 
 
 @pytest.mark.slow
-def test_a_mapped_gallery_can_be_re_embedded(place: Path, fresh: dict[str, np.ndarray]) -> None:
-    tc.gallery.upgrade(place / "gallery", place / "new", "map", sample=COUNT)
-    rows = stored_rows(tc.gallery.upgrade(place / "gallery", place / "new", "reembed"))
+def test_a_mapped_gallery_can_be_re_embedded(gallery_copy: Path, fresh: dict[str, np.ndarray]) -> None:
+    tc.gallery.upgrade(gallery_copy / "gallery", gallery_copy / "new", "map", sample=COUNT)
+    rows = stored_rows(tc.gallery.upgrade(gallery_copy / "gallery", gallery_copy / "new", "reembed"))
     assert all(np.allclose(rows[own], fresh[own], atol=1e-4) for own in fresh)
 
 
-def test_entries_whose_images_are_gone_stay(place: Path) -> None:
+def test_entries_whose_images_are_gone_stay(gallery_copy: Path) -> None:
     for name in ("red/0.png", "blue/3.png"):
-        (place / "photos" / name).unlink()
-    plan = tc.gallery.plan(place / "gallery", place / "new", sample=COUNT, labels="folder")
+        (gallery_copy / "photos" / name).unlink()
+    plan = tc.gallery.plan(gallery_copy / "gallery", gallery_copy / "new", sample=COUNT, labels="folder")
     assert "2 of 60 images" in plan.remarks[0]
-    gallery = tc.gallery.upgrade(place / "gallery", place / "new", "reembed")
+    gallery = tc.gallery.upgrade(gallery_copy / "gallery", gallery_copy / "new", "reembed")
     assert (gallery.report.converted, gallery.report.left, len(gallery)) == (COUNT - 2, 2, COUNT)
     assert gallery.manifest.upgrade is not None
-    assert precision(gallery, place / "photos") > 0.9
+    assert precision(gallery, gallery_copy / "photos") > 0.9
 
 
-def test_without_images_nothing_can_be_measured(place: Path) -> None:
-    shutil.rmtree(place / "photos")
+def test_without_images_nothing_can_be_measured(gallery_copy: Path) -> None:
+    shutil.rmtree(gallery_copy / "photos")
     with pytest.raises(tc.errors.DataError, match="no way can be measured"):
-        tc.gallery.plan(place / "gallery", place / "new", sample=COUNT)
+        tc.gallery.plan(gallery_copy / "gallery", gallery_copy / "new", sample=COUNT)
     with pytest.raises(tc.errors.DataError, match="no way can be measured"):
-        tc.gallery.upgrade(place / "gallery", place / "new", "map", sample=COUNT)
-    assert len(tc.gallery.load(place / "gallery")) == COUNT
+        tc.gallery.upgrade(gallery_copy / "gallery", gallery_copy / "new", "map", sample=COUNT)
+    assert len(tc.gallery.load(gallery_copy / "gallery")) == COUNT
 
 
-def test_bad_settings(place: Path) -> None:
+def test_bad_settings(gallery_copy: Path) -> None:
     with pytest.raises(tc.errors.ConfigError, match="way: expected"):
-        tc.gallery.upgrade(place / "gallery", place / "new", "keep")
+        tc.gallery.upgrade(gallery_copy / "gallery", gallery_copy / "new", "keep")
     with pytest.raises(tc.errors.ConfigError, match="the one that embedded"):
-        tc.gallery.plan(place / "gallery", place / "old")
+        tc.gallery.plan(gallery_copy / "gallery", gallery_copy / "old")
     with pytest.raises(tc.errors.ConfigError, match="sample: expected"):
-        tc.gallery.plan(place / "gallery", place / "new", sample=10)
+        tc.gallery.plan(gallery_copy / "gallery", gallery_copy / "new", sample=10)
     with pytest.raises(tc.errors.DataError, match="expected a class for every id"):
-        tc.gallery.plan(place / "gallery", place / "new", sample=COUNT, labels={"red/0.png": "red"})
+        tc.gallery.plan(gallery_copy / "gallery", gallery_copy / "new", sample=COUNT, labels={"red/0.png": "red"})
     with pytest.raises(tc.errors.ComponentFileError, match="expected a gallery"):
-        tc.gallery.upgrade(place / "photos", place / "new", "map")
-    assert not (place / "photos" / ".lock").exists()
+        tc.gallery.upgrade(gallery_copy / "photos", gallery_copy / "new", "map")
+    assert not (gallery_copy / "photos" / ".lock").exists()
 
 
 @pytest.mark.slow
-def test_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["gallery", "upgrade", str(place / "gallery"), "--to", str(place / "new"), "--sample", str(COUNT)]
+def test_the_command_line(gallery_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gallery, extractor = str(gallery_copy / "gallery"), str(gallery_copy / "new")
+    words = ["gallery", "upgrade", gallery, "--to", extractor, "--sample", str(COUNT)]
     assert main([*words, "--labels", "folder", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_scored"] == COUNT // 2
     assert main([*words, "--apply", "map"]) == 0
@@ -294,34 +281,36 @@ def test_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.slow
 def test_a_re_embedding_that_is_killed_again_and_again_loses_nothing(
-    place: Path, fresh: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+    gallery_copy: Path, fresh: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = place / "gallery"
-    words = ["upgrade", str(target), str(place / "new"), "reembed"]
+    target = gallery_copy / "gallery"
+    words = ["upgrade", str(target), str(gallery_copy / "new"), "reembed"]
     for changes in (1, 2, 4, 3):
         killed_in_the_middle(words, target, changes)
         gallery = tc.gallery.load(target)
         gallery.verify()
         assert sorted(gallery.ids()) == sorted(fresh)
-        assert precision(gallery, place / "photos") > 0.9
-    gallery = tc.gallery.upgrade(target, place / "new", "reembed")
+        assert precision(gallery, gallery_copy / "photos") > 0.9
+    gallery = tc.gallery.upgrade(target, gallery_copy / "new", "reembed")
     rows = stored_rows(gallery)
     assert all(np.allclose(rows[own], fresh[own], atol=1e-4) for own in fresh)
 
 
-def test_a_map_that_ends_before_the_exchange_changes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = stored_rows(tc.gallery.load(place / "gallery"))
+def test_a_map_that_ends_before_the_exchange_changes_nothing(
+    gallery_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stored_rows(tc.gallery.load(gallery_copy / "gallery"))
 
     def stopped(*_arguments):
         raise StoppedError
 
     monkeypatch.setattr(upgrading, "_background", stopped)
     with pytest.raises(StoppedError):
-        tc.gallery.upgrade(place / "gallery", place / "new", "map", sample=COUNT)
-    gallery = tc.gallery.load(place / "gallery")
+        tc.gallery.upgrade(gallery_copy / "gallery", gallery_copy / "new", "map", sample=COUNT)
+    gallery = tc.gallery.load(gallery_copy / "gallery")
     gallery.verify()
     after = stored_rows(gallery)
     assert all(np.array_equal(after[own], before[own]) for own in before)
     monkeypatch.undo()
-    tc.gallery.upgrade(place / "gallery", place / "new", "map", sample=COUNT)
-    assert len(list((place / "gallery" / "shards").glob("*.npy"))) == 1
+    tc.gallery.upgrade(gallery_copy / "gallery", gallery_copy / "new", "map", sample=COUNT)
+    assert len(list((gallery_copy / "gallery" / "shards").glob("*.npy"))) == 1

@@ -143,9 +143,9 @@ class TestTaskHeadSettings:
         ("names", "message"),
         [
             ([], "expected 1 to 1000000 names, got 0"),
-            (["a", ""], "expected text at position 1, got ''"),
-            (["a", " \t"], "expected text at position 1"),
-            (["a", 3], "expected text at position 1, got 3"),
+            (["a", ""], "expected a non-empty string at position 1, got ''"),
+            (["a", " \t"], "expected a non-empty string at position 1"),
+            (["a", 3], "expected a non-empty string at position 1, got 3"),
             (["a", "b", "a"], "expected every name once, got 'a' twice"),
             ("abc", "expected a list of names, got 'abc'"),
             (3, "expected a list of names, got 3"),

@@ -1,6 +1,7 @@
 """The house's own rules: imports go down the floors, packages hold no code of their own, public names are pinned."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("methods.*",),
     ("methods.common_classes", "methods.self_supervised", "methods.initial_weights"),
-    ("methods.simplex", "methods.rotation", "methods.location", "methods.flip", "methods.influence"),
+    ("methods.simplex",),
     ("methods.registry",),
     ("space", "recipes.nodes"),
     ("recipes.values",),
@@ -115,7 +116,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *within("experiments.transfer", "run"),
     ),
     ("experiments",),
-    ("cli.image_options", "cli.model_options", "cli.places", "cli.recipe_options", "cli.run_options"),
+    ("cli.options",),
     ("cli.*",),
     ("cli.main",),
     ("cli",),
@@ -280,6 +281,27 @@ def test_public_names_of_packages_are_pinned(package: str) -> None:
         assert getattr(public, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         public.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_tests_take_public_names_from_where_they_are_public(path: Path) -> None:
+    homes = {ROOT, f"{ROOT}.errors", *(f"{ROOT}.{package}" for package in PUBLIC_PACKAGES)}
+    given = [
+        getattr(importlib.import_module(home), name) for home in homes for name in dir(importlib.import_module(home))
+    ]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and is_under_root(node.module or "") and node.module not in homes:
+            taken = {alias.name: getattr(importlib.import_module(str(node.module)), alias.name) for alias in node.names}
+            public = [name for name, one in taken.items() if callable(one) and any(one is other for other in given)]
+            assert not public, f"take {public} from where it is public, not from {node.module}"
+
+
+def test_the_script_that_measures_the_house_finds_the_public_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PACKAGE.parent / "scripts"))
+    found = [node.name for node in importlib.import_module("measure_house").PublicNames(PACKAGE).definitions()]
+    own = [name for name in PUBLIC_NAMES if callable(getattr(tc, name))]
+    errors = [name for name in dir(tc.errors) if name.endswith("Error")]
+    assert sorted(found) == sorted([*own, *errors, *(name for names in PUBLIC_PACKAGES.values() for name in names)])
 
 
 @pytest.mark.parametrize("name", ["ConfigError", "load_digits", "retrieve"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hub_parts import CLASSES, Parts, images, make_parts, run_python
+from hub_parts import CLASSES, TOKEN, Parts, images, make_parts, run_python
 from hub_server import LoopbackHub
 from safetensors.torch import load_file
 from torch import nn
@@ -15,20 +15,7 @@ from torch import nn
 import timm_compat as tc
 from timm_compat.cli import main
 
-TOKEN = "hf_alicesecret"
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return make_parts()
-
-
-@pytest.fixture(autouse=True)
-def alice(hub: LoopbackHub, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> str:
-    for part in (parts.space, parts.extractor, parts.head):
-        part.facts, part.source = tc.Facts(), None
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    return hub.user(TOKEN, "alice", "lab")
+pytestmark = pytest.mark.usefixtures("alice")
 
 
 def sent(hub: LoopbackHub) -> list[str]:

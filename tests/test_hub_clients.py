@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_parts import Parts, images, make_parts, run_python
+from hub_parts import TOKEN, Parts, images, run_python
 from hub_server import LoopbackHub
 
 import timm_compat as tc
 
 pytestmark = pytest.mark.slow
 
-TOKEN = "hf_alicesecret"
 JAVASCRIPT = """
 import { createRepo, uploadFiles, downloadFile, listFiles, listModels, modelInfo, whoAmI, pathsInfo, fileExists,
          deleteRepo } from "@huggingface/hub";
@@ -52,11 +51,6 @@ try {
 }
 console.log(JSON.stringify(answer));
 """
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return make_parts()
 
 
 @pytest.fixture

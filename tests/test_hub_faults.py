@@ -20,19 +20,13 @@ from typing import Any
 
 import pytest
 import torch
-from hub_parts import CLASSES, Parts, make_parts, run_python
+from hub_parts import CLASSES, TOKEN, Parts, make_parts, run_python
 from hub_server import LoopbackHub
 from safetensors.torch import load, save
 
 import timm_compat as tc
 
-TOKEN = "hf_alicesecret"
 WEIGHTS = "GET .*resolve.*safetensors"
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return make_parts()
 
 
 PUSHED: dict[str, Any] = {}  # what the Hub held after the one real push

@@ -6,19 +6,12 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from hub_parts import CLASSES, Parts, make_parts
+from hub_parts import CLASSES, TOKEN, Parts
 from hub_server import LoopbackHub
 from huggingface_hub import constants
 
 import timm_compat as tc
 from timm_compat.storage import hub_calls
-
-TOKEN = "hf_alicesecret"
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return make_parts()
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_parts import CLASSES, Parts, make_parts
+from hub_parts import CLASSES, TOKEN, Parts, make_parts
 from hub_server import REAL_PAGE, LoopbackHub
 
 import timm_compat as tc
 from timm_compat.cli import main
 
-TOKEN = "hf_alicesecret"
 REQUESTS = 20  # of a cold search
 
 

@@ -11,19 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from hub_parts import CLASSES, D, Parts, images, make_parts
+from hub_parts import CLASSES, TOKEN, D, Parts, images, make_parts
 from hub_server import LoopbackHub
 from PIL import Image
 
 import timm_compat as tc
 from timm_compat.cli import main
-
-TOKEN = "hf_alicesecret"
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return make_parts()
 
 
 @pytest.fixture

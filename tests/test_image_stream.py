@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data import ImageDataset, load_dataset
 from timm_compat.data.raw_batches import raw_batches
-from timm_compat.data.sources import load_dataset
 from timm_compat.data.streams import ImageStream
 from timm_compat.data.transforms import evaluation_transform, training_transform
 
@@ -128,7 +127,7 @@ class TestImageDataset:
             (torch.tensor([0, 12]), torch.zeros(2, dtype=torch.int64), "0 to 11, got 12"),
             (torch.tensor([0.0]), torch.zeros(1, dtype=torch.int64), "int64"),
             (torch.tensor([0]), torch.tensor([2]), "0 to 1, got 2"),
-            (torch.tensor([0]), torch.tensor([0, 1]), "one an image"),
+            (torch.tensor([0]), torch.tensor([0, 1]), "one per image"),
         ],
     )
     def test_refuses_what_does_not_fit(self, folder: Path, indices, labels, message: str) -> None:
@@ -259,7 +258,7 @@ class TestImageStream:
     def test_refuses_what_it_cannot_serve(self, folder: Path) -> None:
         with pytest.raises(tc.errors.DataError, match="empty"):
             stream(load(folder).subset([]))
-        with pytest.raises(tc.errors.ConfigError, match="at least one image a process"):
+        with pytest.raises(tc.errors.ConfigError, match="at least one image per process"):
             stream(load(folder), 1, process=(0, 2))
         with pytest.raises(tc.errors.ConfigError, match="workers"):
             stream(load(folder), workers=-1)

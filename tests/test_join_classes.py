@@ -1,5 +1,7 @@
 """Joining through the classes in common: a pair of timm's test models, trained here on real digits."""
 
+import warnings
+
 import pytest
 import timm
 import torch
@@ -91,6 +93,19 @@ def test_images_of_any_kind_and_classes_together_do_as_well(pair, parts, parity_
     assert list(report.agreements) == ["the head over 0, 1 and 8 more", "the head over even, odd"]
     assert accuracy(joined, head, test.labels) > accuracy(without, head, test.labels) - 0.02
     assert accuracy(joined, parity_head, test.labels % 2) > accuracy(without, parity_head, test.labels % 2) - 0.02
+
+
+def test_images_unlike_the_references_mislead_only_without_classes_in_common(pair, parts) -> None:
+    reference, _ = parts
+    sixes = tc.data.load_digits("train").of_classes(["6"]).images[:120]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        report = tc.join(reference.space, pair[1], sixes, reference=reference, img_size=32).fit_report
+    with pytest.warns(UserWarning, match="images unlike those that the reference learned from"):
+        alone = tc.join(reference.space, pair[1], sixes, reference=reference, classes=False, img_size=32).fit_report
+    assert report.shift == pytest.approx(alone.shift)
+    assert "nearer" in alone.advice
+    assert "nearer" not in report.advice
 
 
 def test_classes_are_matched_by_name_not_by_place(pair, parts) -> None:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import timm_compat as tc
+from timm_compat.data import load_dataset
 from timm_compat.data.listing import is_divided, list_images, readable_extensions
-from timm_compat.data.sources import load_dataset
 from timm_compat.experiments.predict import image_files
 
 

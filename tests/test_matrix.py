@@ -207,7 +207,7 @@ class TestMatrix:
             tc.recombination_matrix({}, {"a": head}, dataset)
         broken = reading_head(space, ["x", "y", "z"], [0, 1, 2])
         broken.classifier = torch.nn.Linear(3, 2)
-        with pytest.raises(tc.errors.ConfigError, match="one logit a class, 3, got 2"):
+        with pytest.raises(tc.errors.ConfigError, match="one logit per class, 3, got 2"):
             tc.recombination_matrix({"a": extractor}, {"a": broken}, dataset)
 
     def test_markdown_json_and_picture(self, tmp_path) -> None:

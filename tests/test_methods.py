@@ -10,21 +10,25 @@ from pytorch_metric_learning.losses import NTXentLoss
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
+import timm_compat as tc
 from timm_compat.errors import DataError, ImageError
 from timm_compat.evaluation.scores import linear_cka
 from timm_compat.methods.alignment import contrastive_losses, l2_losses
 from timm_compat.methods.common_classes import common_class_losses, vocabulary_positions
-from timm_compat.methods.flip import turn_over
-from timm_compat.methods.focal_distillation import focal_distillation_losses
-from timm_compat.methods.influence import extend_classifier, influence_losses
 from timm_compat.methods.initial_weights import same_start, start_name
-from timm_compat.methods.location import enlarge_quadrants
-from timm_compat.methods.method import Asked, Seen
 from timm_compat.methods.registry import self_supervised_tasks
 from timm_compat.methods.ridge import LAMBDAS, Moments, fit_ridge, solve
-from timm_compat.methods.rotation import ROTATION, rotate
-from timm_compat.methods.self_supervised import draw_answers, every_view, view_numbers
+from timm_compat.methods.self_supervised import (
+    ROTATION,
+    draw_answers,
+    enlarge_quadrants,
+    every_view,
+    rotate,
+    turn_over,
+    view_numbers,
+)
 from timm_compat.methods.simplex import simplex_vertices
+from timm_compat.training.old_head import extend_classifier, focal_distillation_losses, influence_losses
 
 TASKS = {task.name: task for task in self_supervised_tasks()}
 
@@ -66,7 +70,7 @@ class TestRotation:
     def test_loss_is_the_negative_log_probability(self) -> None:
         logits, turns = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
         slow = [slow_cross_entropy(row, turn) for row, turn in zip(logits, turns.tolist(), strict=True)]
-        seen = Seen(torch.zeros(6, 2), 6, asked={"rotation": Asked(logits, turns, 6)})
+        seen = tc.Seen(torch.zeros(6, 2), 6, asked={"rotation": tc.Asked(logits, turns, 6)})
         each, count = ROTATION.losses(torch.nn.Identity(), seen)
         assert (each.tolist(), count) == (pytest.approx(slow, rel=1e-5), 6)
 

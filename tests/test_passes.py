@@ -135,7 +135,7 @@ def test_a_batch_that_does_not_fit_is_halved(extractors, pixels, monkeypatch, ca
         found = list(passes([extractors[0]], pixels, options=RunOptions(batch_size=8)))
     assert seen == [8, 4, 2, 2, 2, 2, 2, 1]
     assert [record.getMessage() for record in caplog.records] == [
-        "cpu: memory does not hold 8 images at a time; going on with 2"
+        "cpu: 8 images at a time do not fit into memory; continuing with 2"
     ]
     together = torch.cat([passed.outputs[0] for passed in found])
     monkeypatch.undo()

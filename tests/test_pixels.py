@@ -11,9 +11,9 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 
 import timm_compat as tc
+from timm_compat.data import load_dataset
 from timm_compat.data.augmentation import Augmenter, draw
 from timm_compat.data.raw_batches import raw_batches
-from timm_compat.data.sources import load_dataset
 from timm_compat.data.streams import BatchStream, ImageStream
 from timm_compat.data.transforms import evaluation_transform, training_transform
 from timm_compat.experiments.predict import open_classifier, predict

@@ -118,7 +118,7 @@ def test_names_are_shortened_and_are_no_formulas() -> None:
         (lambda: plots.bars({}), "values by name"),
         (lambda: plots.lines([1, 2], {"s": [1]}), "2 values of 's', got 1"),
         (lambda: plots.lines([], {}), "at least one series"),
-        (lambda: plots.training_curves([]), "one record an epoch"),
+        (lambda: plots.training_curves([]), "one record per epoch"),
         (lambda: plots.training_curves(HISTORY, ["b/task"]), "b/task, got epoch"),
         (lambda: principal_plane(torch.zeros(5, 3), torch.zeros(5, 4)), "two of one shape"),
     ],

@@ -23,20 +23,8 @@ from hub_store import Repo
 import timm_compat as tc
 from timm_compat.cli import main
 
-TOKEN = "hf_alicesecret"
+pytestmark = pytest.mark.usefixtures("alice")
 WEBSITE_CARD = "---\nlicense: mit\n---\n"
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return make_parts()
-
-
-@pytest.fixture(autouse=True)
-def alice(hub: LoopbackHub, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in (parts.space, parts.extractor, parts.head):
-        part.facts, part.source = tc.Facts(), None
-    monkeypatch.setenv("HF_TOKEN", hub.user(TOKEN, "alice", "lab"))
 
 
 def repository(hub: LoopbackHub, repo_id: str, **files: bytes) -> None:

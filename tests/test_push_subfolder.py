@@ -8,27 +8,15 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hub_parts import CLASSES, Parts, images, make_parts
+from hub_parts import CLASSES, Parts, images
 from hub_server import LoopbackHub
 from hub_store import Repo
 
 import timm_compat as tc
 from timm_compat.cli import main
 
-TOKEN = "hf_alicesecret"
+pytestmark = pytest.mark.usefixtures("alice")
 REPO = "lab/birds"
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return make_parts()
-
-
-@pytest.fixture(autouse=True)
-def alice(hub: LoopbackHub, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in (parts.space, parts.extractor, parts.head):
-        part.facts, part.source = tc.Facts(), None
-    monkeypatch.setenv("HF_TOKEN", hub.user(TOKEN, "alice", "lab"))
 
 
 def under(hub: LoopbackHub, folder: str) -> dict[str, bytes]:

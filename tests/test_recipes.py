@@ -12,16 +12,17 @@ import jsonschema
 import pytest
 import yaml
 
-from timm_compat.cli.main import main
-from timm_compat.cli.recipe_options import kind_of
-from timm_compat.config import TrainConfig
+import timm_compat as tc
+from timm_compat.cli import main
+from timm_compat.cli.recipes import kind_of
 from timm_compat.errors import ConfigError
-from timm_compat.models.extractor import TRAINABLE, create_extractor
+from timm_compat.experiments import Recipe, read_recipe
+from timm_compat.models.extractor import TRAINABLE
 from timm_compat.recipes import reader, schema
 from timm_compat.recipes.nodes import MAX_BYTES, NULL, compose
-from timm_compat.recipes.reader import read_recipe, recipe_from_text
+from timm_compat.recipes.reader import recipe_from_text
 from timm_compat.recipes.reference import json_schema, markdown
-from timm_compat.recipes.schema import DataRecipe, HeadRecipe, MemberRecipe, Recipe, ReferenceRecipe, SpaceRecipe
+from timm_compat.recipes.schema import DataRecipe, HeadRecipe, MemberRecipe, ReferenceRecipe, SpaceRecipe
 from timm_compat.recipes.values import OWN_KEYS, Scalar, plain_scalar
 from timm_compat.recipes.writer import recipe_to_text
 
@@ -78,7 +79,7 @@ FULL = Recipe(
         ),
         MemberRecipe("b", "test_vit", DIGITS, labelled=False, img_size=160),
     ),
-    training=TrainConfig(
+    training=tc.TrainConfig(
         alignment="contrastive",
         influence_weight=0.5,
         lr=1e-7,
@@ -95,7 +96,7 @@ FULL = Recipe(
 def refusal(text: str, overrides: Sequence[str] = ()) -> str:
     """What reading the text is refused with: one line."""
     with pytest.raises(ConfigError) as caught:
-        recipe_from_text(text, "r.yaml", overrides)
+        recipe_from_text(Recipe, text, "r.yaml", overrides)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     return message
@@ -106,13 +107,17 @@ def refusal(text: str, overrides: Sequence[str] = ()) -> str:
 
 def test_a_small_recipe_and_its_defaults() -> None:
     b = MemberRecipe("b", "test_vit", replace(DIGITS, part="2/2"))
-    assert recipe_from_text(SMALL) == Recipe(SpaceRecipe(64), (A, b), TrainConfig(epochs=3))
+    assert recipe_from_text(Recipe, SMALL) == Recipe(SpaceRecipe(64), (A, b), tc.TrainConfig(epochs=3))
 
 
 def test_a_file_is_read_with_or_without_a_byte_order_mark(tmp_path: Path) -> None:
     for encoding in ("utf-8", "utf-8-sig"):
         (tmp_path / "r.yaml").write_text(SMALL, encoding=encoding)
-        assert read_recipe(tmp_path / "r.yaml") == read_recipe(str(tmp_path / "r.yaml")) == recipe_from_text(SMALL)
+        assert (
+            read_recipe(Recipe, tmp_path / "r.yaml")
+            == read_recipe(Recipe, str(tmp_path / "r.yaml"))
+            == recipe_from_text(Recipe, SMALL)
+        )
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def test_a_file_is_read_with_or_without_a_byte_order_mark(tmp_path: Path) -> Non
 def test_a_value_becomes_what_its_field_asks_for(value: str, expected: Any) -> None:
     if expected is ...:
         expected = {"a": 1, "b": 0.001, "c": ["x", "1", None], "d": False, "e": "2026-01-01"}
-    training = recipe_from_text(SMALL, overrides=[f"training.{value}"]).training
+    training = recipe_from_text(Recipe, SMALL, overrides=[f"training.{value}"]).training
     found = getattr(training, value.partition("=")[0])
     assert found == expected
     assert type(found) is type(expected)
@@ -150,7 +155,7 @@ def test_a_value_becomes_what_its_field_asks_for(value: str, expected: Any) -> N
 
 def test_an_alias_stands_for_its_anchor() -> None:
     text = SMALL.replace("{dataset: digits}", "&images {dataset: digits, limit: 5}") + "pool: *images\n"
-    recipe = recipe_from_text(text, overrides=["training.alignment=l2"])
+    recipe = recipe_from_text(Recipe, text, overrides=["training.alignment=l2"])
     assert recipe.pool == recipe.members[0].data == DataRecipe("digits", limit=5)
 
 
@@ -159,10 +164,10 @@ def test_a_ready_recipe(path: Path) -> None:
     first, text = path.read_text(encoding="utf-8").split("\n", 1)
     assert first.startswith("# ")
     assert first.endswith(f": timm-compat train scripts/recipes/{path.name}")
-    recipe = read_recipe(path)
+    recipe = read_recipe(Recipe, path)
     assert recipe.training.output_dir == f"runs/{path.stem}"
     assert all(member.test for member in recipe.members)
-    assert recipe_from_text(recipe_to_text(recipe)) == recipe
+    assert recipe_from_text(Recipe, recipe_to_text(recipe)) == recipe
     assert "\t" not in text
 
 
@@ -172,7 +177,7 @@ def test_ready_recipes_are_all_there() -> None:
 
 def test_the_commented_reference_of_digits_add_reads_too() -> None:
     text = next(path for path in READY if path.stem == "digits_add").read_text(encoding="utf-8")
-    recipe = recipe_from_text(text.replace("# reference:", "reference:"), overrides=["training.alignment=l2"])
+    recipe = recipe_from_text(Recipe, text.replace("# reference:", "reference:"), overrides=["training.alignment=l2"])
     assert recipe.reference == ReferenceRecipe("runs/digits/extractor-a", "runs/digits/head-a")
 
 
@@ -366,7 +371,7 @@ training: {epochs: 0, batch_size: -1, compile: 7}
 evaluat: true
 """
     with pytest.raises(ConfigError) as caught:
-        recipe_from_text(text, "r.yaml", ["training.clip_grad=x"])
+        recipe_from_text(Recipe, text, "r.yaml", ["training.clip_grad=x"])
     assert str(caught.value).splitlines() == [
         "r.yaml:1: space.methods: expected every key once, got it a second time (first: r.yaml:1)",
         "r.yaml:1: space.level: expected plain YAML, got the tag '!mine'; drop it",
@@ -388,7 +393,9 @@ evaluat: true
 
 def test_contradictions_and_limits_are_told_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        recipe_from_text(SMALL + "  batch_size: 0\n  alignment: x\n  best_metric: y\npool: {dataset: npz}\n", "r.yaml")
+        recipe_from_text(
+            Recipe, SMALL + "  batch_size: 0\n  alignment: x\n  best_metric: y\npool: {dataset: npz}\n", "r.yaml"
+        )
     assert [line.partition(": expected")[0] for line in str(caught.value).splitlines()] == [
         "r.yaml:14: training.batch_size",
         "r.yaml:15: training.alignment",
@@ -399,13 +406,13 @@ def test_contradictions_and_limits_are_told_together() -> None:
 def test_many_mistakes_are_counted() -> None:
     unknown = "".join(f"key{number}: 1\n" for number in range(30))
     with pytest.raises(ConfigError, match=r"key19: unknown key.*\n\.\.\. and 10 more mistakes$"):
-        recipe_from_text(SMALL + unknown)
+        recipe_from_text(Recipe, SMALL + unknown)
 
 
 @pytest.mark.parametrize("text", ["&a [*a]", "&a {space: *a, members: *a}"])
 def test_an_alias_within_itself(text: str) -> None:
     with pytest.raises(ConfigError, match="expected an alias of something else than what it stands in"):
-        recipe_from_text(text)
+        recipe_from_text(Recipe, text)
 
 
 def test_aliases_do_not_multiply_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,12 +434,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(ConfigError, match=re.escape(expected)):
-            read_recipe(file)
+            read_recipe(Recipe, file)
     for path in (tmp_path, tmp_path / "r.yaml" / "x", "a\0b"):
         with pytest.raises(ConfigError, match="cannot be read"):
-            read_recipe(path)
+            read_recipe(Recipe, path)
     with pytest.raises(ConfigError, match=f"at most {MAX_BYTES} bytes"):
-        recipe_from_text("#" * (MAX_BYTES + 1))
+        recipe_from_text(Recipe, "#" * (MAX_BYTES + 1))
 
 
 # Overrides
@@ -444,7 +451,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("training.epochs=5", lambda recipe: recipe.training.epochs, 5),
         (" training.epochs =5", lambda recipe: recipe.training.epochs, 5),
         ("training.opt=sgd", lambda recipe: recipe.training.opt, "sgd"),
-        ("training={epochs: 9, seed: 1}", lambda recipe: recipe.training, TrainConfig(epochs=9, seed=1)),
+        ("training={epochs: 9, seed: 1}", lambda recipe: recipe.training, tc.TrainConfig(epochs=9, seed=1)),
         ("members.a.backbone=resnet18", lambda recipe: recipe.members[0].backbone, "resnet18"),
         ("members.1.backbone=resnet18", lambda recipe: recipe.members[1].backbone, "resnet18"),
         ("members.b.name=c", lambda recipe: recipe.members[1].name, "c"),
@@ -460,29 +467,34 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ],
 )
 def test_an_override(override: str, where: Any, expected: Any) -> None:
-    assert where(recipe_from_text(SMALL, overrides=[override])) == expected
+    assert where(recipe_from_text(Recipe, SMALL, overrides=[override])) == expected
 
 
 def test_overrides_build_on_each_other_and_the_last_one_wins() -> None:
     overrides = ["training.alignment=l2", "reference.extractor=x", "reference.head=y", "reference.extractor=z"]
-    assert recipe_from_text(SMALL, overrides=overrides).reference == ReferenceRecipe("z", "y")
-    assert recipe_from_text(SMALL + "reference: null\n", overrides=overrides).reference == ReferenceRecipe("z", "y")
+    assert recipe_from_text(Recipe, SMALL, overrides=overrides).reference == ReferenceRecipe("z", "y")
+    assert recipe_from_text(Recipe, SMALL + "reference: null\n", overrides=overrides).reference == ReferenceRecipe(
+        "z", "y"
+    )
 
 
 def test_overrides_alone_make_a_recipe() -> None:
     overrides = ["space.feature_dim=8", "members=[{name: a, backbone: test_resnet, data: {dataset: digits}}]"]
-    assert recipe_from_text("", overrides=overrides) == Recipe(SpaceRecipe(8), (A,))
+    assert recipe_from_text(Recipe, "", overrides=overrides) == Recipe(SpaceRecipe(8), (A,))
 
 
 def test_an_override_can_mend_a_mistake_in_the_file() -> None:
     assert (
-        recipe_from_text(SMALL.replace("epochs: 3", "epochs: x"), overrides=["training.epochs=3"]).training.epochs == 3
+        recipe_from_text(
+            Recipe, SMALL.replace("epochs: 3", "epochs: x"), overrides=["training.epochs=3"]
+        ).training.epochs
+        == 3
     )
 
 
 def test_an_override_of_an_alias_changes_one_place_only() -> None:
     text = SMALL.replace("{dataset: digits}", "&d {dataset: digits}") + "pool: *d\n"
-    recipe = recipe_from_text(text, overrides=["training.alignment=l2", "pool.limit=3"])
+    recipe = recipe_from_text(Recipe, text, overrides=["training.alignment=l2", "pool.limit=3"])
     assert recipe.members[0].data == DIGITS
     assert recipe.pool == DataRecipe("digits", limit=3)
 
@@ -522,11 +534,11 @@ def test_a_text_is_no_mapping_for_overrides() -> None:
 # Writing
 
 
-@pytest.mark.parametrize("recipe", [FULL, Recipe(SpaceRecipe(folder="x"), (A,)), recipe_from_text(SMALL)])
+@pytest.mark.parametrize("recipe", [FULL, Recipe(SpaceRecipe(folder="x"), (A,)), recipe_from_text(Recipe, SMALL)])
 def test_round_trip(recipe: Recipe) -> None:
     text = recipe_to_text(recipe)
-    assert recipe_from_text(text) == recipe
-    assert recipe_to_text(recipe_from_text(text)) == text
+    assert recipe_from_text(Recipe, text) == recipe
+    assert recipe_to_text(recipe_from_text(Recipe, text)) == text
 
 
 def test_what_is_written_is_complete_and_plain() -> None:
@@ -541,10 +553,10 @@ def test_what_is_written_is_complete_and_plain() -> None:
 
 
 def test_paths_are_kept_as_texts() -> None:
-    training = TrainConfig(output_dir=Path("runs") / "x", opt_kwargs={"betas": (0.9, 0.95)})
+    training = tc.TrainConfig(output_dir=Path("runs") / "x", opt_kwargs={"betas": (0.9, 0.95)})
     recipe = Recipe(SpaceRecipe(), (replace(A, img_size=[8, 8], arguments={"x": (1, 2)}),), training)  # type: ignore[arg-type]
     assert recipe.training.output_dir == str(Path("runs/x"))
-    assert recipe_from_text(recipe_to_text(recipe)) == recipe
+    assert recipe_from_text(Recipe, recipe_to_text(recipe)) == recipe
 
 
 AWKWARD = (
@@ -616,7 +628,7 @@ def test_awkward_names_survive() -> None:
         "null", "no", DataRecipe("1e3", "~", classes=names), arguments={**arguments, "no": list(names)}
     )
     recipe = Recipe(SpaceRecipe(class_names=names), (member,))
-    assert recipe_from_text(recipe_to_text(recipe)) == recipe
+    assert recipe_from_text(Recipe, recipe_to_text(recipe)) == recipe
 
 
 # The schema itself
@@ -624,7 +636,7 @@ def test_awkward_names_survive() -> None:
 
 def test_names_that_other_floors_own() -> None:
     assert schema.TRAINABLE == TRAINABLE
-    keywords = create_extractor.__annotations__.keys() - {"return", "timm_kwargs"}
+    keywords = tc.create_extractor.__annotations__.keys() - {"return", "timm_kwargs"}
     assert set(OWN_KEYS) == keywords
 
 
@@ -719,7 +731,7 @@ def test_a_reference_names_type_default_and_meaning() -> None:
     assert text.startswith("## Recipe\n\nA whole training run.")
     assert "| `members` | list of [MemberRecipe](#memberrecipe) | required | the networks, at least one. |" in text
     assert '| `level` | `"pooled"` or `"map"` | `"pooled"` | "pooled" or "map". |' in text
-    assert "| `limit` | integer or null | `null` | largest number of images. |" in text
+    assert "| `limit` | integer or null | `null` | maximum number of images. |" in text
     assert "\n## TrainConfig\n" in text
 
 

@@ -8,7 +8,7 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
 
 import timm_compat as tc
-from timm_compat.evaluation.retrieval import retrieve
+from timm_compat.evaluation import retrieve
 
 LINE = torch.tensor([[0.0], [1.0], [2.5], [4.5]])
 

@@ -60,7 +60,7 @@ class TestMatrixScores:
 
     @pytest.mark.parametrize("score", [scores.average_compatibility, scores.average_accuracy])
     def test_sequences_are_square(self, score) -> None:
-        with pytest.raises(tc.errors.DataError, match=r"one row and one column a model, got shape \(2, 3\)"):
+        with pytest.raises(tc.errors.DataError, match=r"one row and one column per model, got shape \(2, 3\)"):
             score(MATRIX[:2])
 
 

@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 
 import timm_compat as tc
-from timm_compat.data.image_dataset import ImageDataset
+from timm_compat.data import ImageDataset, load_dataset
 from timm_compat.data.map_style import adopt
-from timm_compat.data.sources import load_dataset
 
 
 def write_png(path: Path, value: int, size: tuple[int, int] = (6, 5)) -> None:
@@ -69,7 +68,7 @@ class TestFolder:
             load_dataset("folder", tmp_path / "nowhere")
         with pytest.raises(tc.errors.DataError, match="got a file"):
             load_dataset("folder", folder / "ant" / "0.png")
-        with pytest.raises(tc.errors.DataError, match="one folder of images a class"):
+        with pytest.raises(tc.errors.DataError, match="one folder of images per class"):
             load_dataset("folder", folder / "ant")
         (folder / "dog").mkdir()
         with pytest.raises(tc.errors.DataError, match=r"every class folder.* dog"):
@@ -132,7 +131,7 @@ class TestNpz:
         ("arrays", "message"),
         [
             ({"images": np.zeros((2, 4, 4)), "labels": np.zeros(2, int)}, "uint8, got .2, 4, 4. of float64"),
-            ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "one label an image"),
+            ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, "one label per image"),
             ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0.0, 1.0])}, "integers"),
             ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, -1])}, "integers from 0"),
             ({"images": np.zeros((0, 4, 4), np.uint8), "labels": np.zeros(0, int)}, "at least one image"),
@@ -260,9 +259,9 @@ class TestAdopt:
         assert adopt(self.Source(_samples=[("a.png", n) for n in range(4)])).labels.tolist() == [0, 1, 2, 3]
 
     def test_without_labels(self) -> None:
-        with pytest.raises(tc.errors.DataError, match="one folder a class"):
+        with pytest.raises(tc.errors.DataError, match="one folder per class"):
             adopt(self.Source())
-        with pytest.raises(tc.errors.DataError, match="one label an image"):
+        with pytest.raises(tc.errors.DataError, match="one label per image"):
             adopt(self.Source(targets=[None] * 4))
 
 

@@ -1,6 +1,6 @@
-"""timm-compat: any timm backbone as a compatible feature extractor; extractors and heads join without fine-tuning.
+"""timm-compat: any timm backbone as a compatible feature extractor, which works with heads that were trained elsewhere.
 
-What most programs need stands here. ``tc.data`` holds data sets, ``tc.evaluation`` further scores, ``tc.experiments``
+What most programs need is here. ``tc.data`` holds data sets, ``tc.evaluation`` further scores, ``tc.experiments``
 the runs that recipes describe, ``tc.gallery`` stored embeddings, ``tc.errors`` every error. Modules behind these are
 private.
 """

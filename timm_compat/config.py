@@ -59,21 +59,21 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Settings):
-    """How weights are changed.
+    """The optimiser and its schedule.
 
     Attributes:
         opt: timm's name of an optimiser.
         opt_kwargs: further keywords of ``timm.optim.create_optimizer_v2``.
-        lr: highest learning rate.
-        sched: timm's name of a schedule that follows the step: "cosine", "tanh", "step", "poly" ...; "none".
+        lr: peak learning rate.
+        sched: timm's name of a schedule that is updated every step: "cosine", "tanh", "step", "poly" ...; "none".
         sched_kwargs: further keywords of ``timm.scheduler.create_scheduler_v2``, such as ``min_lr``.
-        warmup_epochs: epochs, or a part of one, in which the learning rate rises linearly; 5 % of all if None.
+        warmup_epochs: epochs in which the learning rate rises linearly, a fraction too; 5 % of all if None.
         weight_decay: of extractors and auxiliary heads.
-        head_weight_decay: of task heads' weights. Large on purpose: it removes what a private head learns from
-            directions that no shared part pins down. It is meant as AdamW's, apart from the gradient; an optimiser
-            that adds the decay to the gradient ("sgd", "adam") gets a tenth of it, which is as strong.
-        clip_grad: largest norm of the gradient; no limit if None or 0.
-        grad_accum_steps: parts in which a step's batch goes through the networks, to save memory.
+        head_weight_decay: of task heads' weights. Large on purpose: it removes what a task head learns from
+            directions that no shared part determines. It is meant for AdamW, whose decay is decoupled from the
+            gradient; an optimiser that adds the decay to the gradient ("sgd", "adam") gets a tenth, which is as strong.
+        clip_grad: maximum norm of the gradient; no limit if None or 0.
+        grad_accum_steps: number of passes into which a step's batch is divided, to save memory.
         model_ema_decay: of an exponential moving average of all weights, which then are the result; none if None.
     """
 
@@ -92,22 +92,22 @@ class OptimizerConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig(Settings):
-    """What is learned beside the task, and how much it counts.
+    """The losses beside that of the tasks, and their weights.
 
     Attributes:
-        common_classes_weight: factor of the common-classes (or simplex) loss.
-        self_supervised_weight: factor of the loss of each self-supervised task of the space: rotation, location, flip.
-        self_supervised_fraction: share of each batch that is also seen changed, drawn anew for each such task.
-        self_supervised_all: whether these images are seen under all answers of a task, as in the paper (all
-            four rotations), or under a random one.
-        alignment: "l2" or "contrastive" pulls features of one image in two networks together; "none". The negatives of
-            the contrastive one are the other aligned images of the same pass: they span neither processes nor the
-            parts of ``grad_accum_steps``, and fewer of them align less.
-        alignment_weight: factor of the alignment loss. Large ones cost accuracy on the own task.
+        common_classes_weight: weight of the common-classes (or simplex) loss.
+        self_supervised_weight: weight of the loss of each self-supervised task of the space: rotation, location, flip.
+        self_supervised_fraction: share of each batch that is also seen changed, drawn separately for each task.
+        self_supervised_all: whether these images are changed by all answers of a task, as in the paper (all
+            four rotations), or by a random one.
+        alignment: "l2" or "contrastive" pulls the features that two networks give one image together; or "none". The
+            negatives of the contrastive one are the other aligned images of the same pass: they span neither processes
+            nor the parts of ``grad_accum_steps``, and fewer of them align less.
+        alignment_weight: weight of the alignment loss. Large ones cost accuracy on the own task.
         alignment_fraction: share of each batch that is aligned.
         alignment_temperature: of the contrastive alignment.
-        influence_weight: factor of the backward-compatible loss under the reference's head.
-        distillation_weight: factor of the focal distillation from reference and its head.
+        influence_weight: weight of the backward-compatible loss under the reference's head.
+        distillation_weight: weight of the focal distillation from reference and its head.
     """
 
     common_classes_weight: float = _limits(1.0, ge=0)
@@ -129,15 +129,15 @@ class LossConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig(Settings):
-    """How training images are changed at random, in memory and from files alike.
+    """Random changes of training images, the same for images in memory and from files.
 
     Attributes:
-        random_crop: pixels by which an image, as it is stored, is shifted in each direction; black comes in.
+        random_crop: maximum shift of a stored image in each direction, in pixels; the border is filled with black.
         hflip: probability that an image is mirrored.
-        scale: least and most share of an image's area in a random part of it, which is then resized, such as
+        scale: minimum and maximum share of the image's area of a random crop, which is then resized, such as
             (0.08, 1); if None, training images are resized and cropped as for evaluation.
-        ratio: least and most width / height of that part.
-        color_jitter: largest random change of brightness, contrast and saturation, as a share.
+        ratio: minimum and maximum aspect ratio (width / height) of that crop.
+        color_jitter: maximum random change of brightness, contrast and saturation, as a share.
     """
 
     random_crop: int = _limits(0, ge=0)
@@ -166,23 +166,23 @@ class AugmentationConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Settings):
-    """How long a training runs, on what, and what it leaves.
+    """Length, hardware and outputs of a training.
 
     Attributes:
         epochs: passes over the largest member's data set.
         batch_size: batch size per member, over all processes.
         workers: processes that decode image files.
-        cache_features: whether frozen backbones see every image once, without augmentation, where all members are
+        cache_features: whether frozen backbones see every image once, without augmentation, if all members are
             adapters.
         cache_dir: folder that keeps those features for later runs; memory only if None.
         mixed_precision: "no", "fp16" or "bf16".
-        compile: whether extractors are compiled by ``torch.compile``.
-        channels_last: whether images and weights are laid out with channels last.
+        compile: whether to compile extractors with ``torch.compile``.
+        channels_last: whether to use the channels-last memory format.
         seed: of batches, augmentation, self-supervised tasks and dropout.
         output_dir: where checkpoints, log and trained components are written; nowhere if None.
-        checkpoint_steps: steps between checkpoints; once an epoch if None.
-        keep_checkpoints: how many of the newest are kept.
-        best_metric: number of ``validate`` whose best epoch gives the result; the last epoch if None.
+        checkpoint_steps: steps between checkpoints; once per epoch if None.
+        keep_checkpoints: number of newest checkpoints to keep.
+        best_metric: number of ``validate`` that chooses the epoch whose weights are the result; the last epoch if None.
         log_with: names of Accelerate's trackers, such as "tensorboard".
     """
 

@@ -6,20 +6,20 @@
     ├── ConfigError          (ValueError)       a setting, name or argument is wrong
     ├── SpaceMismatchError   (ValueError)       two components live in different spaces
     ├── DraftSpaceError      (RuntimeError)     the space is still a draft, or already final
-    ├── BackboneError        (ValueError)       a timm architecture cannot serve as asked
+    ├── BackboneError        (ValueError)       a timm architecture cannot be used as asked
     ├── ImageError           (ValueError)       images of the wrong rank, channels, size or dtype
     ├── DataError            (ValueError)       a data set or its labels do not fit
     ├── FuseError            (ValueError)       a composed model has no plain timm form
     ├── ExportError          (ValueError)       a model cannot be written as ONNX or PyTorch's export format
     ├── ComponentFileError   (ValueError)       a component's folder is missing, damaged or foreign
     ├── OutputExistsError    (FileExistsError)  the output folder holds something already
-    ├── OutputWriteError     (OSError)          the output cannot be written: no right, no room, no such place
+    ├── OutputWriteError     (OSError)          the output cannot be written: no permission, space or path
     ├── HubError             (OSError)          the Hugging Face Hub refused or failed
     │   ├── HubAccessError      (PermissionError)    no valid token (401), or one without the right (403)
     │   ├── HubConnectionError  (ConnectionError)    no network, offline, or a server that fails
     │   ├── HubNotFoundError    (FileNotFoundError)  no such repository, revision or file
     │   └── HubTimeoutError     (TimeoutError)       no answer within the time limit
-    ├── TrainingError        (RuntimeError)     training cannot go on
+    ├── TrainingError        (RuntimeError)     training cannot continue
     └── MissingExtraError    (ImportError)      an optional package is not installed
 
 A message names what was expected, what came and the way out.
@@ -58,7 +58,7 @@ class DraftSpaceError(CompatError, RuntimeError):
 
 
 class BackboneError(CompatError, ValueError):
-    """A timm architecture is unknown, or cannot serve as asked; the message names the reason and the way out."""
+    """A timm architecture is unknown, or cannot be used as asked; the message names the reason and the way out."""
 
 
 class ImageError(CompatError, ValueError):
@@ -66,7 +66,7 @@ class ImageError(CompatError, ValueError):
 
 
 class DataError(CompatError, ValueError):
-    """A data set or its labels do not fit what was asked of them."""
+    """A data set or its labels do not fit what is asked of them."""
 
 
 class FuseError(CompatError, ValueError):
@@ -86,7 +86,7 @@ class OutputExistsError(CompatError, FileExistsError):
 
 
 class OutputWriteError(CompatError, OSError):
-    """The output cannot be written: a read-only place, a full disk, or one that takes no files."""
+    """The output cannot be written: no permission, a full disk, or no such path."""
 
 
 class HubError(CompatError, OSError):
@@ -110,7 +110,7 @@ class HubTimeoutError(HubError, TimeoutError):
 
 
 class TrainingError(CompatError, RuntimeError):
-    """Training cannot go on; the message names the step and the member."""
+    """Training cannot continue; the message names the step and the member."""
 
 
 class MissingExtraError(CompatError, ImportError):

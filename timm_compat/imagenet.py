@@ -1,4 +1,4 @@
-"""ImageNet's classes as timm knows them: WordNet ids are their names, their words are what people read."""
+"""ImageNet's classes as in timm: WordNet ids are their names, words are shown to people."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""Work shared by several processes: whole batches go round, sums are added up, rows come together in their order."""
+"""Work divided among processes: batch by batch; sums are added up, rows are gathered in their order."""
 
 import os
 from typing import Any
@@ -94,5 +94,5 @@ def _state() -> Any:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # Without a word it would look for accelerators only, and take every process of torchrun on a CPU for the only one.
+    # Otherwise it looks for accelerators only, and takes every process of torchrun on a CPU for the only one.
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())

@@ -1,4 +1,4 @@
-"""Seeds that follow from names, so that the same recipe gives the same numbers in any order of construction."""
+"""Seeds derived from names, so that the same recipe gives the same numbers in any order of construction."""
 
 import hashlib
 from collections.abc import Iterator

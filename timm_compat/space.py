@@ -40,7 +40,7 @@ FINGERPRINT_DIGITS = 16
 
 
 class CompatSpace(Component):
-    """What decides whether an extractor and a head fit: dimension, normalisation, and what pins the coordinates.
+    """What decides whether an extractor and a head fit: dimension, normalisation, and what fixes the coordinates.
 
     A new space is a *draft*: its auxiliary heads may still be trained, its components may be composed in memory but
     not saved. Joint training, or ``finalize()``, freezes it and gives it a fingerprint.
@@ -51,8 +51,8 @@ class CompatSpace(Component):
         methods: what the space shares; the paper's three are "rotation", "common_classes" and
             "initial_weights" (Gygli et al., AAAI 2021, https://arxiv.org/abs/2004.03898), "location" and "flip" are
             further self-supervised tasks (Sun et al. 2019, https://arxiv.org/abs/1909.11825), "simplex" is the fixed
-            classifier of CoReS (Biondi et al., TPAMI 2023, https://arxiv.org/abs/2111.07632); and what
-            ``register_method`` made known.
+            classifier of CoReS (Biondi et al., TPAMI 2023, https://arxiv.org/abs/2111.07632); and those
+            that ``register_method`` added.
         level: "pooled" for features (B, D), "map" for features (B, D, H', W').
         normalization: the interface's last step: "batch" (BatchNorm without affine), "layer" (LayerNorm over D
             without affine) or "none".
@@ -155,7 +155,7 @@ class CompatSpace(Component):
             reference: an extractor's ``digest()``, whose features then define the coordinates.
 
         Raises:
-            DraftSpaceError: already final, or nothing would pin the coordinates.
+            DraftSpaceError: already final, or nothing would fix the coordinates.
             ConfigError: tensors of other names, shapes or with NaN, or a reference that is no digest.
         """
         if self.is_final:
@@ -179,7 +179,7 @@ class CompatSpace(Component):
     def pin_initial_weights(self, architecture: str, digest: str) -> None:
         """Record, or check, the digest of the weights from which every extractor of one architecture starts.
 
-        A final space that has none for the architecture stays as it is: there is no earlier member to start like.
+        A final space without one for the architecture stays as it is: no earlier member has that architecture.
 
         Raises:
             SpaceMismatchError: the space has another digest for that architecture.
@@ -196,7 +196,7 @@ class CompatSpace(Component):
     def definition(self) -> dict[str, Any]:
         """Everything that decides compatibility, as JSON values; the fingerprint is its hash.
 
-        A space that was read keeps the format that it states, and with it its fingerprint.
+        A loaded space keeps the format that it states, and so its fingerprint.
         """
         return {
             "format": self._format,
@@ -281,7 +281,7 @@ class CompatSpace(Component):
             )
 
     def require_form(self, other: "CompatSpace") -> None:
-        """Refuse a space whose features have another form, whatever its coordinates.
+        """Refuse a space whose features have another form; the coordinates may differ.
 
         Raises:
             SpaceMismatchError: another feature dimension, level or normalisation.

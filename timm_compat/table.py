@@ -33,7 +33,7 @@ def spread_table(corner: str, rows: Mapping[str, Mapping[str, Sequence[float]]],
 
     Args:
         corner: heading of the first column.
-        rows: by row and column one value a seed; a column that a row lacks is "n/a".
+        rows: by row and column, one value per seed; a column that a row lacks is "n/a".
         digits: after the point.
     """
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))

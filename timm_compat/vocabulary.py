@@ -1,4 +1,4 @@
-"""Ordered class names: the vocabulary in which tasks find out what they have in common."""
+"""Ordered class names: the vocabulary by which tasks find their classes in common."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +39,7 @@ def check_class_names(names: Iterable[str], least: int = 1) -> tuple[str, ...]:
     result: dict[str, str] = {}
     for position, name in enumerate(given):
         if not isinstance(name, str) or not name.strip():
-            raise ConfigError(f"class_names: expected text at position {position}, got {name!r}")
+            raise ConfigError(f"class_names: expected a non-empty string at position {position}, got {name!r}")
         if not name.isascii():
             _check_unicode(name, position)
         known = result.setdefault(normal_name(name), name)
@@ -57,5 +57,5 @@ def _check_unicode(name: str, position: int) -> None:
         name.encode("utf-8")
     except UnicodeEncodeError:
         raise ConfigError(
-            f"class_names: expected text at position {position}, got {name!a}, which UTF-8 cannot hold; rename it"
+            f"class_names: expected a string at position {position}, got {name!a}, which UTF-8 cannot encode; rename it"
         ) from None

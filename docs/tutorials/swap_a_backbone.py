@@ -1,4 +1,4 @@
-"""Swap a backbone: a classifier of handwritten digits exists, and a smaller network should carry it.
+"""Swap a backbone: from a classifier of handwritten digits to the same classifier on a smaller network.
 
 It needs no download. The classifier and the new backbone are timm's small test networks, each trained on its own half
 of scikit-learn's digits. The new backbone is then fitted on unlabelled digits, and the old classifier runs on it.
@@ -21,11 +21,11 @@ def trained(backbone: str, images: tc.data.ArrayDataset) -> tc.CompatModel:
     return tc.compose(extractor, head).eval()
 
 
-# Two plain timm models, as if somebody else had trained them: the first is the classifier that exists.
+# Two plain timm models, as if somebody else had trained them: the first is the classifier to move.
 classifier = trained("test_resnet", first).fuse()
 backbone = trained("test_efficientnet", second).fuse()
 
-# The classifier, taken apart: together both parts give its logits. They need the names of its classes.
+# The classifier, taken apart: both parts together give its logits. The names of its classes are needed.
 extractor, head = tc.split(classifier, class_names=train.class_names)
 images = extractor.preprocess(test.images)
 assert torch.allclose(tc.compose(extractor, head).eval()(images), classifier(images), atol=1e-4)

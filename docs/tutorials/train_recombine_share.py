@@ -1,7 +1,7 @@
-"""Train two networks together, recombine them, share the parts, and put them together again from what was shared.
+"""Train two networks together, recombine them, share the parts, and put the shared parts together again.
 
-It needs no download. What is shared goes to folders; with a Hub account, `push_to_hub("you/name")` in place of
-`save_pretrained(folder)` and "you/name" in place of the folder do the same on the Hub.
+It needs no download. The parts are saved to folders; to use the Hub, call `push_to_hub("you/name")` in place of
+`save_pretrained(folder)`, and load "you/name" in place of the folder.
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ members = [
 ]
 tc.fit(space, members, tc.TrainConfig(epochs=10, batch_size=32))
 
-# Every extractor under every head: what stands beside the diagonal was never trained together.
+# Every extractor under every head: pairs off the diagonal were never trained together.
 extractors = {member.name: member.extractor for member in members}
 heads = {member.name: member.head for member in members}
 matrix = tc.recombination_matrix(extractors, heads, test)

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from studies.photographs import IMAGENET, STANDARD, Network, Source, counts, network, side
 from timm_compat.evaluation.baselines import RELATIVE_PENALTY
-from timm_compat.evaluation.intervals import wilson_interval
 from timm_compat.evaluation.post_hoc import LinearMap, fitted_classes, least_squares, procrustes, relative_features
 from timm_compat.joining.closed_form import ALONE, Centre, ClassRows, ClosedForm
 from timm_compat.joining.evidence import HELD_OUT_EVERY
-from timm_compat.joining.report import divergence
+from timm_compat.joining.report import divergence, stated_interval
 from timm_compat.methods.ridge import Moments
 
 SIZES = (30, 300, 1000)
@@ -241,7 +240,7 @@ def _stated(pair: _Pair, pool: Pool, linear: LinearMap) -> dict[str, list[float]
     found = {}
     for kind, head in pair.old.heads.items():
         share = _share(head(linear(x)).argmax(dim=1), head(y).argmax(dim=1))
-        found[kind] = [share, *wilson_interval(share, len(x)), len(x)]
+        found[kind] = [share, *stated_interval(share, len(x)), len(x)]
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from studies.photographs import IMAGENET
+from timm_compat.joining.report import stated_interval
 
 Cells = Mapping[str, Sequence[Mapping[str, Any]]]
 Row = Mapping[str, Any]
@@ -197,7 +198,8 @@ def statements(ones: Iterable[One]) -> list[Statement]:
     """Of all rows that state something."""
     found = []
     for one in ones:
-        for kind, (share, low, high, count) in one.row.get("stated", {}).items():
+        for kind, (share, *_, count) in one.row.get("stated", {}).items():
+            low, high = stated_interval(share, int(count))
             source = relation(one.row, kind)
             if source == OWN:
                 is_seen = (

@@ -1,4 +1,4 @@
-"""``timm-compat compose`` and ``predict``: parts from folders or the Hub become a classifier, and it is used."""
+"""``timm-compat compose`` and ``predict``: put parts from folders or the Hub together as a classifier, and use it."""
 
 import argparse
 import json
@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from timm_compat.cli.places import add_place_options, place
-from timm_compat.cli.run_options import add_run_options, run_options
+from timm_compat.cli.options import add_place_options, add_run_options, place, run_options
 from timm_compat.errors import DataError, SpaceMismatchError
 from timm_compat.experiments.predict import Prediction, image_files, open_classifier, predict
 from timm_compat.imagenet import listed_words, short_words
@@ -25,14 +24,15 @@ def add_parser(commands: Any) -> None:
     """Add both commands to the parser's commands."""
     parser = commands.add_parser(
         "compose",
-        help="join an extractor and a head of one space into a classifier",
-        description="Whether they fit is known before any weights are fetched.",
+        help="put an extractor and a head of one space together as a classifier",
+        description="Put an extractor and a head of one space together as a classifier. Whether they fit is checked "
+        "before any weights are downloaded.",
     )
     parser.add_argument("extractor", metavar="EXTRACTOR", help="Hub id or folder")
     parser.add_argument("head", metavar="HEAD", help="Hub id or folder")
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder for the model")
-    parser.add_argument("--fuse", action="store_true", help="write a plain timm model")
-    parser.add_argument("--push", metavar="ID", help="publish it there")
+    parser.add_argument("--fuse", action="store_true", help="write (and push) a plain timm model")
+    parser.add_argument("--push", metavar="ID", help="also push the model to this Hub repository")
     add_place_options(parser, revision=False)
     parser.set_defaults(run=run_compose)
     uses = commands.add_parser("predict", help="classify an image, or every image in a folder")
@@ -43,12 +43,10 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="ID|DIR",
-        help="a head for the extractor, or a further one for a composed model; NAME=ID gives a name (repeat)",
+        help="a head for the extractor, or one more for a composed model; NAME=ID names it (repeatable)",
     )
-    uses.add_argument(
-        "--skip-corrupt", action="store_true", help="succeed also where images cannot be decoded, which are left out"
-    )
-    uses.add_argument("--top", type=int, default=3, help="classes an image (default: %(default)s)")
+    uses.add_argument("--skip-corrupt", action="store_true", help="exit with 0 even if some images cannot be decoded")
+    uses.add_argument("--top", type=int, default=3, metavar="N", help="classes shown per image (default: %(default)s)")
     add_run_options(uses)
     add_place_options(uses)
     uses.set_defaults(run=run_predict)
@@ -88,7 +86,7 @@ def run_compose(options: argparse.Namespace) -> None:
 
 
 def _check_fit(extractor: str, head: str, where: Where) -> list[Files]:
-    # By their configs alone, in one line; the files, so that the weights are those that were checked.
+    # By their configs alone. The files are returned, so that the weights are loaded from what was checked.
     spaces, found = [], []
     for role, location in (("extractor", extractor), ("head", head)):
         files = open_files(location, **where)
@@ -105,10 +103,10 @@ def _check_fit(extractor: str, head: str, where: Where) -> list[Files]:
 
 
 def run_predict(options: argparse.Namespace) -> int:
-    """Run ``predict``; what can be read is answered, whatever else lies there.
+    """Run ``predict`` on all images that can be decoded.
 
     Returns:
-        1 where a file could not be decoded, and that was not asked to be passed over; else 0.
+        1 if a file could not be decoded and ``--skip-corrupt`` was not given, else 0.
 
     Raises:
         CompatError: any of ours; a ``DataError`` where no file could be decoded.

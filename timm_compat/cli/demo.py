@@ -31,15 +31,20 @@ def add_parser(commands: Any) -> None:
         "trade their task heads: once trained in one space, once trained apart and joined afterwards.",
     )
     parser.add_argument("--backbones", metavar="A,B", default=",".join(defaults.backbones), help="two timm models")
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--epochs", type=int, default=defaults.epochs, help="of each training (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
     parser.add_argument(
-        "--img-size", type=int, default=defaults.img_size, help="digits are enlarged to this many pixels"
+        "--epochs", type=int, default=defaults.epochs, help="epochs of each training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--img-size",
+        type=int,
+        default=defaults.img_size,
+        help="height and width to which digits are enlarged, in pixels (default: %(default)s)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help=f"a new folder (default: {DEFAULT_OUTPUT}, numbered)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1, enough for small networks)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1, enough for small networks)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(run=run)
 
@@ -56,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     config = DemoConfig(tuple(options.backbones.split(",")), options.seed, options.epochs, options.img_size)
     folder = check_new_folder(_free_folder() if options.output is None else options.output)
     result = run_demo(config, say=lambda line: print(line, file=sys.stderr, flush=True))
-    # Printed first: what was measured must not be lost with a disk that is full by now.
+    # Printed first: results must not be lost if the disk is full by now.
     if options.json:
         facts = _facts(config, folder)
         print(json.dumps({**result.summary(), **facts, "matrices": result.matrices()}), flush=True)

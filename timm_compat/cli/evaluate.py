@@ -1,4 +1,4 @@
-"""``timm-compat evaluate``: every extractor under every head, held against baselines, as a report."""
+"""``timm-compat evaluate``: every extractor under every head, compared with baselines, as a report."""
 
 import argparse
 import json
@@ -6,8 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from timm_compat.cli.image_options import named_set
-from timm_compat.cli.run_options import add_run_options, run_options
+from timm_compat.cli.options import add_run_options, named_set, run_options
 from timm_compat.data.listing import ALL, is_divided
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import ConfigError
@@ -26,39 +25,49 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="measure every extractor under every head",
-        description="Accuracy of every extractor under every head on labelled images, classes matched by name, with "
-        "scores, intervals and, on demand, baselines, retrieval and a report of one page.",
+        description="Measure the accuracy of every extractor under every head on labelled images, classes matched by "
+        "name, with scores and intervals; on request with baselines, retrieval and a one-page report.",
     )
     parser.add_argument(
         "components",
         nargs="+",
         metavar="COMPONENT",
-        help="extractors and heads, in any order; NAME=COMPONENT gives a name, by which a head belongs to an extractor",
+        help="extractors and heads in any order; NAME=COMPONENT names one; a head belongs to the extractor of its name",
     )
     parser.add_argument("--data", required=True, metavar="NAME", help="a data set's name, or a folder of class folders")
-    parser.add_argument("--root", metavar="DIR", help="where the data set is, if --data is a name")
-    parser.add_argument("--split", help="to measure on (default: test; all of a folder without splits)")
-    parser.add_argument("--limit", type=int, help="use at most so many images of it, drawn at random")
-    parser.add_argument("--in-chans", type=int, help="channels of the images; the extractors' if left out")
-    parser.add_argument("--cross-space", action="store_true", help="allow parts of different spaces, and mark them")
+    parser.add_argument("--root", metavar="DIR", help="folder of the data set, if --data is a name")
+    parser.add_argument("--split", help="split to test on (default: test; all of a folder without splits)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most N images of it, drawn at random")
+    parser.add_argument(
+        "--in-chans", type=int, metavar="N", help="channels of the images (default: those of the extractors)"
+    )
+    parser.add_argument(
+        "--cross-space", action="store_true", help="allow components of different spaces, and mark them"
+    )
     parser.add_argument(
         "--baselines",
         nargs="?",
         const=",".join(BASELINES),
         default="",
         metavar="NAMES",
-        help=f"all of them, or some of {','.join(BASELINES)}",
+        help=f"also fit baselines: all, or some of {','.join(BASELINES)}",
     )
-    parser.add_argument("--train-split", default="train", help="to fit baselines on (default: %(default)s)")
-    parser.add_argument("--train-limit", type=int, help="use at most so many images of it, drawn at random")
-    parser.add_argument("--retrieval", action="store_true", help="queries from one extractor, gallery from another")
-    parser.add_argument("--history", metavar="FILE", help="history.jsonl of a training, for its curves")
+    parser.add_argument(
+        "--train-split", default="train", metavar="NAME", help="split to fit baselines on (default: %(default)s)"
+    )
+    parser.add_argument("--train-limit", type=int, metavar="N", help="use at most N images of it, drawn at random")
+    parser.add_argument(
+        "--retrieval", action="store_true", help="also measure retrieval: queries of one extractor, gallery of another"
+    )
+    parser.add_argument("--history", metavar="FILE", help="history.jsonl of a training, to show its curves")
     parser.add_argument(
         "--alone",
         metavar="FILE",
-        help="report.json of the same networks trained without regard to compatibility, for update gain and cost",
+        help="report.json of the same networks trained independently, for update gain and cost",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of limits and baselines (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of limits and baselines (default: %(default)s)"
+    )
     add_run_options(parser)
     parser.add_argument("--report", metavar="DIR", help="a new folder for report.html, report.md and report.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -98,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
         alone=_alone(options.alone),
     )
     if current_process()[0] == 0:
-        # Printed first: what was measured must not be lost with a disk that is full by now.
+        # Printed first: results must not be lost if the disk is full by now.
         print(json.dumps(report.to_dict()) if options.json else _text(report), flush=True)
         if folder is not None:
             save_report(report, folder)
@@ -140,7 +149,7 @@ def _history(file: str | None) -> list[dict[str, float]]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"history: expected a file of JSON lines, got {error}") from error
     if not all(isinstance(record, dict) for record in records):
-        raise ConfigError(f"history: expected one JSON object a line in {file!r}")
+        raise ConfigError(f"history: expected one JSON object per line in {file!r}")
     return records
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.cli.options import add_run_options, run_keywords
 from timm_compat.gallery.building import build
 from timm_compat.gallery.planning import LABELS, SAMPLE, plan
 from timm_compat.gallery.searching import SEARCHES, Gallery
@@ -17,8 +17,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "gallery",
         help="embeddings of an image folder that survive an upgrade of the model",
-        description="Store embeddings of an image folder beside ids and hashes, search them, and go over to another "
-        "model by the way that a measured sample recommends.",
+        description="Store the embeddings of an image folder with ids and hashes, search them, and move them to "
+        "another model in the way that measurements on a sample recommend.",
     )
     own = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_build(own)
@@ -27,16 +27,16 @@ def add_parser(commands: Any) -> None:
 
 
 def _add_build(commands: Any) -> None:
-    parser = commands.add_parser("build", help="embed an image folder, or only what is new since the last time")
-    parser.add_argument("images", metavar="FOLDER", help="images, at any depth")
+    parser = commands.add_parser("build", help="embed an image folder, or what is new in it since the last build")
+    parser.add_argument("images", metavar="FOLDER", help="folder of images, at any depth")
     parser.add_argument("gallery", metavar="GALLERY", help="a new folder, or a gallery to bring up to date")
-    parser.add_argument("--extractor", metavar="ID|DIR", help="needed for a new gallery")
+    parser.add_argument("--extractor", metavar="ID|DIR", help="the extractor; needed for a new gallery")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
     _finish(parser, run_build)
 
 
 def _add_search(commands: Any) -> None:
-    parser = commands.add_parser("search", help="the stored images nearest to some image files")
+    parser = commands.add_parser("search", help="find the stored images nearest to given images")
     parser.add_argument("gallery", metavar="GALLERY")
     parser.add_argument("queries", nargs="+", metavar="IMAGE", help="files, or folders of them")
     parser.add_argument(
@@ -44,11 +44,15 @@ def _add_search(commands: Any) -> None:
         action="append",
         default=[],
         metavar="ID|DIR",
-        help="embeds the queries: any of the same space; repeat where the gallery holds several (default: its own)",
+        help="extractor of the queries, any of the gallery's space (default: its own); repeatable if the gallery holds "
+        "several spaces",
     )
-    parser.add_argument("-k", type=int, default=10, metavar="N", help="of the nearest (default: %(default)s)")
+    parser.add_argument("-k", type=int, default=10, metavar="N", help="number of nearest images (default: %(default)s)")
     parser.add_argument(
-        "--index", choices=SEARCHES, default=SEARCHES[0], help="exact in blocks, or a kept index (default: %(default)s)"
+        "--index",
+        choices=SEARCHES,
+        default=SEARCHES[0],
+        help="exact search with torch, or a stored faiss index (default: %(default)s)",
     )
     _finish(parser, run_search)
 
@@ -56,16 +60,20 @@ def _add_search(commands: Any) -> None:
 def _add_upgrade(commands: Any) -> None:
     parser = commands.add_parser(
         "upgrade",
-        help="what each way to another model would give and cost, and do it",
-        description="Without --apply: a table of all ways, measured on a sample of the stored images, and a "
-        "recommendation, which may be to keep the model. With --apply: go that way; a call that was stopped goes on.",
+        help="compare the ways to move to another model, and move",
+        description="Without --apply: compare all ways on a sample of the stored images and recommend one, which may "
+        "be to keep the model. With --apply: move in that way; run the same command again to continue after a stop.",
     )
     parser.add_argument("gallery", metavar="GALLERY")
     parser.add_argument("--to", required=True, metavar="ID|DIR", help="the new extractor")
-    parser.add_argument("--sample", type=int, default=SAMPLE, metavar="N", help="images (default: %(default)s)")
-    parser.add_argument("--labels", choices=LABELS, help="an image's class is the name of the folder that it lies in")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the sample (default: %(default)s)")
-    parser.add_argument("--apply", choices=APPLICABLE, metavar="WAY", help=", ".join(APPLICABLE))
+    parser.add_argument(
+        "--sample", type=int, default=SAMPLE, metavar="N", help="images of the sample (default: %(default)s)"
+    )
+    parser.add_argument("--labels", choices=LABELS, help="take the name of an image's folder as its class")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed of the sample (default: %(default)s)"
+    )
+    parser.add_argument("--apply", choices=APPLICABLE, metavar="WAY", help=f"move in this way: {', '.join(APPLICABLE)}")
     _finish(parser, run_upgrade)
 
 
@@ -121,5 +129,7 @@ def run_upgrade(options: argparse.Namespace) -> None:
 def _described(gallery: Gallery) -> str:
     facts = gallery.to_dict()
     kinds = [f"{found['images']:,} of {key} ({found['made_by']})" for key, found in facts["rows"].items()]
-    going_on = f"; an upgrade goes on ({facts['upgrade']}): give the same command again" if facts["upgrade"] else ""
-    return f"{gallery.folder}: {len(gallery):,} images; {', '.join(kinds)}{going_on}"
+    unfinished = (
+        f"; an upgrade ({facts['upgrade']}) is unfinished: run the same command again" if facts["upgrade"] else ""
+    )
+    return f"{gallery.folder}: {len(gallery):,} images; {', '.join(kinds)}{unfinished}"

@@ -1,12 +1,17 @@
-"""``timm-compat join``: a backbone that exists becomes an extractor of a space, without labels."""
+"""``timm-compat join``: an existing backbone becomes an extractor of a space, without labels."""
 
 import argparse
 import json
 from typing import Any
 
-from timm_compat.cli.image_options import add_image_options, given_images
-from timm_compat.cli.model_options import add_model_options, model_arguments
-from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.cli.options import (
+    add_image_options,
+    add_model_options,
+    add_run_options,
+    given_images,
+    model_arguments,
+    run_keywords,
+)
 from timm_compat.errors import ConfigError
 from timm_compat.joining.join import join
 from timm_compat.joining.report import JoinReport
@@ -20,20 +25,20 @@ def add_parser(commands: Any) -> None:
     """Add this command to the parser's commands."""
     parser = commands.add_parser(
         "join",
-        help="make a backbone that exists compatible with a space, without labels",
-        description="A frozen backbone gets an interface to a space, in closed form: through the classes that its own "
-        "classifier and the space have in common, through unlabelled images and a reference extractor, or both. All of "
-        "the space's heads then run on it.",
+        help="make an existing backbone compatible with a space, without labels",
+        description="Fit the interface of a frozen backbone to a space, in closed form: from the classes that its own "
+        "classifier and the space have in common, from unlabelled images and a reference extractor, or from both. All "
+        "heads of the space then run on it.",
     )
     parser.add_argument("--space", metavar="ID|DIR", help="the space, with its common classes; needed without images")
     parser.add_argument("--reference", metavar="ID|DIR", help="an extractor of the space; needed with images")
-    parser.add_argument("--backbone", required=True, metavar="NAME", help="a timm model")
+    parser.add_argument("--backbone", required=True, metavar="NAME", help="a timm model name")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the extractor")
     parser.add_argument(
-        "--head", action="append", default=[], metavar="ID|DIR", help="tell how often this head agrees (repeat)"
+        "--head", action="append", default=[], metavar="ID|DIR", help="a head whose agreement is reported (repeatable)"
     )
     parser.add_argument(
-        "--no-classes", dest="classes", action="store_false", help="let images alone count, not the classes in common"
+        "--no-classes", dest="classes", action="store_false", help="use the images alone, not the classes in common"
     )
     add_model_options(parser, "the backbone's")
     add_image_options(parser, "unlabelled images")
@@ -76,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     facts = {
         "output": str(folder), "space": space.fingerprint, "backbone": options.backbone, "fit": report.to_dict(),
     }  # fmt: skip
-    print(json.dumps(facts) if options.json else _text(facts, report), flush=True)  # also where it cannot be written
+    print(json.dumps(facts) if options.json else _text(facts, report), flush=True)  # before it is saved, which may fail
     extractor.save_pretrained(folder)
 
 

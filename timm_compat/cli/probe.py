@@ -5,9 +5,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from timm_compat.cli.image_options import named_set
-from timm_compat.cli.places import add_place_options, place
-from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.cli.options import add_place_options, add_run_options, named_set, place, run_keywords
 from timm_compat.data.sources import load_dataset
 from timm_compat.evaluation.probe import linear_probe
 from timm_compat.models.extractor import CompatExtractor
@@ -19,20 +17,23 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "probe",
         help="train a head on a frozen extractor with labelled images, in seconds",
-        description="One pass over the images and a logistic regression whose penalty cross-validation chooses. The "
-        "head runs on every extractor of the space.",
+        description="Logistic regression on the features of one pass over the images; cross-validation chooses its "
+        "penalty. The head runs on every extractor of the space.",
     )
     parser.add_argument("extractor", metavar="EXTRACTOR", help="Hub id or folder")
     parser.add_argument(
-        "--data", required=True, metavar="DIR", help="one folder of images a class, or a data set (with --root)"
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="a folder with one subfolder per class, or a data set (with --root)",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for the head")
-    parser.add_argument("--root", metavar="DIR", help="where the data set is, if --data is a name")
-    parser.add_argument("--split", default="train", help="of the data to learn from (default: %(default)s)")
+    parser.add_argument("--root", metavar="DIR", help="folder of the data set, if --data is a name")
+    parser.add_argument("--split", default="train", help="split to train on (default: %(default)s)")
     parser.add_argument(
-        "--test-split", metavar="NAME", help="of the data to measure on (default: cross-validation of what is learned)"
+        "--test-split", metavar="NAME", help="split to test on (default: cross-validation on the training split)"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="learn from at most so many images")
+    parser.add_argument("--limit", type=int, metavar="N", help="train on at most N images")
     add_place_options(parser)
     add_run_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")

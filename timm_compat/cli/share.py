@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from timm_compat.cli.places import add_place_options, place
+from timm_compat.cli.options import add_place_options, place
 from timm_compat.errors import ConfigError
 from timm_compat.hub.loading import load, pull, read_facts
 from timm_compat.hub.push import push_fused
@@ -27,23 +27,27 @@ from timm_compat.vocabulary import printable
 def add_parser(commands: Any) -> None:
     """Add the four commands to the parser's commands."""
     _add_push(commands)
-    fetch = commands.add_parser("pull", help="fetch a component from the Hub into a new folder, checked")
+    fetch = commands.add_parser("pull", help="download a component from the Hub into a new folder, and check it")
     fetch.add_argument("repo_id", metavar="ID")
     fetch.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     fetch.set_defaults(run=run_pull)
-    info = commands.add_parser("info", help="what a component is, without loading its weights")
+    info = commands.add_parser("info", help="describe a component without loading its weights")
     info.add_argument("location", metavar="ID|DIR")
     info.set_defaults(run=run_info)
     for parser in (fetch, info):
         add_place_options(parser)
-    find = commands.add_parser("search", help="components on the Hub that fit")
+    find = commands.add_parser("search", help="find components on the Hub")
     find.add_argument("--space", metavar="ID|DIR|FINGERPRINT", help="a space, any component of it, or its fingerprint")
-    find.add_argument("--fits", metavar="ID|DIR", help="what can be used with this component: of a head the extractors")
-    find.add_argument("--role", help="extractor, head, space (listed with how many parts each has) or model")
-    find.add_argument("--classes", metavar="A,B", help="names that a head or model must know")
-    find.add_argument("--dim", type=int, help="feature dimensions")
-    find.add_argument("--author", help="user or organisation")
-    find.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="most results (default: %(default)s)")
+    find.add_argument(
+        "--fits", metavar="ID|DIR", help="what works with this component: for a head, the extractors of its space"
+    )
+    find.add_argument("--role", help="extractor, head, model, or space (listed with the number of its components)")
+    find.add_argument("--classes", metavar="A,B", help="class names that a head or model must have")
+    find.add_argument("--dim", type=int, metavar="D", help="feature dimension of the space")
+    find.add_argument("--author", metavar="NAME", help="user or organisation")
+    find.add_argument(
+        "--limit", type=int, default=DEFAULT_LIMIT, metavar="N", help="show at most N results (default: %(default)s)"
+    )
     find.set_defaults(run=run_search)
     for parser in (fetch, info, find):
         parser.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -51,23 +55,29 @@ def add_parser(commands: Any) -> None:
 
 def _add_push(commands: Any) -> None:
     parser = commands.add_parser("push", help="publish a component's folder on the Hub")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="as save_pretrained wrote it")
-    parser.add_argument("repo_id", metavar="ID", help="owner/name; made where it does not exist")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder that save_pretrained wrote")
+    parser.add_argument("repo_id", metavar="ID", help="owner/name; created if it does not exist")
     parser.add_argument(
-        "--subfolder", metavar="DIR", default="", help="of the repository, for several components in one"
+        "--subfolder", metavar="DIR", default="", help="subfolder of the repository, for several components in one"
     )
-    parser.add_argument("--license", metavar="ID", help="such as apache-2.0; yours to choose, none is made up")
+    parser.add_argument(
+        "--license", metavar="ID", help="such as apache-2.0 (default: the component's own; else none is stated)"
+    )
     visibility = parser.add_mutually_exclusive_group()
-    visibility.add_argument("--private", dest="private", action="store_true", default=None)
-    visibility.add_argument("--public", dest="private", action="store_false")
-    parser.add_argument("--revision", metavar="BRANCH", help="made where it does not exist")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
-    parser.add_argument("--message", metavar="TEXT", help="of the commit")
-    parser.add_argument("--overwrite-card", action="store_true", help="write the card anew, whatever it holds")
-    parser.add_argument("--force", action="store_true", help="replace what is there, also what is no such component")
+    visibility.add_argument(
+        "--private", dest="private", action="store_true", default=None, help="create the repository as private"
+    )
+    visibility.add_argument("--public", dest="private", action="store_false", help="create the repository as public")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to; created if it does not exist")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--message", metavar="TEXT", help="commit message")
+    parser.add_argument("--overwrite-card", action="store_true", help="replace the model card, whatever it holds")
+    parser.add_argument("--force", action="store_true", help="push even if the repository holds something else")
     parser.add_argument("--fuse", action="store_true", help="publish a composed model as a plain timm model")
     parser.add_argument(
-        "--thin", action="store_true", help="leave an extractor's backbone weights with the base model that they are of"
+        "--thin",
+        action="store_true",
+        help="leave out an extractor's unchanged backbone weights and refer to the base model that has them",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=run_push)

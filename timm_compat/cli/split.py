@@ -4,8 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from timm_compat.cli.model_options import add_model_options, model_arguments
-from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.cli.options import add_model_options, add_run_options, model_arguments, run_keywords
 from timm_compat.data.sources import load_dataset
 from timm_compat.imagenet import listed_words
 from timm_compat.models.split import split
@@ -17,14 +16,14 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "split",
         help="take a trained timm classifier apart into an extractor and a head",
-        description="Extractor and head together give the classifier's logits. Their space is new: other networks join "
-        "it, with or without images, and its heads run on them.",
+        description="The extractor and the head together give exactly the classifier's logits. They define a new "
+        "space: other networks can join it, with or without images, and then run its heads.",
     )
-    parser.add_argument("model", metavar="MODEL", help="a name that timm knows")
+    parser.add_argument("model", metavar="MODEL", help="a timm model name")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for space, extractor and head")
     add_model_options(parser)
-    parser.add_argument("--images", metavar="DIR", help="images over which features are standardised")
-    parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images")
+    parser.add_argument("--images", metavar="DIR", help="images over which the features are standardised (optional)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most N images")
     add_run_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(run=run)

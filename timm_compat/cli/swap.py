@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from timm_compat.cli.model_options import add_model_options, model_arguments, read_class_names
-from timm_compat.cli.run_options import add_run_options, run_keywords
+from timm_compat.cli.options import add_model_options, add_run_options, model_arguments, read_class_names, run_keywords
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import ConfigError
 from timm_compat.joining.swap import swap
@@ -20,19 +19,23 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "swap",
         help="put another backbone under an existing classifier",
-        description="The old classifier is split, the new backbone joins it through the classes in common, unlabelled "
-        "images or both, and the result is a classifier over the old one's classes.",
-    )
-    parser.add_argument("old", metavar="OLD", help="a name that timm knows (pretrained), or a composed model's folder")
-    parser.add_argument("--backbone", required=True, metavar="NEW", help="a name that timm knows")
-    parser.add_argument("--old-weights", metavar="FILE", help="the old model's own weights: safetensors")
-    parser.add_argument(
-        "--old-class-names", metavar="FILE", help="the old model's classes, where timm does not know them"
+        description="The old classifier is split, the new backbone joins its space from the classes in common, from "
+        "unlabelled images or from both; the result is a classifier over the old one's classes.",
     )
     parser.add_argument(
-        "--images", metavar="DIR", help="unlabelled images; those that the classifier is for serve best"
+        "old",
+        metavar="OLD",
+        help="a timm model name (its pretrained weights are loaded), or the folder of a composed model",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="use at most so many images")
+    parser.add_argument("--backbone", required=True, metavar="NEW", help="a timm model name")
+    parser.add_argument(
+        "--old-weights", metavar="FILE", help="the old model's weights: safetensors of the plain timm model"
+    )
+    parser.add_argument("--old-class-names", metavar="FILE", help="the old model's classes, if timm does not know them")
+    parser.add_argument(
+        "--images", metavar="DIR", help="unlabelled images, best of the kind that the classifier is for"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most N images")
     add_model_options(parser, "the new backbone's")
     parser.add_argument("--output", metavar="DIR", help="a new folder for the classifier")
     parser.add_argument("--fuse", action="store_true", help="write a plain timm model")

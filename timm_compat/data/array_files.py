@@ -1,4 +1,4 @@
-"""Images that come as arrays: npz files, and the digits that scikit-learn brings along."""
+"""Images from arrays: npz files, and scikit-learn's digits."""
 
 import zipfile
 from pathlib import Path

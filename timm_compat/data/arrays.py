@@ -22,7 +22,7 @@ _AT_ONCE = 4096  # images
 
 @dataclass(frozen=True)
 class ArrayDataset(LabelledSet):
-    """Images with labels.
+    """Labelled images in memory.
 
     Args:
         images: (N, C, H, W), uint8.
@@ -62,7 +62,7 @@ class ArrayDataset(LabelledSet):
         return self.images.shape[1]
 
     def digest(self) -> str:
-        """SHA-256 of the pixels; tells this set's images, in their order, from others."""
+        """SHA-256 of the pixels: identifies the images of this set and their order."""
         return tensor_sha256(self.images)
 
     @property

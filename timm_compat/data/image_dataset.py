@@ -1,4 +1,4 @@
-"""Labelled images that are decoded when they are asked for."""
+"""Labelled images that are decoded on demand."""
 
 import hashlib
 import logging
@@ -53,10 +53,10 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset(LabelledSet):
-    """Images of a map-style source, decoded one at a time.
+    """Labelled images of a map-style source, decoded on demand.
 
     Args:
-        source: items are (PIL image, label); its labels are not looked at.
+        source: items are (PIL image, label); its labels are not used.
         indices: (N,), int64, the source's images that belong to the set.
         labels: (N,), int64, indices into ``class_names``.
         class_names: K names.
@@ -207,7 +207,7 @@ class ImageDataset(LabelledSet):
         return found.image, int(self.labels[index])
 
     def digest(self) -> str:
-        """SHA-256 that tells this set's images, in their order, from others.
+        """SHA-256 that identifies the images of this set and their order.
 
         Of files it knows path, size and time of change; images that are no files of their own are decoded for it.
         """
@@ -289,7 +289,7 @@ def read_image(file: str | IO[bytes]) -> Image.Image:
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """A decoded image in a mode; transparency is dropped, of 16 bits a pixel the upper 8 are kept.
+    """A decoded image in a mode; transparency is dropped, of 16 bits per pixel the upper 8 are kept.
 
     Whatever reads images goes through here: training, evaluation and predictions see the same pixels.
 

@@ -1,4 +1,4 @@
-"""Image files: every one below a folder, without labels, or one folder a class."""
+"""Image files: every one below a folder, without labels, or one folder per class."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def load_images(root: Path, split: str = ALL, *, skip_corrupt: bool = False) -> 
 
 
 def load_folder(root: Path, split: str, *, skip_corrupt: bool = False) -> ImageDataset:
-    """One folder a class, in the folder of the split if there are splits.
+    """One folder per class, in the folder of the split if there are splits.
 
     Raises:
         DataError: no class folders, one that holds no image, or no such split.

@@ -1,4 +1,4 @@
-"""What every labelled set can do, however it holds its images: select by position or by class, split."""
+"""What every labelled data set can do, in memory or in files: select by position or by class, split."""
 
 from abc import abstractmethod
 from collections import Counter
@@ -48,7 +48,7 @@ class LabelledSet(Dataset[tuple[Any, int]]):
 
     @abstractmethod
     def image_keys(self) -> list[Hashable]:
-        """One an image; equal for equal images."""
+        """One per image; equal for equal images."""
 
     @abstractmethod
     def image_digests(self) -> list[bytes]:
@@ -138,7 +138,7 @@ def check_labels(labels: Tensor, count: int, class_names: Sequence[str]) -> None
     """
     if labels.shape != (count,) or labels.dtype != torch.int64:
         found = f"{tuple(labels.shape)}, {labels.dtype}"
-        raise DataError(f"labels: expected ({count},) of int64, one an image, got {found}")
+        raise DataError(f"labels: expected ({count},) of int64, one per image, got {found}")
     outside = (labels < 0) | (labels >= len(class_names))
     if outside.any():
         raise DataError(f"labels: expected 0 to {len(class_names) - 1}, got {int(labels[outside][0])}")

@@ -70,7 +70,7 @@ def list_images(root: Path) -> list[Path]:
 
 
 def list_classes(root: Path) -> dict[str, list[Path]]:
-    """Image files by class, one folder a class, sorted by name; what is left out is logged.
+    """Image files by class, one folder per class, sorted by name; what is left out is logged.
 
     Raises:
         DataError: no folder, one without images, or a name that is no text.
@@ -78,7 +78,7 @@ def list_classes(root: Path) -> dict[str, list[Path]]:
     left_out = LeftOut()
     folders = _folders(root, left_out)
     if not folders:
-        raise DataError(f"{root}: expected one folder of images a class, got no folder in it")
+        raise DataError(f"{root}: expected one folder of images per class, got no folder in it")
     for folder in folders:
         _check_text(folder)
     classes = {folder.name: _listed(folder, left_out, (_identity(root),)) for folder in folders}
@@ -104,7 +104,7 @@ def split_folder(root: Path, split: str, *, labelled: bool) -> Path:
     Args:
         root: a folder.
         split: such as "train", "val" or "test"; another name stands for the folder that bears it.
-        labelled: whether images lie in one folder a class.
+        labelled: whether images lie in one folder per class.
 
     Raises:
         DataError: there is no such split; the message lists what there is.

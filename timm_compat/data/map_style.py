@@ -51,7 +51,7 @@ def labels_of(source: ImageSource) -> Tensor:
             return whole_labels([sample[1] for sample in samples], len(source), type(source).__name__)
     raise DataError(
         f"{type(source).__name__}: expected its labels in one of {', '.join(LABEL_LISTS + SAMPLE_LISTS)}, found none; "
-        'sort its images into one folder a class and load "folder"'
+        'sort its images into one folder per class and load "folder"'
     )
 
 
@@ -64,7 +64,7 @@ def whole_labels(labels: Any, count: int, where: str) -> Tensor:
     numbers = np.asarray(labels)
     if numbers.shape != (count,) or numbers.dtype.kind not in "iu" or (count and numbers.min() < 0):
         found = f"shape {numbers.shape}, {numbers.dtype}, such as {numbers.flat[:3].tolist()}"
-        raise DataError(f"{where}: expected one label an image, {count} integers from 0, got {found}")
+        raise DataError(f"{where}: expected one label per image, {count} integers from 0, got {found}")
     return torch.as_tensor(numbers.astype(np.int64))
 
 

@@ -1,6 +1,6 @@
-"""Which images a step sees: a function of the step alone, so that a resumed run draws what an unbroken one draws.
+"""Which images a step sees: a function of the step alone, so that a resumed run draws what an uninterrupted one draws.
 
-A step's whole batch is shared among processes, and among the passes that accumulate a gradient.
+A step's batch is divided among processes, and among the passes that accumulate a gradient.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ class PassOrder:
 
     Args:
         size: images of the data set, at least 1.
-        batch_size: images a step.
+        batch_size: images per step.
         seed: of the orders.
         name: keeps the walks of several members apart.
     """

@@ -1,4 +1,4 @@
-"""Batches of raw images from whatever holds them, each image read once for all networks that are to see it."""
+"""Batches of raw images from any source; each image is read once for all networks that see it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Domain shifts made on purpose: what a data set looks like through another camera, light or scanner.
+"""Synthetic domain shifts: a data set as another camera, light or scanner would show it.
 
 Noise, blur and contrast follow ImageNet-C (Hendrycks and Dietterich, ICLR 2019, https://arxiv.org/abs/1903.12261);
 their strength is ours, so that images of any size change alike. Every function takes and gives (N, C, H, W) in [0, 1].

@@ -1,4 +1,4 @@
-"""Data sets by name: those that are carried along, files of one's own, torchvision's, Hugging Face's, WebDataset's."""
+"""Data sets by name: included ones, your own files, those of torchvision, Hugging Face and WebDataset."""
 
 import difflib
 import re
@@ -23,11 +23,12 @@ from timm_compat.seeding import generator
 
 OWN = ("digits", "folder", "images", "npz")
 PREFIXES = ("hfds", "torch", "wds")
+_FROM_FILES = ("folder", "images", "npz", "torch/", "wds/")  # as are torchvision's
 
 # What streams only, and which names give the same images in any order.
 _STREAMED = {
     "hfids": "hfds/... reads the same set with random access",
-    "tfds": "write the images into one folder a class and load 'folder', or find the set on the Hub for hfds/...",
+    "tfds": "write the images into one folder per class and load 'folder', or find the set on the Hub for hfds/...",
 }
 _PART = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?/([0-9]{1,6})")
 
@@ -49,25 +50,27 @@ def load_dataset(
     in_chans: int | None = None,
     skip_corrupt: bool = False,
 ) -> ArrayDataset | ImageDataset:
-    """A labelled set: small images of one size in memory, any other decoded when asked for. Nothing is downloaded,
-    except by ``datasets`` for "hfds/...".
+    """A labelled data set: small images of one size in memory, others decoded on demand.
+
+    Nothing is downloaded, except by the package ``datasets`` for "hfds/...".
 
     Args:
-        name: "digits" (8 x 8, carried along); "folder" (one folder a class in ``root``, or in the folder of the split);
-            "images" (every image below, without labels); "npz" (``root`` is a file of ``images``, ``labels`` and
-            perhaps ``class_names``); a torchvision set such as "CIFAR10" or "Flowers102", in any case; or timm's form
-            with a prefix: "hfds/owner/name" (Hugging Face), "torch/..." (timm's choice of torchvision), "wds/..." (tar
-            shards in ``root``).
+        name: "digits" (8 x 8, included); "folder" (one folder per class in ``root``, or in the split's folder);
+            "images" (every image below ``root``, without labels); "npz" (``root`` is a file of ``images``, ``labels``
+            and perhaps ``class_names``); a torchvision set such as "CIFAR10" or "Flowers102", in any case; or, as in
+            timm, with a prefix: "hfds/owner/name" (Hugging Face), "torch/..." (timm's choice of torchvision), "wds/..."
+            (tar shards in ``root``).
         root: folder or file where the images are; for "hfds/..." the cache, if any.
-        split: "train", "test" or what else the set has; of a folder or file without splits, "train" and "all" are the
-            whole. Folders of splits are found in any case and by usual synonyms (``Training_set``, ``data/val``).
-        rename: new names of classes by old ones, where another set calls them otherwise.
+        split: "train", "test" or any other that the set has; for a folder or file without splits, "train" and "all" are
+            the whole. Folders of splits are found in any case and under usual names (``Training_set``, ``data/val``).
+        rename: new names of classes by old ones, to match those of another data set.
         classes: names of the classes to keep; labels then count in this order.
-        part: "2/5" for the second of five disjoint random parts of the set, all of which ``seed`` decides; "1-4/5" for
-            the first four. Which images belong to a part does not depend on ``classes``.
-        limit: keep at most so many images of what part and classes leave, drawn at random.
-        seed: of parts and limit.
-        in_chans: 1 or 3: grey images are repeated, colours turned grey; as the files are if None (decoded in colour).
+        part: "2/5" for the second of five disjoint random parts, which ``seed`` determines; "1-4/5" for the first
+            four. Which images belong to a part does not depend on ``classes``.
+        limit: keep at most this many images of what part and classes leave, drawn at random.
+        seed: for parts and limit.
+        in_chans: 1 or 3: grey images are repeated, colour images converted to grey. If None, as they are (files are
+            decoded in colour).
         skip_corrupt: see ``ImageDataset``.
 
     Raises:
@@ -94,40 +97,36 @@ def load_dataset(
 def _load(name: str, root: Path | None, split: str, skip: bool) -> ArrayDataset | ImageDataset:
     plain = name.lower()
     prefix, slash, _ = plain.partition("/")
-    if slash and prefix == "hfds":
+    kind = prefix + slash
+    if kind == "hfds/":
         return load_hugging_face(f"hfds/{name[len('hfds/') :]}", root, split, skip_corrupt=skip)
-    if slash and prefix == "torch":
-        return load_torch(plain, _folder(name, root), split, skip_corrupt=skip)
-    if slash and prefix == "wds":
-        return load_shards(_given(name, root), split, skip_corrupt=skip)
+    if kind == "digits":
+        return load_digits(split)
+    if kind in _FROM_FILES or plain in _TORCHVISION:
+        if root is None:
+            raise ConfigError(f"root: expected the folder or file of {name}, got none")
+        return _load_files(name, kind, root, split, skip)
     if slash and prefix in _STREAMED:
         raise DataError(f"{name}: expected a set that can be read in any order, got a stream; {_STREAMED[prefix]}")
-    if plain == "digits":
-        return load_digits(split)
-    if plain == "folder":
-        return load_folder(_folder(name, root), split, skip_corrupt=skip)
-    if plain == "images":
-        return load_images(_folder(name, root), split, skip_corrupt=skip)
-    if plain == "npz":
-        return load_npz(_given(name, root), split)
-    if plain in _TORCHVISION:
-        return load_torchvision(_TORCHVISION[plain], _folder(name, root), split, skip_corrupt=skip)
     choices = {own: own for own in OWN} | _TORCHVISION | {f"{known}/": f"{known}/..." for known in PREFIXES}
     close = difflib.get_close_matches(plain, choices, n=3) or list(choices)
     raise ConfigError(f"data set: expected {' or '.join(choices[choice] for choice in close)}, got {name!r}")
 
 
-def _given(name: str, root: Path | None) -> Path:
-    if root is None:
-        raise ConfigError(f"root: expected the folder or file of {name}, got none")
-    return root
-
-
-def _folder(name: str, root: Path | None) -> Path:
-    folder = _given(name, root)
-    if not folder.is_dir():
-        raise DataError(f"{name}: expected a folder {folder}, got {'a file' if folder.exists() else 'nothing there'}")
-    return folder
+def _load_files(name: str, kind: str, root: Path, split: str, skip: bool) -> ArrayDataset | ImageDataset:
+    if kind == "npz":
+        return load_npz(root, split)
+    if kind == "wds/":
+        return load_shards(root, split, skip_corrupt=skip)
+    if not root.is_dir():
+        raise DataError(f"{name}: expected a folder {root}, got {'a file' if root.exists() else 'nothing there'}")
+    if kind == "torch/":
+        return load_torch(name.lower(), root, split, skip_corrupt=skip)
+    if kind == "folder":
+        return load_folder(root, split, skip_corrupt=skip)
+    if kind == "images":
+        return load_images(root, split, skip_corrupt=skip)
+    return load_torchvision(_TORCHVISION[name.lower()], root, split, skip_corrupt=skip)
 
 
 def parse_part(part: str | None) -> tuple[range, int] | None:

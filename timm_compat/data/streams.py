@@ -21,7 +21,7 @@ class BatchStream:
 
     Args:
         dataset: not empty.
-        batch_size: images a step, over all processes.
+        batch_size: images per step, over all processes.
         seed: of orders and augmentation.
         name: keeps the streams of several members apart.
         augmentation: how images are changed; not at all if None.
@@ -68,7 +68,7 @@ class ImageStream:
 
     Args:
         dataset: not empty.
-        batch_size: images a step, over all processes.
+        batch_size: images per step, over all processes.
         seed: of orders and augmentation.
         name: keeps the streams of several members apart.
         transforms: by any key, from a PIL image to (C, H, W), uint8; see ``training_transform``. They can be pickled.
@@ -76,7 +76,7 @@ class ImageStream:
         workers: processes that decode; 0 decodes in this one.
 
     Raises:
-        ConfigError: fewer images a step than processes, or a negative number of workers.
+        ConfigError: fewer images per step than processes, or a negative number of workers.
         DataError: no image.
     """
 
@@ -95,7 +95,9 @@ class ImageStream:
         if not len(dataset):
             raise DataError(f"{name}: expected images, got an empty data set")
         if batch_size < self.processes:
-            raise ConfigError(f"batch_size: expected at least one image a process, {self.processes}, got {batch_size}")
+            raise ConfigError(
+                f"batch_size: expected at least one image per process, {self.processes}, got {batch_size}"
+            )
         if workers < 0:
             raise ConfigError(f"workers: expected 0 or more, got {workers}")
         self.order = PassOrder(len(dataset), batch_size, seed, name)

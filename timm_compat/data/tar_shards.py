@@ -1,4 +1,4 @@
-"""Sets in the form of WebDataset: tar files of images, each with its label beside it, read in any order.
+"""Data sets in WebDataset's form, tar files of images with their labels, with random access.
 
 The shards are plain tar files, so an index of where each image begins is all that is needed; it is made once, by
 reading the headers. (A. Aizman et al., "High performance I/O for large scale deep learning", 2019.)

@@ -1,4 +1,4 @@
-"""Sets that ``timm.data.create_dataset`` names with a prefix: Hugging Face's and torchvision's."""
+"""Data sets that ``timm.data.create_dataset`` names with a prefix: Hugging Face's and torchvision's."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""torchvision's classification sets by name, from files that are there; nothing is downloaded."""
+"""torchvision's classification sets by name, from files on disk; nothing is downloaded."""
 
 import inspect
 from pathlib import Path

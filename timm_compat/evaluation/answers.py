@@ -1,4 +1,4 @@
-"""Every extractor sees every image once; all heads run on what it made of a batch, then the batch is forgotten."""
+"""Predictions: every extractor sees every image once; all heads run on the features of a batch, which then go."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def run_once(
         description: of the progress bar.
 
     Raises:
-        ConfigError: a head whose logits are not one a class.
+        ConfigError: a head whose logits are not one per class.
         DataError: an image that cannot be decoded.
         ImageError: images of another number of channels.
     """
@@ -161,6 +161,6 @@ def _best(head: TaskHead, features: Tensor) -> tuple[Tensor, Tensor]:
     """Probability, float32, and position, int64, of every image's best class: (b,) each."""
     logits = head(features)
     if logits.shape[1] != head.num_classes:
-        raise ConfigError(f"head: expected one logit a class, {head.num_classes}, got {logits.shape[1]}")
+        raise ConfigError(f"head: expected one logit per class, {head.num_classes}, got {logits.shape[1]}")
     best = logits.float().softmax(dim=1).max(dim=1)
     return best.values, best.indices

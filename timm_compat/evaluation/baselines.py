@@ -1,4 +1,4 @@
-"""What a recombined pair is held against, measured on the same test images, each with what it needs."""
+"""Baselines for a recombined pair, measured on the same test images, each with what it needs."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +32,11 @@ from timm_compat.seeding import generator
 PAIRED = "the same unlabelled images through both extractors"
 LABELS = "labelled images of the head's classes"
 
-# Standardised cosines, or a weak penalty, would magnify what differs between two networks: on three small networks
-# trained apart on CIFAR-10 that costs 3 to 8 points.
-RELATIVE_PENALTY = 10.0  # of the squared weights beside the sum of the images' losses
+# Standardised cosines, or a weak penalty, would magnify the differences between two networks: with three small
+# networks trained separately on CIFAR-10 that costs 3 to 8 points.
+RELATIVE_PENALTY = 10.0  # weight of the squared weights, relative to the sum of the images' losses
 
-# In this order from what asks for little to what asks for everything.
+# From the least to the most demanding.
 NEEDS: dict[str, tuple[str, ...]] = {
     "procrustes": (PAIRED, "a fit for every pair"),
     "least_squares": (PAIRED, "a fit for every pair"),

@@ -1,4 +1,4 @@
-"""The same extractors under heads that are each measured on images of their own: one matrix, one pass an image."""
+"""The same extractors under heads that each have their own test images: one matrix, one pass over every image."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace

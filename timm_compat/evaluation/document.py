@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from timm_compat.table import markdown_table
 
-# Nothing may be fetched: what a browser is allowed to load stands in the page itself.
+# The browser may load only what is in the page itself.
 PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -163,7 +163,7 @@ def _markdown(block: Block) -> str:
 
 
 def _plain(text: str) -> str:
-    # Markdown readers take HTML and links in names (of classes, folders) at their word.
+    # Markdown readers would interpret HTML and links in names (of classes, folders).
     for sign in "\\`*_[]<>#":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())

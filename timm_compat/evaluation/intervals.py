@@ -1,4 +1,4 @@
-"""How far a measured share or mean can be trusted: intervals that hold it with a stated confidence, by SciPy."""
+"""Confidence intervals of a measured share or mean, by SciPy."""
 
 import numpy as np
 from numpy.typing import ArrayLike

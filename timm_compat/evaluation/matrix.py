@@ -50,18 +50,18 @@ class Predictions:
 
 @dataclass(frozen=True)
 class RecombinationMatrix:
-    """Accuracies with their names.
+    """Accuracy of every extractor (rows) under every head (columns).
 
     Attributes:
         accuracy: (rows, columns), each in [0, 1], NaN where not measured.
         rows: extractors' names.
         columns: heads' names.
-        native: (rows, columns), where extractor and head bear one name.
-        chance: of guessing one of each head's classes: (columns,).
-        counts: images that each column was measured on: (columns,).
-        left_out: images of the data set that each column was not measured on, as its head does not know their class:
+        native: (rows, columns), whether extractor and head have the same name.
+        chance: accuracy of guessing among each head's classes: (columns,).
+        counts: number of images that each column was measured on: (columns,).
+        left_out: number of images that each column was not measured on, as its head does not know their class:
             (columns,); empty if not known.
-        cross_space: (rows, columns), where extractor and head live in different spaces; nowhere if None.
+        cross_space: (rows, columns), whether extractor and head are of different spaces; False everywhere if None.
         reasons: why a cell was not measured, by (row, column).
         predictions: of every image, for flips and calibration.
     """
@@ -89,7 +89,7 @@ class RecombinationMatrix:
 
     @property
     def compatibility(self) -> scores.Array:
-        """Share of each head's own accuracy over chance that is left: (rows, columns); see ``scores.compatibility``."""
+        """Share of each head's native accuracy above chance that is kept: (rows, columns)."""
         return scores.compatibility(self.accuracy, self.native, self.chance)
 
     @property
@@ -99,7 +99,7 @@ class RecombinationMatrix:
         return counts
 
     def intervals(self, confidence: float = CONFIDENCE) -> tuple[scores.Array, scores.Array]:
-        """Wilson intervals over the images, as lower and upper ends (rows, columns); nothing of seeds is in them."""
+        """Wilson intervals over the images: lower and upper ends, (rows, columns) each; they do not cover seeds."""
         ends = [
             wilson_interval(float(share), int(count), confidence)
             for share, count in zip(self.accuracy.flat, self.cell_counts.flat, strict=True)
@@ -111,10 +111,10 @@ class RecombinationMatrix:
         """Flips from right to wrong when a head's own extractor is replaced: (rows, columns); see ``predictions``.
 
         Args:
-            relative: over the flips of two models that err independently.
+            relative: as a ratio to the flips of two models that err independently.
 
         Raises:
-            ConfigError: the matrix came without predictions.
+            ConfigError: the matrix has no predictions.
         """
         rate = relative_negative_flip_rate if relative else negative_flip_rate
         known = self._predictions()
@@ -131,7 +131,7 @@ class RecombinationMatrix:
         """Expected calibration error of every pair, in [0, 1]: (rows, columns); see ``predictions``.
 
         Raises:
-            ConfigError: the matrix came without predictions.
+            ConfigError: the matrix has no predictions.
         """
         known = self._predictions()
         result = np.full(self.accuracy.shape, np.nan)
@@ -142,9 +142,9 @@ class RecombinationMatrix:
         return result
 
     def to_markdown(self) -> str:
-        """A table, native cells in bold; below it what the signs mean, where any stand.
+        """A table, native cells in bold, with a legend of the signs that occur.
 
-        Where a head does not know the classes of all images, the last line says how many it was not measured on.
+        If a head does not know the classes of all images, the last line says how many it was not measured on.
         """
         lines = [["extractor \\ head", *self.columns]]
         lines += [
@@ -279,11 +279,11 @@ def recombination_matrix(
     cross_space: bool = False,
     **run: Unpack[RunKeywords],
 ) -> RecombinationMatrix:
-    """Measure every extractor under every head; an extractor and a head of one name are native to each other.
+    """Measure every extractor under every head; an extractor and a head of the same name are native to each other.
 
     Every extractor sees the images once, the heads run on its features. A head is measured on the images of the
-    classes that it knows, matched by name. Under ``accelerate launch`` every process must call this (they wait for each
-    other), sees its share of the images, and gets the matrix that one process would.
+    classes that it knows, matched by name. Under ``accelerate launch`` every process must call this
+    (they wait for each other), sees its share of the images, and gets the same matrix as a single process.
 
     Args:
         extractors: by name; or the members of a training, which bring their heads.

@@ -1,6 +1,6 @@
 """Pictures of accuracies. Each function takes an optional axis and returns (figure, axis); none shows or saves.
 
-Colours differ for people with colour blindness; marks, line styles and frames say the same in greyscale.
+Colours can be told apart with colour blindness; markers, line styles and frames work in greyscale.
 
 Needs ``pip install "timm-compat[plots]"``.
 """
@@ -104,7 +104,7 @@ def bars(
     title: str = "",
     ax: Any = None,
 ) -> tuple[Any, Any]:
-    """One bar a method (or any other name) with its interval; chance and native as lines across.
+    """One bar per method (or any other name) with its interval; chance and native as lines across.
 
     Args:
         values: heights by name, in this order; NaN is left out and named.
@@ -199,7 +199,7 @@ def training_curves(
     """Numbers of a training's history against the epoch.
 
     Args:
-        history: one record an epoch, as in ``FitResult.history`` or a line of ``history.jsonl``.
+        history: one record per epoch, as in ``FitResult.history`` or a line of ``history.jsonl``.
         names: which numbers; every member's task loss if None, or the total loss where there is none.
         ylabel: what the numbers are.
         title: above the picture.
@@ -210,7 +210,7 @@ def training_curves(
         MissingExtraError: Matplotlib is not installed.
     """
     if not history:
-        raise DataError("history: expected one record an epoch, got none")
+        raise DataError("history: expected one record per epoch, got none")
     known = list(dict.fromkeys(key for record in history for key in record))
     tasks = [name for name in known if name.endswith("/task")] or ["loss"]
     chosen = tasks if names is None else list(names)

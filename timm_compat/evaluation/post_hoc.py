@@ -1,4 +1,4 @@
-"""Ways to make two independently trained networks fit after the fact, on features computed before.
+"""Ways to make two independently trained networks compatible afterwards, on precomputed features.
 
 Each is a function of the joining network's features and those of the network that a head belongs to.
 """

@@ -1,4 +1,4 @@
-"""Scores of single predictions: what an exchanged part turned from right to wrong, and whether confidences hold."""
+"""Scores of single predictions: negative flips when a part is replaced, and calibration."""
 
 from typing import Any
 

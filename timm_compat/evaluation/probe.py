@@ -1,4 +1,4 @@
-"""Linear probe: labelled images become a task head on a frozen extractor, in one pass and some seconds."""
+"""Linear probe: a task head on a frozen extractor from labelled images, in one pass."""
 
 import time
 from dataclasses import dataclass, replace
@@ -60,23 +60,23 @@ def linear_probe(
 ) -> TaskHead:
     """Train a linear head on a frozen extractor with labelled images.
 
-    One pass over the images, then a logistic regression on scaled features whose penalty stratified
-    cross-validation chooses (``methods/logistic.py``); the scaling becomes part of the head. Memory grows with
-    the features, (N, D) of float32, and not with the images. Under ``accelerate launch`` the processes share the pass.
+    One pass over the images, then a logistic regression on scaled features, whose penalty is chosen by stratified
+    cross-validation (``methods/logistic.py``); the scaling becomes part of the head. Memory grows with the features,
+    (N, D) of float32, not with the images. Under ``accelerate launch`` the processes divide the images.
 
     Args:
         extractor: any; at level "map" its features are averaged over positions.
-        labelled_images: at least two classes, and an image of each.
-        test_images: measured on, in place of cross-validation; their classes are matched by name.
-        penalty: of the squared weights; chosen if None.
-        seed: of the folds.
+        labelled_images: of at least two classes, with an image of each.
+        test_images: to measure accuracy on, in place of cross-validation; their classes are matched by name.
+        penalty: weight of the squared weights; chosen if None.
+        seed: of the cross-validation's folds.
         **run: ``device``, ``batch_size``, ``amp``, ``workers``, ``progress`` (see ``RunOptions``).
 
     Returns:
         A head in evaluation mode on the extractor's device, with ``fit_report`` set (``ProbeReport``).
 
     Raises:
-        ConfigError: a setting out of range, or a device that is not there.
+        ConfigError: a setting out of range, or a device that is not available.
         DataError: fewer than two classes, a class without images, test images of classes that the head does not know,
             or an image that cannot be decoded.
 

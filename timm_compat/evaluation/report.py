@@ -1,4 +1,4 @@
-"""What an evaluation found and how it came about, as facts and numbers; ``report_text`` puts them into words."""
+"""The results of an evaluation and how it was made; ``report_text`` turns them into text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

@@ -31,10 +31,10 @@ def draw_pictures(
     """PNG and caption by file name; none without Matplotlib."""
     pictures: dict[str, tuple[bytes, str]] = {}
     with suppress(MissingExtraError):
-        caption = "Accuracy of every extractor (rows) under every head (columns); own pairs are framed."
+        caption = "Accuracy of every extractor (rows) under every head (columns); native pairs are framed."
         pictures["matrix.png"] = _png(matrix.plot()), caption
         if baselines:
-            caption = "Mean accuracy of exchanged pairs, as they are and with every baseline; bootstrap over pairs."
+            caption = "Mean accuracy of recombined pairs, as they are and with every baseline; bootstrap over pairs."
             pictures["baselines.png"] = _png(_baseline_bars(matrix, baselines)), caption
         if history:
             caption = "Losses of the training, mean of every epoch."
@@ -48,7 +48,7 @@ def draw_pictures(
 def _plane(pair: Sequence[str], features: Mapping[str, Tensor], test: Images) -> tuple[bytes, str]:
     first, second = (features[name][:PICTURE_IMAGES] for name in pair)
     labels, names = test.labels[:PICTURE_IMAGES], (pair[0], pair[1])
-    caption = f"Features of the same images from {pair[0]} and {pair[1]}, in the plane of their two main components."
+    caption = f"Features of the same images from {pair[0]} and {pair[1]}, in the plane of two principal components."
     return _png(feature_plot(first, second, labels, test.class_names, names=names)), caption
 
 

@@ -1,4 +1,4 @@
-"""The words and tables of a report, in the order in which one reads them; and the files in which it is kept."""
+"""Text and tables of a report, in reading order, and the files that it is saved to."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ def save_report(report: EvaluationReport, folder: str | Path) -> Path:
 
 
 def report_html(report: EvaluationReport) -> str:
-    """One page that fetches nothing."""
+    """One self-contained page."""
     return to_html("timm-compat: recombination report", blocks(report))
 
 
@@ -92,7 +92,7 @@ def _summary(report: EvaluationReport) -> str:
     if np.isnan(found["recombined"]) or np.isnan(found["native"]):
         return text
     return (
-        f"{text} Own pairs score {found['native']:.3f} on average, exchanged ones {found['recombined']:.3f}; "
+        f"{text} Native pairs score {found['native']:.3f} on average, recombined ones {found['recombined']:.3f}; "
         f"chance is {found['chance']:.3f}."
     )
 
@@ -104,14 +104,14 @@ def _matrix(report: EvaluationReport) -> Iterator[Block]:
     yield _grid(report, [[_cell(report, i, j) for j in range(len(matrix.columns))] for i in range(len(matrix.rows))])
     yield Paragraph("Rows are extractors, columns are heads; an extractor under the head of its own name is marked.")
     if matrix.cross_space is not None and matrix.cross_space.any():
-        yield Paragraph(f"{CROSS_SPACE_SIGN} extractor and head of different spaces: never meant to fit, a baseline.")
+        yield Paragraph(f"{CROSS_SPACE_SIGN} extractor and head of different spaces, not compatible: a baseline.")
     for (i, j), reason in matrix.reasons.items():
         yield Paragraph(f"{NOT_MEASURED}, {matrix.rows[i]} under {matrix.columns[j]}: {reason}.")
     yield Heading(f"Wilson intervals over the images, {CONFIDENCE:.0%}")
     yield _grid(report, _each(matrix.accuracy, lambda i, j: f"{low[i, j]:.3f} to {high[i, j]:.3f}"))
     counts = zip(matrix.columns, matrix.counts, strict=True)
     yield Paragraph(f"Images behind each column: {', '.join(f'{name}: {count}' for name, count in counts)}.")
-    yield Heading("Compatibility: share of the head's own accuracy over chance that is left")
+    yield Heading("Compatibility: share of the head's native accuracy above chance that is kept")
     yield _grid(report, _numbers(matrix.compatibility))
 
 
@@ -122,13 +122,13 @@ def _scores(report: EvaluationReport) -> Iterator[Block]:
     yield Table([["score", "mean", "meaning"], *rows], text_columns=frozenset({2}))
     if not np.isnan(found["recombined_low"]):
         ends = f"{found['recombined_low']:.3f} to {found['recombined_high']:.3f}"
-        yield Paragraph(f"Mean over the exchanged pairs by bootstrap over pairs, {CONFIDENCE:.0%}: {ends}.")
+        yield Paragraph(f"Mean over the recombined pairs, by bootstrap over pairs, {CONFIDENCE:.0%}: {ends}.")
     if "average_compatibility" in found:
         yield Paragraph(
             f"AC, AA, BC, FC and update gain take the parts in this order, oldest first: {', '.join(matrix.rows)}."
         )
     if matrix.predictions is not None:
-        yield Heading("Negative flips when a head's own extractor is exchanged")
+        yield Heading("Negative flips when a head's own extractor is replaced")
         yield _grid(report, _numbers(matrix.negative_flips()))
         yield Heading("Expected calibration error")
         yield _grid(report, _numbers(matrix.calibration_errors()))
@@ -139,7 +139,7 @@ def _baselines(report: EvaluationReport) -> Iterator[Block]:
         return
     matrix = report.matrix
     gap = mean_of_measured(gap_points(matrix.accuracy, matrix.native)[~matrix.native])
-    rows = [["the parts as they are", f"{matrix.recombined_accuracy:.3f}", f"{gap:.1f}", "0.0", "nothing"]]
+    rows = [["no baseline, the parts as they are", f"{matrix.recombined_accuracy:.3f}", f"{gap:.1f}", "0.0", "nothing"]]
     for baseline in report.baselines:
         values = np.where(matrix.native, matrix.accuracy, baseline.accuracy)
         gap = mean_of_measured(gap_points(values, matrix.native)[~matrix.native])
@@ -203,7 +203,7 @@ def _pictures(report: EvaluationReport) -> Iterator[Block]:
 
 
 def _provenance(report: EvaluationReport) -> Iterator[Block]:
-    yield Heading("How this came about")
+    yield Heading("How this report was made")
     yield Code(report.command)
     yield Paragraph(f"{report.created}, {report.seconds:.1f} s.")
     heading = ["part", "role", "space", "sha256", "what", "source"]

@@ -19,18 +19,18 @@ _AT_ONCE = 1024  # queries
 
 @dataclass(frozen=True)
 class RetrievalScores:
-    """Numbers with everything that they depend on.
+    """Scores of a retrieval, and the settings that they depend on.
 
     Attributes:
         cmc: by k, share of queries with an image of their class among the k nearest; in [0, 1].
         mean_average_precision: in [0, 1].
-        num_queries: that were counted.
+        num_queries: number of queries that count.
         num_gallery: images in the gallery.
         num_skipped: queries without any image of their class in the gallery; not counted.
-        self_excluded: whether query i was not looked for at position i of the gallery.
+        self_excluded: whether position i of the gallery was left out for query i.
         distance: "cosine" or "euclidean".
-        normalized: whether features were brought to length 1 first.
-        depth: how many of the nearest images were looked at; the whole gallery if None.
+        normalized: whether features were normalised to length 1 first.
+        depth: number of nearest images that were considered; the whole gallery if None.
         search: "torch" (exact) or "faiss" (its exact flat index).
     """
 
@@ -58,7 +58,7 @@ def retrieve(
     depth: int | None = None,
     search: str = "torch",
 ) -> RetrievalScores:
-    """Look for images of a query's class in the gallery, nearest first.
+    """Search a gallery for images of the query's class, nearest first.
 
     CMC@k is the share of queries with at least one image of their class among the k nearest. The average precision of
     a query with R images of its class is 1 / min(R, depth) * sum over the ranks r of such images of (how many up to r)

@@ -156,7 +156,7 @@ def mean_of_measured(values: Array) -> float:
 
 def _square(matrix: Array) -> Array:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise DataError(f"matrix: expected one row and one column a model, got shape {matrix.shape}")
+        raise DataError(f"matrix: expected one row and one column per model, got shape {matrix.shape}")
     return matrix
 
 

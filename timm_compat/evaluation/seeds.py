@@ -16,12 +16,12 @@ from timm_compat.table import markdown_table
 
 @dataclass(frozen=True)
 class MatrixOverSeeds:
-    """Every cell over seeds; one that a seed did not measure counts from the others.
+    """Every cell over seeds; a cell counts over the seeds that measured it.
 
     Attributes:
         mean: (rows, columns), accuracies in [0, 1]; NaN where no seed measured.
         std: (rows, columns), with n - 1 in the denominator; NaN for fewer than two measurements.
-        measured: (rows, columns), seeds behind a cell.
+        measured: (rows, columns), number of seeds that measured a cell.
         native_accuracy: of every seed, (seeds,).
         recombined_accuracy: of every seed, (seeds,).
         rows: extractors' names.
@@ -78,7 +78,7 @@ def over_seeds(matrices: Sequence[RecombinationMatrix]) -> MatrixOverSeeds:
     """Mean and standard deviation of every cell.
 
     Args:
-        matrices: one a seed, with the same rows and columns.
+        matrices: one per seed, with the same rows and columns.
 
     Raises:
         ConfigError: no matrix, or other names in one of them.

@@ -1,4 +1,4 @@
-"""Whole tasks that a practitioner runs: a recipe in; tables, figures, pictures and components out."""
+"""Runs that a recipe describes; they give tables, figures, pictures and components."""
 
 from typing import TYPE_CHECKING
 

@@ -3,47 +3,23 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from timm.models import get_pretrained_cfg_value
 
 from timm_compat.data.sources import load_dataset
 from timm_compat.errors import CompatError, DataError
+from timm_compat.evaluation.columns import matrix_of_columns
+from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.methods.registry import methods_of
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.weights import load_weights
-from timm_compat.recipes.reader import read_as
+from timm_compat.recipes.reader import read_recipe as read_recipe
 from timm_compat.recipes.schema import DataRecipe, MemberRecipe, Recipe, SpaceRecipe
 from timm_compat.seeding import seeded
 from timm_compat.space import CompatSpace
 from timm_compat.training.members import Images, Member, Reference
-
-Kind = TypeVar("Kind")
-
-
-def read_recipe(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
-    """Read a recipe from a YAML file.
-
-    Args:
-        kind: of the recipe, such as ``Recipe`` or ``AdaptRecipe``.
-        path: of the file.
-        overrides: strings "PATH=VALUE" that set or replace values: "training.epochs=3", "members.a.backbone=resnet18".
-
-    Raises:
-        ConfigError: no such file, or the mistakes in it, each with file and line.
-
-    Example:
-        >>> from pathlib import Path
-        >>> member = "{name: a, backbone: test_vit, data: {dataset: digits}}"
-        >>> Path("recipe.yaml").write_text(f"{{space: {{}}, members: [{member}]}}") > 0
-        True
-        >>> recipe = tc.experiments.read_recipe(tc.experiments.Recipe, "recipe.yaml", ["training.epochs=3"])
-        >>> recipe.members[0].backbone, recipe.training.epochs
-        ('test_vit', 3)
-    """
-    return read_as(kind, path, overrides)
 
 
 @dataclass(frozen=True)
@@ -67,6 +43,19 @@ class Built:
     validations: dict[str, Images]
     reference: Reference | None
     pool: Images | None
+
+    def matrix(self, images: Mapping[str, Images]) -> RecombinationMatrix | None:
+        """Every member's extractor under every head, each head on its own member's images; None without any."""
+        extractors = {member.name: member.extractor for member in self.members}
+        heads = {
+            member.name: member.head for member in self.members if member.head is not None and member.name in images
+        }
+        return matrix_of_columns(extractors, heads, images) if heads else None
+
+    def validate(self) -> dict[str, float]:
+        """Accuracies on the validation images, by which ``training.best_metric`` chooses; empty without any."""
+        matrix = self.matrix(self.validations)
+        return {} if matrix is None else {"native": matrix.native_accuracy, "recombined": matrix.recombined_accuracy}
 
 
 def build(recipe: Recipe) -> Built:

@@ -1,4 +1,4 @@
-"""The demonstration: two extractors of different architectures on real digits trade their heads, in two ways."""
+"""The demonstration: two extractors of different architectures exchange their heads on real digits, in two ways."""
 
 import json
 import time

@@ -16,7 +16,7 @@ from timm_compat.experiments.frozen import Features
 from timm_compat.experiments.result import RECIPE_FILE, ExperimentResult, Record
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.recipes.reader import read_as
+from timm_compat.recipes.reader import read_recipe
 from timm_compat.recipes.schema import DataRecipe
 from timm_compat.recipes.trials import TrialsRecipe
 from timm_compat.recipes.writer import recipe_to_text
@@ -30,6 +30,23 @@ from timm_compat.training.members import Member
 RESULTS, TRAININGS, COMPONENTS, FEATURES = "results", "trainings", "components", "features"
 
 Given = TypeVar("Given", bound=ExperimentResult)
+
+
+def kept(file: Path, measure: Callable[[], Any], stands: Callable[[Any], bool] | None = None) -> Any:
+    """JSON values that a file holds, or else what ``measure`` gives, which is written to it in one step.
+
+    Args:
+        file: of this measurement.
+        measure: called where there is no such file, or where what it holds does not stand.
+        stands: whether what it holds still counts; it does if None.
+    """
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if stands is None or stands(found):
+            return found
+    text = json.dumps(measure(), indent=2)
+    replace_text(file, text + "\n")
+    return json.loads(text)  # as it will be read: lists for tuples
 
 
 class Experiment:
@@ -59,7 +76,7 @@ class Experiment:
         self._text = recipe_to_text(kept)
         if not resume or not file.is_file():
             _check_new(self.folder, file)
-        elif file.read_text(encoding="utf-8") != self._text and read_as(type(recipe), file) != kept:
+        elif file.read_text(encoding="utf-8") != self._text and read_recipe(type(recipe), file) != kept:
             raise ConfigError(f"resume: expected the recipe of {file}, got another; name a new folder")
         else:
             check_writable(self.folder)
@@ -76,19 +93,12 @@ class Experiment:
     def result(self, name: str, measure: Callable[[], Any]) -> Any:
         """JSON values that were measured under a name, a file's; ``measure`` is called where there are none yet."""
         folder = self._open()
-        if folder is None:
-            return measure()
-        file = folder / RESULTS / f"{name}.json"
-        if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
-        found = measure()
-        replace_text(file, json.dumps(found, indent=2) + "\n")
-        return found
+        return measure() if folder is None else kept(folder / RESULTS / f"{name}.json", measure)
 
     def train(
         self, name: str, space: CompatSpace, members: Sequence[Member], config: TrainConfig, **options: Any
     ) -> FitResult:
-        """Call ``fit`` with the folder ``trainings/NAME``: what was interrupted goes on, what is finished is read."""
+        """Call ``fit`` with the folder ``trainings/NAME``: an interrupted one is continued, a finished one is read."""
         folder = self._open()
         if folder is not None:
             config = replace(config, output_dir=str(folder / TRAININGS / name), keep_checkpoints=1)
@@ -174,5 +184,5 @@ def _check_new(folder: Path, file: Path) -> None:
         check_new_folder(folder)
     except OutputExistsError as error:
         if file.is_file():
-            raise OutputExistsError(f"{error}; it holds results: resume=True (--resume) goes on with them") from error
+            raise OutputExistsError(f"{error}; it holds results: resume=True (--resume) continues") from error
         raise

@@ -1,4 +1,4 @@
-"""Networks from which a training starts: copies that leave their space behind; the given parts stay as they are."""
+"""Networks from which a training starts: copies in a new space; the given parts stay as they are."""
 
 from collections.abc import Sequence
 from typing import Any

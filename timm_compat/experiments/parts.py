@@ -1,4 +1,4 @@
-"""Extractors and heads from folders or the Hub, told apart by their role and named."""
+"""Extractors and heads from folders or the Hub, distinguished by their role, and named."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Parts:
 
 
 def load_parts(sources: Sequence[str]) -> Parts:
-    """Load components, told apart by their role.
+    """Load components, distinguished by their role.
 
     Args:
         sources: "SOURCE" or "NAME=SOURCE". Without a name it is the source's last part, less "extractor-" or "head-".

@@ -105,7 +105,7 @@ def predict(
     Args:
         classifier: from ``open_classifier``.
         files: images.
-        top: classes an image, of every head.
+        top: classes per image, of every head.
         options: device, batch size, precision, workers, progress.
         left_out: is told of every file that cannot be decoded (its index and the error), which then is left out; such
             a file is an error if None.
@@ -119,7 +119,7 @@ def predict(
     labels = [0] * len(files)
     source = ImageFiles(list(files), labels)
     images = ImageDataset.from_source(source, labels, [CLASS_NAME], mode=classifier.mode)
-    alone = (0, 1)  # every process answers for all files, as a command that is started twice does
+    alone = (0, 1)  # every process predicts all files, like a command that is started several times
     for passed in run_networks([classifier.network], images, options, left_out=left_out, process=alone):
         shares = _shares(classifier, passed.outputs[0], top)
         for row, position in enumerate(passed.positions.tolist()):

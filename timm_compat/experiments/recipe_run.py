@@ -1,28 +1,25 @@
-"""Run a recipe: train its members, measure every extractor under every head, keep what came out."""
+"""Run a recipe: train its members, measure every extractor under every head, save the results."""
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from timm_compat.evaluation.columns import matrix_of_columns
 from timm_compat.evaluation.matrix import RecombinationMatrix
 from timm_compat.experiments.build import Built, build
 from timm_compat.recipes.schema import Recipe
 from timm_compat.recipes.writer import recipe_to_text
 from timm_compat.storage.files import replace_text
 from timm_compat.training.fit import FitResult, check_output, fit
-from timm_compat.training.members import Images, Member
 
 RECIPE_FILE, MATRIX_FILE = "recipe.yaml", "matrix.json"
 
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What a recipe gave.
+    """The result of a recipe.
 
     Attributes:
         built: the trained members, their space and their data.
@@ -53,8 +50,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
 
     Args:
         recipe: what to train. ``training.best_metric`` may be "native" or "recombined", measured on the members'
-            validation images; test images choose nothing.
-        resume: go on from the newest checkpoint.
+            validation images; test images are not used for any choice.
+        resume: continue from the newest checkpoint.
         progress: label of the progress bar; no bar if None.
 
     Raises:
@@ -70,36 +67,22 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, progress: str | None = "
     check_output(recipe.training, resume)  # before data and pretrained weights are fetched
     built = build(recipe)
     config = built.recipe.training
-
-    def validate() -> dict[str, float]:
-        matrix = matrix_of(built.members, built.validations)
-        if matrix is None:
-            return {}
-        return {"native": matrix.native_accuracy, "recombined": matrix.recombined_accuracy}
-
     fitted = fit(
         built.space,
         built.members,
         config,
         reference=built.reference,
         pool=built.pool,
-        validate=validate if built.validations else None,
+        validate=built.validate if built.validations else None,
         resume=resume,
         progress=progress,
     )
-    matrix = matrix_of(built.members, built.tests) if recipe.evaluate else None
+    matrix = built.matrix(built.tests) if recipe.evaluate else None
     if config.output_dir is not None:
         replace_text(Path(config.output_dir) / RECIPE_FILE, recipe_to_text(built.recipe))
         if matrix is not None:
             replace_text(Path(config.output_dir) / MATRIX_FILE, json.dumps(matrix.to_dict(), indent=2) + "\n")
     return RecipeResult(built, fitted, matrix)
-
-
-def matrix_of(members: Sequence[Member], tests: Mapping[str, Images]) -> RecombinationMatrix | None:
-    """Every member's extractor under every head, each head on its own member's test images; None without any."""
-    extractors = {member.name: member.extractor for member in members}
-    heads = {member.name: member.head for member in members if member.head is not None and member.name in tests}
-    return matrix_of_columns(extractors, heads, tests) if heads else None
 
 
 def _number(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What an experiment gives: records by way and seed, and from them tables, figures, pictures and a report."""
+"""The result of an experiment: records by way and seed, and from them tables, figures, pictures and a report."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +17,16 @@ DPI = 100
 
 Record = Mapping[str, Any]  # JSON values that one way gave for one seed
 Figures = Mapping[str, Mapping[str, Sequence[Record]]]
-Cell = Callable[[Sequence[Any]], str]  # text of what a way gave, one a seed
+Cell = Callable[[Sequence[Any]], str]  # the text of a way's records, one per seed
 
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """What a recipe gave.
+    """The result of a recipe.
 
     Attributes:
         recipe: what was run.
-        figures: by part of the experiment and way, one record of JSON values a seed, in the order of the seeds.
+        figures: by part of the experiment and way, one record of JSON values per seed, in the order of the seeds.
     """
 
     recipe: Any
@@ -65,7 +65,7 @@ class ExperimentResult:
         return {"seeds": list(self.recipe.seeds), "output": self.recipe.output_dir, **self.numbers()}
 
     def report(self) -> str:
-        """The tables for a terminal, and where the rest lies."""
+        """The tables for a terminal, and where the files are."""
         if self.recipe.output_dir is None:
             return f"{self.to_markdown()}\n\nNothing was kept: give --output DIR"
         folder = Path(self.recipe.output_dir)
@@ -97,7 +97,7 @@ def way_table(
     columns: Mapping[str, Cell],
     first: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """A Markdown table with a row a way; ``first`` holds further rows before these, by name and heading."""
+    """A Markdown table with a row per way; ``first`` holds further rows before these, by name and heading."""
     lines = [[name, *(row.get(column, "") for column in columns)] for name, row in (first or {}).items()]
     lines += [[way, *(cell(found) for cell in columns.values())] for way, found in ways.items()]
     return markdown_table([[corner, *columns], *lines])

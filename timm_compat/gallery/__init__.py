@@ -1,4 +1,4 @@
-"""Galleries: embeddings of an image folder that outlive their model. Build, search, upgrade, hand to a database."""
+"""Galleries: embeddings of an image folder that outlive their model. Build, search, upgrade, export."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a plan says: every way's scores and costs as a table, and which one to go."""
+"""An upgrade plan: scores and costs of every way as a table, and which one to take."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,8 +8,8 @@ from timm_compat.errors import ConfigError
 from timm_compat.gallery.ways import BLEND, JOIN, KEEP, MAP, REEMBED, WAYS
 from timm_compat.table import markdown_table
 
-CLOSE = 0.01  # of recall@1: what may be lost against re-embedding without a word
-WORTH = 2  # times as much must re-embedding cost, for another way to be recommended
+CLOSE = 0.01  # of recall@1: what a recommended way may lose compared with re-embedding
+WORTH = 2  # re-embedding must cost this many times as much for another way to be recommended
 WORDS = {
     KEEP: "keep the old model",
     JOIN: "search old embeddings with joined new queries",
@@ -26,16 +26,16 @@ class WayScores:
     Attributes:
         way: "keep", "join", "map", "blend" or "reembed".
         recall_at_1: in [0, 1].
-        interval_at_1: that holds it with 95 % confidence.
+        interval_at_1: its 95 % interval.
         recall_at_10: in [0, 1].
         interval_at_10: likewise.
-        gain: recall@1 over that of keeping the model.
+        gain: of recall@1, compared with keeping the model.
         gain_interval: likewise, over the same queries.
         negative_flips: share of queries that the old model answers right and this way wrong, at 1.
-        seconds: for the whole gallery, as long as the sample took on this machine, that for the sample included where
+        seconds: for the whole gallery, estimated from the sample on this machine; including those for the sample if
             the way needs one.
         gflop: for the whole gallery, 1e9 operations.
-        query_gflop: for one query; None where the old extractor is not at hand.
+        query_gflop: for one query; None if the old extractor is not available.
     """
 
     way: str
@@ -57,17 +57,17 @@ class UpgradePlan:
 
     Attributes:
         old: architecture that embeds for the gallery now.
-        new: architecture of the extractor to go over to.
+        new: architecture of the extractor to move to.
         num_images: of the gallery.
         num_fitted: sampled images that fitted the maps.
-        num_scored: other sampled images, which were looked for among each other.
+        num_scored: the other sampled images, which were queries for one another.
         measured_by: what counts as right.
         ways: the scores.
-        recommendation: one of the ways; "keep" is "do not".
-        reason: why.
+        recommendation: one of the ways; "keep" means not to move.
+        reason: for the recommendation.
         half_way: recall@1 in [0, 1] while re-embedding is half done: every second image as a new row, searched with
             both models' queries, scores made comparable as ``Gallery.search`` does.
-        remarks: what could not be measured, or is to be known.
+        remarks: what could not be measured, and other notes.
     """
 
     old: str
@@ -99,13 +99,13 @@ class UpgradePlan:
 
     def table(self) -> str:
         """The ways as a Markdown table."""
-        heading = ["way", "recall@1", "recall@10", "flips", "seconds", "GFLOP", "GFLOP a query"]
+        heading = ["way", "recall@1", "recall@10", "flips", "seconds", "GFLOP", "GFLOP per query"]
         return markdown_table([heading, *(_line(found) for found in self.ways)])
 
     def __str__(self) -> str:
         head = (
             f"{self.old} -> {self.new}: {self.num_images:,} images; {self.num_fitted:,} sampled ones fitted the maps, "
-            f"{self.num_scored:,} others are looked for among each other; right is {self.measured_by}"
+            f"{self.num_scored:,} others were queries for one another; right is {self.measured_by}"
         )
         words = [f"{name}: {WORDS[name]}" for name in WAYS]
         half = f"Half-way through re-embedding recall@1 is {self.half_way:.3f}."
@@ -114,7 +114,7 @@ class UpgradePlan:
 
 
 def recommend(ways: Mapping[str, WayScores], *, labelled: bool) -> tuple[str, str]:
-    """The way to go, and why.
+    """The recommended way, and why.
 
     Re-embedding has to beat the old model by more than its interval leaves open, else nothing is worth a change. Then
     the cheapest way counts that beats the old model as surely and loses no more than 0.01 of recall@1 against
@@ -124,8 +124,8 @@ def recommend(ways: Mapping[str, WayScores], *, labelled: bool) -> tuple[str, st
     if not labelled:
         best = max((ways[JOIN], ways[MAP], ways[BLEND]), key=lambda found: found.recall_at_10)
         return KEEP, (
-            "Do not, until labels (--labels folder) show that the new model is better: without them it can only be "
-            f"told how much of its answers a way keeps; most by {best.way}, {best.recall_at_10:.3f} of the first ten"
+            "Do not, until labels (--labels folder) show that the new model is better: without them it is only "
+            f"known how many of its answers a way keeps; most by {best.way}, {best.recall_at_10:.3f} of the first ten"
         )
     if full.gain_interval[0] <= 0:
         return KEEP, (
@@ -144,12 +144,12 @@ def recommend(ways: Mapping[str, WayScores], *, labelled: bool) -> tuple[str, st
             )
         return best.way, (
             f"It gains {best.gain:+.3f} of recall@1 ({_range(best.gain_interval)}) and is within {CLOSE} of "
-            "re-embedding, without touching the other images"
+            "re-embedding, without embedding the other images"
         )
     meanwhile = ""
     if better:
         best = max(better, key=lambda found: found.recall_at_1)
-        meanwhile = f"; {best.way} gains {best.gain:+.3f} of it at once, should the images have to wait"
+        meanwhile = f"; {best.way} gains {best.gain:+.3f} of it without waiting for the images"
     return REEMBED, (
         f"It gains {full.gain:+.3f} of recall@1 ({_range(full.gain_interval)}), and no cheaper way comes within "
         f"{CLOSE} of it{meanwhile}"

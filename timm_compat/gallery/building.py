@@ -1,4 +1,4 @@
-"""Build a gallery from a folder of images, or bring one up to date: only what is new is embedded, shard by shard."""
+"""Build a gallery from a folder of images, or bring one up to date: only new images are embedded, shard by shard."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,10 +27,10 @@ class BuildReport:
     """What a build did.
 
     Attributes:
-        embedded: images that passed the network, changed ones among them.
-        changed: of these, images whose file was another one when they were embedded before.
-        kept: images whose stored rows stand.
-        dropped: entries whose image is gone, or changed into one that cannot be decoded.
+        embedded: images that were embedded, including changed ones.
+        changed: those of them whose file has changed since they were embedded before.
+        kept: images whose stored rows are kept.
+        dropped: entries whose image is gone or can no longer be decoded.
         skipped: images that cannot be decoded, left out.
         seconds: in all.
     """
@@ -83,16 +83,16 @@ def build(
     skip_corrupt: bool = False,
     **run: Unpack[RunKeywords],
 ) -> Gallery:
-    """Embed every image below a folder, or bring a gallery up to date: what is new or changed is embedded, what is gone
-    is dropped.
+    """Embed every image below a folder, or bring a gallery up to date.
 
-    A process may be killed at any moment: what was kept so far stands, and the next call goes on; at most the images
-    of one shard (512) are embedded again. In memory are the ids and hashes of all images, and the rows of one shard.
+    New and changed images are embedded, those that are gone are removed. The process may be killed at any moment: what
+    was stored is kept, and the next call continues; at most the images of one shard (512) are embedded again. Memory
+    holds the ids and hashes of all images, and the rows of one shard.
 
     Args:
         images: a folder of images, at any depth; their paths in it become the ids.
-        folder: the gallery's: new, or one that was built before.
-        extractor: whose features are stored, of level "pooled"; a gallery that exists knows its own.
+        folder: of the gallery: a new one, or one that was built before.
+        extractor: whose features are stored, of level "pooled"; an existing gallery knows its own.
         skip_corrupt: leave out images that cannot be decoded, with a warning, instead of an error.
         **run: ``device``, ``batch_size``, ``amp``, ``workers``, ``progress`` (see ``RunOptions``).
 
@@ -104,7 +104,7 @@ def build(
         ConfigError: no extractor for a new gallery, or another process that writes to it.
         DataError: no image, one that cannot be decoded, ids that clash, or a folder that has no image of the gallery.
         SpaceMismatchError: a gallery of another model.
-        OutputWriteError: no right, no room.
+        OutputWriteError: no permission, or no space.
 
     Example:
         >>> tc.gallery.build("photos", "another.gallery", "extractor").report.embedded

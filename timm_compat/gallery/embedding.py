@@ -1,4 +1,4 @@
-"""Which extractor embeds for which space, and images on their way through it: a batch at a time, nothing is kept."""
+"""Which extractor embeds for which space, and its pass over images, batch by batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from timm_compat.models.passes import DEFAULTS, Network, Passed, run_networks
 from timm_compat.models.run_options import RunOptions
 from timm_compat.models.unwrapping import unwrapped
 
-ALONE = (0, 1)  # every process answers by itself, as a command that is started twice does
+ALONE = (0, 1)  # every process works by itself, like a command that is started several times
 Queries = str | Path | Sequence[str | Path] | RawImages
 
 

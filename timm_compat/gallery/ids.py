@@ -1,4 +1,4 @@
-"""Ids of images: paths below a folder, with the hashes of their files, and the folder as seen from a gallery's."""
+"""Ids of images: paths below a folder, with the hashes of their files, and the folder relative to a gallery."""
 
 import hashlib
 import json

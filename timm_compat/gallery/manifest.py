@@ -1,9 +1,9 @@
-"""What ``gallery.json`` says: spaces and who embeds for them, how the stored rows came about, and the shards.
+"""What ``gallery.json`` says: spaces and their extractors, how the stored rows were made, and the shards.
 
 ::
 
     GALLERY/gallery.json           this manifest
-            shards/NAME.npy        float32 (rows, dimension), as the extractor gave them: not brought to length 1
+            shards/NAME.npy        float32 (rows, dimension), as the extractor gave them: not normalised to length 1
             shards/NAME.json       {"ids": [...], "sha256": [...]}: paths below the images' folder, hashes of the files
             background/            rows of the same few images for every kind of rows, by which scores are compared
             extractors/DIGEST/     extractors that an upgrade made
@@ -126,7 +126,7 @@ class Manifest:
         kinds: by key.
         shards: in the order of the rows.
         background: None as long as there is one kind only.
-        upgrade: None, or what goes on.
+        upgrade: None, or the one that is unfinished.
     """
 
     images: str

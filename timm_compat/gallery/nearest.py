@@ -1,17 +1,17 @@
 """The stored rows nearest to a query: exactly and in blocks, or from a faiss index beside them.
 
-Rows of one kind are compared by cosine. Cosines of two models are not comparable: where one model puts unrelated images
-at 0.1 and alike ones at 0.6, another has 0.4 and 0.8. A gallery that holds rows of several kinds therefore keeps a
+Rows of one kind are compared by cosine. Cosines of two models are not comparable: where one model gives unrelated
+images 0.1 and similar ones 0.6, another gives 0.4 and 0.8. A gallery that holds rows of several kinds therefore keeps a
 *background*: rows of every kind for the same few hundred of its images. For each query, and for each kind r, let m_r
 and s_r be mean and standard deviation of its cosines with that kind's background. A cosine c with a row of kind r
 counts as
 
     score = m + (1 - m) x^p    with    x = (c - m_r) / (1 - m_r),    p = log(s / (1 - m)) / log(s_r / (1 - m_r))
 
-where m and s belong to the current kind: what is as near as the background counts so, what is a standard deviation
-nearer counts as a standard deviation nearer, and what is identical stays 1. (What is farther than the mean, x < 0,
-counts as m + s (c - m_r) / s_r.) As the images behind the means are the same ones for every kind, what is left to
-differ is the model; one that tells images apart better still puts more of the right ones far up.
+where m and s belong to the current kind: a row as near as the background's mean counts as such, one that is a standard
+deviation nearer counts as a standard deviation nearer, and an identical one stays 1. (For rows farther than the
+mean, x < 0, it is m + s (c - m_r) / s_r.) As the background images are the same for every kind, only the models differ;
+a model that distinguishes images better still puts more of the right ones at the top.
 """
 
 import hashlib
@@ -212,7 +212,7 @@ def _recorded(file: Path) -> str | None:
         raise ComponentFileError(f"{_facts_file(file)}: expected an index's facts, got {error}; remove it") from error
     if own != file_sha256(file):
         raise ComponentFileError(
-            f"{file}: expected the index that {_facts_file(file).name} speaks of, got another file: it does not belong "
+            f"{file}: expected the index that {_facts_file(file).name} describes, got another file: it does not belong "
             "to these embeddings; remove both, and it is built anew"
         )
     return embeddings

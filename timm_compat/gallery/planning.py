@@ -1,4 +1,4 @@
-"""What each way to another model would give, break and cost, measured on a sample of the stored images."""
+"""What each way to another model would gain, break and cost, measured on a sample of the stored images."""
 
 import time
 from collections.abc import Mapping
@@ -53,21 +53,21 @@ def plan(
 ) -> UpgradePlan:
     """Measure every way from a gallery's model to another one, and recommend one.
 
-    Half of the sample fits the maps, the other half scores all ways: each of its images is looked for among the others.
-    With labels, an image of the query's class counts as right; without, what re-embedding would find counts, which says
-    how much a way keeps of it, and not whether the new model is better.
+    The maps are fitted on half of the sample, all ways are measured on the other half: each of its images is a query
+    for the others. With labels, an image of the query's class is right; without, what re-embedding would find is right,
+    which tells how much of it a way keeps, but not whether the new model is better.
 
     Args:
         gallery: as stored.
         to: the new extractor, of level "pooled".
-        sample: how many stored images to look at, at least 40; they pass the new network once.
+        sample: number of stored images to use, at least 40; each is embedded by the new model once.
         labels: "folder" (the name of the folder that an image lies in), a mapping from id to class, or None.
-        seed: draws the sample.
+        seed: of the sample.
         **run: ``device``, ``batch_size``, ``amp``, ``workers``, ``progress`` (see ``RunOptions``).
 
     Raises:
-        ConfigError: a gallery of several spaces (its upgrade is not over), or the extractor that it has already.
-        DataError: fewer than 40 images of the gallery are on disk: no way can be measured, no map be fitted.
+        ConfigError: a gallery of several spaces (its upgrade is unfinished), or the extractor that it has already.
+        DataError: fewer than 40 images of the gallery are on disk: no way can be measured, and no map fitted.
 
     Example:
         >>> plan = tc.gallery.plan("photos.gallery", "new-extractor", sample=60)

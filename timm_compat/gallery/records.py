@@ -1,8 +1,8 @@
-"""A gallery's entries as a vector database keeps them, and the way there and back: Qdrant, in a server or a folder.
+"""A gallery's entries as records of a vector database, and their exchange with Qdrant, on a server or in a folder.
 
 A record is a point: its id a UUID made of the entry's id, its vector under the name of its kind (a collection holds
-vectors of an old and a new model side by side), and a payload that says what it is. Qdrant brings vectors to length 1
-where it compares by cosine; the length stands in the payload, so that what is read back is what was stored.
+vectors of an old and a new model side by side), and a payload that says what it is. Qdrant normalises vectors to length
+1 if it compares by cosine; the length is kept in the payload, so that what is read back is what was stored.
 """
 
 import uuid

@@ -1,4 +1,4 @@
-"""A sample of the stored images, and what both models make of it: from this ways are measured and maps fitted."""
+"""A sample of the stored images, embedded by both models, to measure ways and fit maps."""
 
 import time
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def draw(stored: Stored, count: int, seed: int, least: int = LEAST_SAMPLE) -> Sa
         DataError: fewer than ``least`` are there.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < least:
-        raise ConfigError(f"sample: expected a whole number of at least {least}, got {count!r}")
+        raise ConfigError(f"sample: expected an integer of at least {least}, got {count!r}")
     manifest = stored.manifest
     root = resolved(manifest.images, stored.folder)
     starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])

@@ -1,4 +1,4 @@
-"""Galleries as they are used: what is in one, and the stored images nearest to a query."""
+"""The gallery object: what it holds, and the stored images nearest to a query."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +29,7 @@ class Hit:
     Attributes:
         id: path below the images' folder.
         similarity: cosine with the stored row, in [-1, 1].
-        score: what hits are sorted by: the similarity, on the current kind's scale where the gallery holds several.
+        score: by which hits are sorted: the similarity, brought to the current kind's scale if there are several kinds.
         kind: of the row.
     """
 
@@ -114,13 +114,13 @@ class Gallery:
             yield from self._stored.entries(shard).ids
 
     def shards(self) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...], Rows]]:
-        """Kind, ids, SHA-256 of the image files, and rows (n, dimension), which are read when they are looked at."""
+        """Kind, ids, SHA-256 of the image files, and rows (n, dimension), which are read when they are used."""
         for shard in self.manifest.shards:
             entries = self._stored.entries(shard)
             yield shard.kind, entries.ids, entries.hashes, self._stored.rows(shard)
 
     def verify(self) -> None:
-        """Read every file and check every hash.
+        """Read every file and check its hash.
 
         Raises:
             ComponentFileError: a file is missing or damaged, or an id stands there twice.
@@ -145,22 +145,22 @@ class Gallery:
 
         Args:
             queries: image files, folders of them, or raw images (see ``extract_features``).
-            k: how many of the nearest.
-            extractor: one or several to embed queries with, each for its own space: the gallery's own, or another that
-                joined the same space. Spaces without one are embedded for by the extractor that the gallery names.
-            index: "torch" compares with every row; "faiss" with an exact flat index, which is kept beside the gallery
-                and loaded into memory as a whole.
+            k: number of nearest images.
+            extractor: one or several to embed the queries with, each for its own space: the gallery's own, or another
+                that joined the same space. For other spaces the extractor is used that the gallery names.
+            index: "torch" compares with every row; "faiss" uses an exact flat index, which is stored in the gallery and
+                loaded into memory as a whole.
             **run: ``device``, ``batch_size``, ``amp``, ``workers``, ``progress`` of the queries' pass.
 
         Raises:
-            ConfigError: k below 1, another index, or an extractor that the gallery does not name the place of.
-            SpaceMismatchError: an extractor of a space that no row lives in.
+            ConfigError: k below 1, another index, or no extractor at hand whose location the gallery knows.
+            SpaceMismatchError: an extractor of a space that no row is in.
             ComponentFileError: a damaged gallery, an index that is not of these rows, or another extractor than named.
             DataError: no query, or one that cannot be decoded.
             MissingExtraError: faiss is not installed.
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ConfigError(f"k: expected a whole number of at least 1, got {k!r}")
+            raise ConfigError(f"k: expected an integer of at least 1, got {k!r}")
         if index not in SEARCHES:
             raise ConfigError(f"index: expected one of {', '.join(SEARCHES)}, got {index!r}")
         if index == "faiss":

@@ -1,4 +1,4 @@
-"""A gallery's files: shards read in place, and a manifest that is exchanged in one step, so that nothing is ever lost.
+"""A gallery's files: shards read in place, and a manifest that is replaced in one step, so that nothing is ever lost.
 
 A shard's files are written before the manifest names them, and removed after it no longer does. Whatever ends a
 process in between leaves the old state or the new one, and files that the next writer removes.
@@ -27,7 +27,7 @@ from timm_compat.storage.files import check_new_folder, file_sha256, replaced_fi
 MANIFEST_FILE = "gallery.json"
 SHARDS, BACKGROUND, EXTRACTORS, FAISS = "shards", "background", "extractors", "faiss"
 LOCK_FILE = ".lock"
-SHARD_ROWS = 512  # embedded before they are kept: what a process that is killed has to do again, at most
+SHARD_ROWS = 512  # images per shard, the most that must be embedded again after a kill
 
 Rows = NDArray[np.float32]
 

@@ -1,8 +1,8 @@
-"""Go one of the ways to another model: what is stored is exchanged whole, or shard by shard; nothing is lost between.
+"""Move a gallery to another model: the rows are replaced at once, or shard by shard; nothing is lost in between.
 
-Joining, mapping and blending touch no image but the sample's: the new rows are written beside the old ones and one
-exchange of the manifest puts them in place. Re-embedding exchanges one shard after the other; in between the gallery
-holds old and new rows and is searched as such, and the next call goes on where a process was stopped.
+Joining, mapping and blending read no image but the sample's: the new rows are written beside the old ones, and a new
+manifest puts them in place in one step. Re-embedding replaces one shard after the other; in between the gallery holds
+old and new rows and can be searched, and the next call continues where a process was stopped.
 """
 
 import copy
@@ -49,9 +49,9 @@ class UpgradeReport:
     """What an upgrade did.
 
     Attributes:
-        way: that was gone.
+        way: that was taken.
         converted: rows that are of the new kind now.
-        left: rows that stay as they were, for their image is gone, changed or cannot be decoded.
+        left: rows that stay as they were, because their image is gone, has changed or cannot be decoded.
         seconds: in all.
     """
 
@@ -80,18 +80,18 @@ def upgrade(
     seed: int = 0,
     **run: Unpack[RunKeywords],
 ) -> Gallery:
-    """Go over to another model.
+    """Move a gallery to another model.
 
     Args:
         gallery: as stored.
         to: the new extractor, of level "pooled".
         way: "join": rows stay, the new network joins their space and embeds queries and new images (it is saved in the
-            gallery's folder). "map": rows are mapped into the new space; what they were is gone. "blend": the mapped
-            part is put beside each row; queries pass both networks. "reembed": every image passes the new network,
-            shard by shard; from a mapped gallery, too, and with a call that goes on where another one was stopped.
-        sample: stored images that pass the new network for the map: three quarters fit it, the others tell how scores
-            of mapped and of new rows compare.
-        seed: draws the sample.
+            gallery's folder). "map": rows are mapped into the new space; the old rows are lost. "blend": the mapped
+            row is stored beside each old one; queries pass both networks. "reembed": every image passes the new
+            network, shard by shard, also from a mapped gallery; the same call continues where one was stopped.
+        sample: number of stored images that are embedded for the map: three quarters fit it, the others tell how
+            the scores of mapped and of new rows compare.
+        seed: of the sample.
         **run: ``device``, ``batch_size``, ``amp``, ``workers``, ``progress`` (see ``RunOptions``).
 
     Returns:
@@ -101,7 +101,7 @@ def upgrade(
         ConfigError: no such way, a gallery of several spaces (other than to re-embed), the extractor that it has
             already, or another process that writes to it.
         DataError: too few images of the gallery are on disk to fit a map; to re-embed, none.
-        OutputWriteError: no right, no room.
+        OutputWriteError: no permission, or no space.
 
     Example:
         >>> gallery = tc.gallery.upgrade("photos.gallery", "new-extractor", "reembed")

@@ -1,12 +1,12 @@
-"""The ways to another model: which cosines each compares, the linear maps that two of them need, what they score.
+"""The ways to another model: which cosines each compares, the linear maps that some need, and their scores.
 
-With x the stored rows, q what the current model makes of a query, p what the new backbone pools and n the new
-extractor's features:
+With the stored rows x, the current model's features q of a query, the new backbone's pooled features p and the new
+extractor's features n:
 
-    keep      cos(q, x)                        the old model goes on
+    keep      cos(q, x)                        the old model stays
     join      cos(J p, x)                      the new network, joined to the stored rows' space
     map       cos(n, M x)                      stored rows, mapped into the new space
-    blend     (cos(q, x) + cos(n, M x)) / 2    both: two networks a query, and rows of both spaces
+    blend     (cos(q, x) + cos(n, M x)) / 2    both: two networks per query, and rows of both spaces
     reembed   cos(n, n)                        every image passes the new network
 
 J and M are linear, in closed form from pairs of stored rows and new features of the same images (``joining/

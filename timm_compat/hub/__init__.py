@@ -1,1 +1,1 @@
-"""The Hub's far side: publish, load whatever is there, search."""
+"""Use of the Hub: publish, load, search."""

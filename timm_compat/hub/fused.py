@@ -1,4 +1,4 @@
-"""A fused model, which is plain timm, read from our files: checked as any component, its card made from its config."""
+"""Fused models, which are plain timm: read from our files, checked like any component, with a card from the config."""
 
 from collections.abc import Mapping
 from pathlib import Path

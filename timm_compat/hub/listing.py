@@ -1,4 +1,4 @@
-"""What the Hub lists under our tags, up to 1,000 repositories a request, and a listed one's small files in one each."""
+"""The Hub's listing by our tags, up to 1,000 repositories per request, and small files of listed repositories."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""Load a component whatever its role, fused models too, and fetch one into a folder."""
+"""Load a component of any role, fused models too, and download one into a folder."""
 
 import shutil
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def read_facts(location: str | Path, **where: Unpack[Where]) -> tuple[dict[str, 
 
 
 def load(location: str | Path, **where: Unpack[Where]) -> Component | nn.Module:
-    """A component by the role that its config names; a fused model comes as the plain timm model that it is.
+    """Load a component of any role; a fused model becomes the plain timm model that it is.
 
     Raises:
         ComponentFileError, HubError: as ``from_pretrained``.
@@ -64,7 +64,7 @@ def load(location: str | Path, **where: Unpack[Where]) -> Component | nn.Module:
 
 
 def pull(location: str, folder: str | Path, **where: Unpack[Where]) -> Path:
-    """Fetch a component into a new folder, after every check that loading makes.
+    """Download a component into a new folder, with all checks of loading it.
 
     Raises:
         ComponentFileError, HubError: as ``from_pretrained``; nothing is left in the folder then.

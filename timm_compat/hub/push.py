@@ -1,4 +1,4 @@
-"""Publish a component: one commit for everything, unchanged files not sent again, people's words on cards kept."""
+"""Publish a component: one commit for everything, unchanged files are not sent again, edited cards keep their text."""
 
 import os
 import shutil

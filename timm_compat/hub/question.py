@@ -1,4 +1,4 @@
-"""What a search asks for, and what of it the tags of a listed repository can answer."""
+"""What a search asks for, and how far the tags of a listed repository answer it."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A repository as it is before a push, and what became of one whose answer got lost."""
+"""A repository before a push, and whether a push went through whose answer was lost."""
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath

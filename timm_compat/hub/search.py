@@ -1,4 +1,4 @@
-"""Find components that fit: the listing's tags give candidates, each shown candidate's config.json decides."""
+"""Find components: the tags in the listing give candidates, the config.json of each one shown decides."""
 
 import itertools
 from collections import Counter
@@ -33,15 +33,15 @@ class Found:
 
     Attributes:
         repo_id: "owner/name".
-        commit: the one that was looked at; load with ``revision=`` it to get exactly this.
+        commit: the one that was read; load with ``revision=commit`` to get exactly this.
         role: "extractor", "head", "space" or "model".
         space: fingerprint.
         feature_dim: D of the space.
         architecture: timm's name; None for heads and spaces.
         class_names: of heads and models, in order.
-        parameters: number of weights; None where its config does not tell.
-        accuracy: first result that it states, in [0, 1]; None without.
-        license: as its card states it; None where it states none.
+        parameters: number of weights; None if its config does not say.
+        accuracy: the first result that it states, in [0, 1]; None without one.
+        license: as stated on its card; None if it states none.
         fused: whether it is a plain timm model.
     """
 
@@ -60,16 +60,16 @@ class Found:
 
 @dataclass(frozen=True)
 class SearchResult(Sequence[Found]):
-    """Components that fit, in the server's order.
+    """The components that were found, in the server's order.
 
     Attributes:
-        rows: one for each.
-        more: whether candidates are left that nobody looked at: ask for more with ``limit``.
-        members: of a search for spaces: for every fingerprint that any listed component names, how many components
-            there are by role. Counted from tags, which nothing checks.
+        rows: one per component.
+        more: whether there are candidates that were not looked at: raise ``limit``.
+        members: in a search for spaces: for every fingerprint that a listed component names, the number of components
+            by role, counted by their unchecked tags.
         refused: candidates that are not what their tags promise: (repository, reason).
         faults: candidates that could not be looked at because the Hub failed: (repository, reason); ("listing",
-            reason) where the list of candidates itself broke off.
+            reason) if the list of candidates itself is incomplete.
     """
 
     rows: tuple[Found, ...]
@@ -108,22 +108,22 @@ def search(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> SearchResult:
-    """Components on the Hub that fit, of every format that can be read.
+    """Find components on the Hub, of every format that can be read.
 
-    Candidates are listed up to 1,000 a request; ``config.json`` is fetched, one request each and several at once, of
-    as many as are shown.
+    Up to 1,000 candidates are listed per request. Of those that are shown, ``config.json`` is downloaded, one request
+    each, several at once.
 
     Args:
         space: a final space, or its fingerprint.
         fits: a component, its folder or its Hub id, instead of a space: for an extractor the heads of its space, for a
             head the extractors, for a model or a space both.
-        role: "extractor", "head", "space" or "model"; of spaces, ``members`` says how many parts they have.
-        classes: names that a head or model must know. Cards list up to 100; of larger heads the config is looked at.
-        dim: feature dimensions.
+        role: "extractor", "head", "space" or "model"; for spaces, ``members`` says how many components they have.
+        classes: names that a head or model must have. Cards list up to 100; for larger heads the config is read.
+        dim: feature dimension D.
         author: user or organisation.
-        limit: most results.
+        limit: maximum number of results.
         token: None for the one that is logged in; private repositories that it may see are among the results.
-        cache_dir: of the Hub's client.
+        cache_dir: cache folder of the Hub's client.
 
     Raises:
         ConfigError: a role, fingerprint or number that is none, or a role that cannot fit.

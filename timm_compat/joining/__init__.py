@@ -1,1 +1,1 @@
-"""Joining: a backbone that exists becomes an extractor of a space that exists, without labels."""
+"""Joining: an existing backbone becomes an extractor of an existing space, without labels."""

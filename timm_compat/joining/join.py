@@ -172,7 +172,9 @@ def join_with(
         everything = fitted.merged(held_out)
         interface.set_linear(*ClosedForm(everything, rows, centre).map(strength))
         shift = _shift(everything) if space.normalization == "batch" else None
-        report = JoinReport(num_classes, everything.count, *measured, shift, time.perf_counter() - start, alone)
+        report = JoinReport(
+            num_classes, everything.count, *measured, shift, time.perf_counter() - start, alone, classes
+        )
     extractor.fit_report = report
     extractor.facts = replace(extractor.facts, training=_training_facts(report))
     warn_where_poor(extractor.architecture, report, stacklevel=stacklevel)  # torch.no_grad wraps this function

@@ -78,7 +78,7 @@ class SwapReport:
         pairs = (("parameters", "{:,}"), ("gflop", "{:.2f}"), ("milliseconds", "{:.1f}"))
         for name, form in pairs:
             old, new = (form.format(getattr(cost, name)) for cost in (self.old, self.new))
-            lines.append(f"{name}{'' if name == 'parameters' else ' an image'}: {old} before, {new} now")
+            lines.append(f"{name}{'' if name == 'parameters' else ' per image'}: {old} before, {new} now")
         if self.join.advice:
             lines.append(f"to do better, give {self.join.advice}")
         return "\n".join(lines)
@@ -102,15 +102,15 @@ def swap(
     progress: bool | None = None,
     **timm_kwargs: Any,
 ) -> CompatModel:
-    """Put another backbone under a trained classifier; its classes stay, and no label is needed.
+    """Put another backbone under a trained classifier; the classes stay the same, and no labels are needed.
 
     Args:
         old_model: a classifier that timm built or ``compose`` made, or a name, which then gets timm's pretrained
             weights unless ``old_weights`` is given.
         model: the new backbone: a name for ``timm.create_model``, or a model that timm built; with its own classifier
             over some of the same classes no image is needed.
-        images: unlabelled images (see ``extract_features``), which both see twice, so no iterator; those that the
-            classifier is for serve best.
+        images: unlabelled images (see ``extract_features``), best of the kind that the classifier is for. Both
+            networks see them twice, so no iterator.
         pretrained: whether to load timm's weights of the new backbone (by name only).
         weights: a safetensors file of the new backbone (by name only).
         class_names: the new backbone's own classes, where timm does not know them.
@@ -129,7 +129,7 @@ def swap(
 
     Raises:
         BackboneError: a model cannot be built, or the old one not be split.
-        ConfigError: unknown class names, neither images nor classes in common, or images that can be read once only.
+        ConfigError: unknown class names, neither images nor classes in common, or images that can be read only once.
         DataError: fewer than 10 images, or one that cannot be decoded.
 
     Example:

@@ -1,4 +1,4 @@
-"""What a method is: what the networks of a space share by it, what it asks of them, and the loss that it adds."""
+"""The interface of a method: what networks of a space share, what it requires of them, and the loss that it adds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ Losses = tuple[Tensor, int]
 
 @dataclass(frozen=True)
 class Asked:
-    """A self-supervised task's images in one pass.
+    """The changed images of a self-supervised task in one pass.
 
     Attributes:
         features: (n, D), or (n, D, H', W'), of changed images.
-        answers: (n,), int64, how each was changed.
+        answers: (n,), int64, by which answer each was changed.
         count: changed images of the whole step.
     """
 
@@ -30,7 +30,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a pass over one member's images leaves for the methods of its space.
+    """What the methods of a space get from one pass over a member's images.
 
     Attributes:
         features: (b, D), or (b, D, H', W'), of the images as they are.
@@ -49,15 +49,15 @@ class Seen:
 
 
 class Method:
-    """One way in which the networks of a space become compatible; an object of it serves all of them.
+    """One way to make the networks of a space compatible; one object serves all of them.
 
-    Everything that is left as it is here means "nothing": no shared head, no demand, no loss. A self-supervised task
-    needs no class of its own: it is a ``SelfSupervisedTask``. ``register_method`` makes a method known.
+    What a subclass does not override means "nothing": no shared head, no checks, no loss. A self-supervised task needs
+    no subclass: it is a ``SelfSupervisedTask``. ``register_method`` makes a method known.
 
     Attributes:
-        name: among a space's ``methods``, of the shared head, and of the loss in the history.
-        uses_classes: whether it asks for classes that the tasks have in common, by name.
-        is_trained: whether its shared head learns with the members while the space is a draft.
+        name: in a space's ``methods``, of the shared head, and of the loss in the history.
+        uses_classes: whether it needs classes that the tasks have in common, by name.
+        is_trained: whether its shared head is trained with the members while the space is a draft.
 
     Example:
         >>> class SmallFeatures(tc.Method):
@@ -90,16 +90,16 @@ class Method:
         return (torch.rand(shape, generator=random) * 2 - 1) * shape[1] ** -0.5
 
     def check_space(self, feature_dim: int, class_names: Sequence[str]) -> None:
-        """Refuse a space in which the method makes no sense.
+        """Refuse a space that the method cannot work in.
 
         Raises:
-            ConfigError: the message says what it needs.
+            ConfigError: the message says what the method needs.
         """
 
     def check_member(
         self, name: str, input_size: Sequence[int], class_names: Sequence[str] | None, vocabulary: Sequence[str]
     ) -> None:
-        """Refuse a member that the method cannot serve.
+        """Refuse a member that the method cannot work with.
 
         Args:
             name: of the member.
@@ -108,7 +108,7 @@ class Method:
             vocabulary: class names of the space.
 
         Raises:
-            ConfigError: the member has nothing that the method works on.
+            ConfigError: the member lacks what the method needs.
             ImageError: images of a shape that it cannot take.
         """
 
@@ -121,9 +121,9 @@ class Method:
 
         Args:
             head: the shared head, features to logits; None where the method shares none.
-            seen: what the pass gave.
+            seen: the images and features of the pass.
 
         Returns:
-            The loss of every image of this pass that counts, (n,), and how many count in the whole step.
+            The losses (n,) of those images of this pass that count, and how many count in the whole step.
         """
         return None

@@ -8,12 +8,9 @@ from torch import Tensor
 
 from timm_compat.errors import ConfigError
 from timm_compat.methods.common_classes import CommonClasses
-from timm_compat.methods.flip import FLIP
 from timm_compat.methods.initial_weights import InitialWeights
-from timm_compat.methods.location import LOCATION
 from timm_compat.methods.method import Method
-from timm_compat.methods.rotation import ROTATION
-from timm_compat.methods.self_supervised import SelfSupervisedTask
+from timm_compat.methods.self_supervised import FLIP, LOCATION, ROTATION, SelfSupervisedTask
 from timm_compat.methods.simplex import Simplex
 from timm_compat.seeding import generator
 
@@ -27,7 +24,7 @@ _METHODS: dict[str, Method] = {
 def register_method(method: M) -> M:
     """Make a method known by its name to spaces, recipes and the trainer, in this process.
 
-    Whoever loads a component of a space that uses it registers it first.
+    Register it before loading a component of a space that uses it.
 
     Args:
         method: with a name of letters, digits and _.
@@ -36,7 +33,7 @@ def register_method(method: M) -> M:
         The method.
 
     Raises:
-        ConfigError: no ``Method``, a name that is none, or one that another method has.
+        ConfigError: no ``Method``, an invalid name, or one that another method has.
 
     Example:
         >>> import timm_compat as tc

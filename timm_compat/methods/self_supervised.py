@@ -1,8 +1,9 @@
 """Self-supervised tasks: one head over features for each, shared by every network of a space.
 
-Something is done to an image, drawn from a few possibilities, and the shared head h must tell from the features z what
-it was: L = CE(h(z), answer). That needs neither labels nor common classes. Shared between networks by Gygli et al.,
-AAAI 2021 (https://arxiv.org/abs/2004.03898), by two domains in Sun et al. 2019 (https://arxiv.org/abs/1909.11825).
+An image is changed in one of a few ways, and the shared head h predicts from the features z which one it was:
+L = CE(h(z), answer). That needs neither labels nor common classes. Shared between networks by Gygli et al., AAAI 2021
+(https://arxiv.org/abs/2004.03898), between two domains by Sun et al. 2019 (https://arxiv.org/abs/1909.11825), who also
+have location and flip; rotation is by Gidaris et al., ICLR 2018 (https://arxiv.org/abs/1803.07728).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +18,20 @@ from timm_compat.config import LossConfig
 from timm_compat.errors import ImageError
 from timm_compat.methods.method import Losses, Method, Seen
 
+NUM_ROTATIONS = 4
+QUADRANTS = ((0, 0), (0, 1), (1, 0), (1, 1))  # below, right
+
 
 @dataclass(frozen=True)
 class SelfSupervisedTask(Method):
-    """What can be done to an image, as a task; ``register_method`` makes it one that spaces share.
+    """A change of an image, to be recognised by a shared head; ``register_method`` makes it available to spaces.
 
     Attributes:
         name: of the method, and of its head.
         num_classes: number K of possible answers.
         change: images (n, C, H, W) and answers (n,), from 0, to changed images (n, C, H, W).
         starts_upright: whether answer 0 leaves an image as it is.
-        needs_square: whether images must be as high as wide.
+        needs_square: whether images must be square.
 
     Example:
         >>> def negative(images, answers):
@@ -69,6 +73,51 @@ class SelfSupervisedTask(Method):
         """Cross-entropy of the shared head's logits against the answers."""
         asked = seen.asked[self.name]
         return F.cross_entropy(head(asked.features), asked.answers, reduction="none"), asked.count
+
+
+def rotate(images: Tensor, turns: Tensor) -> Tensor:
+    """Every image (of (n, C, S, S)) turned by its number of quarter turns (n,).
+
+    Raises:
+        ImageError: images that are not square.
+    """
+    if images.shape[-1] != images.shape[-2]:
+        raise ImageError(f"rotation: expected square images, got {tuple(images.shape[-2:])}; set img_size to a square")
+    turned = images.clone()
+    for quarter in range(1, NUM_ROTATIONS):
+        where = (turns == quarter).nonzero().flatten().to(images.device)
+        turned[where] = images[where].rot90(quarter, (2, 3))
+    return turned
+
+
+def enlarge_quadrants(images: Tensor, quadrants: Tensor) -> Tensor:
+    """One quadrant of every image (of (n, C, H, W)), enlarged bilinearly to the whole size.
+
+    Args:
+        images: of odd sides, quadrants overlap in the middle row and column.
+        quadrants: (n,): top left, top right, bottom left, bottom right.
+    """
+    height, width = images.shape[-2:]
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    crops = images[..., :rows, :columns].clone()
+    for number, (below, right) in enumerate(QUADRANTS):
+        where = (quadrants == number).nonzero().flatten().to(images.device)
+        top, left = below * (height - rows), right * (width - columns)
+        crops[where] = images[where, :, top : top + rows, left : left + columns]
+    return F.interpolate(crops, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def turn_over(images: Tensor, flips: Tensor) -> Tensor:
+    """Every image (of (n, C, H, W)) whose number (n,) is 1 with its rows from bottom to top."""
+    changed = images.clone()
+    where = (flips == 1).nonzero().flatten().to(images.device)
+    changed[where] = images[where].flip(2)
+    return changed
+
+
+ROTATION = SelfSupervisedTask("rotation", NUM_ROTATIONS, rotate, needs_square=True)
+LOCATION = SelfSupervisedTask("location", len(QUADRANTS), enlarge_quadrants, starts_upright=False)
+FLIP = SelfSupervisedTask("flip", 2, turn_over)
 
 
 def draw_answers(size: int, fraction: float, num_classes: int, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A timm model of any architecture as a source of features: pooled (B, F), or a map (B, F, H', W') of one stage.
 
-The backbone is asked, never guessed at by its name: it stands without classifier, timm itself tells the number of
-its features, and its weights stay a plain timm checkpoint.
+Everything is asked of the model, nothing is guessed from its name: it has no classifier, timm itself tells the number
+of its features, and its weights stay a plain timm checkpoint.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""How many images at a time: as many as keep a device busy, few enough for its memory."""
+"""The batch size: enough images to keep a device busy, few enough for its memory."""
 
 import copy
 from collections.abc import Mapping, Sequence

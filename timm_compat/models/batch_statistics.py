@@ -1,4 +1,4 @@
-"""BatchNorm statistics of another domain: every layer's running mean and variance are measured anew.
+"""BatchNorm statistics of another domain: every layer's running mean and variance are measured again.
 
 Weights stay as they are, and no label is needed: AdaBN, Li et al., Pattern Recognition 2018
 (https://arxiv.org/abs/1603.04779).

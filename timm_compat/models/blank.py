@@ -1,4 +1,4 @@
-"""Building a network whose weights come from a file: no numbers are drawn for weights that will be overwritten."""
+"""Building a network whose weights come from a file: weights that will be overwritten are not initialised."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar

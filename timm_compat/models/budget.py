@@ -1,7 +1,7 @@
 """Limits for building a network from a stranger's config: how large it may be, and how long it may take.
 
-What a config asks for can be out of all proportion to its size: a thousand stages of a thousand blocks, tables of
-window positions, loops over pairs of positions. Counting while it is built, on the meta device, ends it in time.
+A small config can ask for a huge network: a thousand stages of a thousand blocks, tables of window positions, loops
+over pairs of positions. Counting while it is built, on the meta device, stops it in time.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""An extractor and a task head of one space, joined into a classifier without fine-tuning."""
+"""An extractor and a task head of one space, put together as a classifier without fine-tuning."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -82,10 +82,10 @@ class CompatModel(Component, nn.Module):
         return self.head
 
     def fuse(self) -> nn.Module:
-        """A plain timm model with the same logits in evaluation, nothing of timm_compat inside.
+        """A plain timm model with the same logits in evaluation mode, without anything of timm_compat inside.
 
-        Interface and head, both linear in evaluation, become the weights of timm's own classifier. The result is in
-        evaluation mode; its logits were compared with this model's on random images.
+        Interface and head, both linear in evaluation mode, become the weights of timm's own classifier. The result is
+        in evaluation mode; its logits are compared with this model's on random images.
 
         Raises:
             FuseError: the head or the interface is not linear, or timm's classifier is not; the message says which.
@@ -144,7 +144,7 @@ class CompatModel(Component, nn.Module):
         Args:
             folder_or_repo_id: a folder where there is one, else a Hub id "owner/name".
             convert: accept other floating-point types and convert them to float32.
-            weights: whether to load them; a new model of the same build otherwise.
+            weights: whether to load them; otherwise the model has new weights.
             **where: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``subfolder`` (see ``Where``).
 
         Raises:
@@ -250,7 +250,7 @@ def compose(extractor: CompatExtractor, head: Mapping[str, TaskHead]) -> MultiHe
 
 
 def compose(extractor: CompatExtractor, head: TaskHead | Mapping[str, TaskHead]) -> CompatModel | MultiHeadModel:
-    """Join an extractor and a head of one space, or several heads by name, which share the extractor's pass.
+    """Put an extractor and a head of one space together, or several heads by name, which share the extractor's pass.
 
     Returns:
         A classifier, or with several heads a model that gives logits (B, K) by head's name.

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, floating-point operations, milliseconds an image."""
+"""What a network costs: parameters, floating-point operations, milliseconds per image."""
 
 import time
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class Cost:
 
     Attributes:
         parameters: number of weights.
-        gflop: 1e9 floating-point operations an image, a multiplication and an addition counted as two.
-        milliseconds: an image, median of up to 10 passes one after the other, without reading and preprocessing.
+        gflop: 1e9 floating-point operations per image, a multiplication and an addition counted as two.
+        milliseconds: per image, median of up to 10 passes one after the other, without reading and preprocessing.
         input_size: (C, H, W) of the image.
         device: where the time was measured.
     """

@@ -1,4 +1,4 @@
-"""The extractor: a timm backbone plus the interface of a space; images to features that other components understand."""
+"""The extractor: a timm backbone plus the interface of a space; images to features for all heads of the space."""
 
 import copy
 from pathlib import Path
@@ -50,8 +50,8 @@ class CompatExtractor(Component, nn.Module):
     Args:
         backbone: source of features.
         space: where the features live.
-        trainable: "full"; "adapter": only the interface learns, the backbone's weights, BatchNorm statistics and
-            dropout stay as they are, also in training mode; "frozen": nothing learns, the interface stays too.
+        trainable: "full"; "adapter": only the interface is trained, the backbone's weights, BatchNorm statistics and
+            dropout stay as they are, even in training mode; "frozen": the interface is frozen, too.
 
     Raises:
         ConfigError: ``trainable`` is something else.
@@ -154,7 +154,7 @@ class CompatExtractor(Component, nn.Module):
         return inference_transform(self.backbone.data_config)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; what does not learn stays in evaluation mode."""
+        """Training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         if self.trainable != "full":
             self.backbone.eval()
@@ -163,7 +163,7 @@ class CompatExtractor(Component, nn.Module):
         return self
 
     def digest(self) -> str:
-        """SHA-256 over all weights and statistics; names this extractor as a reference."""
+        """SHA-256 over all weights and statistics; identifies this extractor as a reference."""
         return tensors_sha256(plain_state(self))
 
     def save_pretrained(self, folder: str | Path, *, thin: bool = False) -> Path:
@@ -173,7 +173,7 @@ class CompatExtractor(Component, nn.Module):
             folder: new or empty.
             thin: leave the backbone's weights where they are, in the Hub repository ``facts.base_model``: the folder
                 then names repository, commit and SHA-256 in their place, and loading fetches and checks them. Only for
-                a backbone that is as it came (``trainable="adapter"``, ``split``, ``join``).
+                a backbone that is unchanged (``trainable="adapter"``, ``split``, ``join``).
 
         Raises:
             DraftSpaceError: the space is a draft.
@@ -253,12 +253,12 @@ class CompatExtractor(Component, nn.Module):
 
     @property
     def relation(self) -> str:
-        """To its base model, in the Hub's words: "adapter" or "finetune". What was loaded keeps the recorded one."""
+        """To its base model in the Hub's terms, "adapter" or "finetune"; a loaded component keeps the recorded one."""
         recorded = self._recorded_relation
         return recorded if recorded is not None and self.known_source() is not None else RELATIONS[self.trainable]
 
     def settings(self) -> dict[str, Any]:
-        """Our facts about the backbone and the interface, as JSON values."""
+        """The settings of backbone and interface that ``config.json`` holds, as JSON values."""
         return {**backbone_facts(unwrapped(self.backbone)), "parameters": self.num_parameters}
 
     @property
@@ -315,12 +315,9 @@ def unbounded_buffers(model: nn.Module) -> set[str]:
     return {plain_name(model, name) for name in names}
 
 
-def _set_crop(backbone: Backbone, crop_pct: float | None) -> None:
-    if crop_pct is None:
-        return
+def _check_crop(crop_pct: object) -> None:
     if isinstance(crop_pct, bool) or not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
         raise ConfigError(f"crop_pct: expected a number over 0 and at most 1, got {crop_pct!r}")
-    backbone.set_data_config({**backbone.data_config, "crop_pct": float(crop_pct)})
 
 
 def create_extractor(
@@ -337,16 +334,16 @@ def create_extractor(
     """Make any timm backbone a compatible extractor.
 
     Args:
-        model: a name for ``timm.create_model``, or a model that timm built (copied; its classifier is dropped; one
-            that is compiled or wrapped for several devices is taken out of it).
+        model: a name for ``timm.create_model``, or a model that timm built (copied, without its classifier;
+            compiled and data-parallel wrappers are removed).
         space: the space of its features.
-        pretrained: whether to load timm's weights (by name only).
+        pretrained: whether to load timm's weights (only if ``model`` is a name).
         trainable: "full", "adapter" or "frozen".
         out_index: at level "map" the stage to read, an index into timm's intermediate features.
-        img_size: H = W, or (H, W), of the images; the model's own if None. Works for every architecture: where the
-            size is fixed it is handed to timm, elsewhere it sets the preprocessing.
-        crop_pct: share of an image's side that the backbone sees, over 0 and at most 1. If None, timm's own where there
-            are weights that learned with it (``pretrained``, or a model given), else 1.0: the whole image.
+        img_size: H = W, or (H, W), of the images; the model's own if None. Works for every architecture: if its size
+            is fixed, timm gets the new size; otherwise only the preprocessing changes.
+        crop_pct: share of an image's side that the backbone sees, over 0 and at most 1. If None, timm's own
+            for weights that were trained with it (``pretrained``, or a model given), else 1.0: the whole image.
         **timm_kwargs: timm's own keywords, such as ``in_chans``, ``drop_path_rate``.
 
     Raises:
@@ -363,24 +360,28 @@ def create_extractor(
     """
     check_space(space)
     model = unwrapped(model)
-    if isinstance(model, nn.Module):
-        if pretrained or timm_kwargs:
-            raise ConfigError("pretrained and timm's keywords build a model; this one is built already: drop them")
-        backbone = adopt_backbone(model, level=space.level, out_index=out_index, img_size=img_size)
-        _set_crop(backbone, crop_pct)
-        return CompatExtractor(backbone, space, trainable)
+    is_built = isinstance(model, nn.Module)
+    if is_built and (pretrained or timm_kwargs):
+        raise ConfigError("pretrained and timm's keywords build a model; this one is built already: drop them")
+    crop = WHOLE_IMAGE if crop_pct is None and not (is_built or pretrained) else crop_pct
+    if crop is not None:
+        _check_crop(crop)
+    form: dict[str, Any] = {"level": space.level, "out_index": out_index, "img_size": img_size}
 
     def build() -> CompatExtractor:
-        backbone = build_backbone(
-            model, level=space.level, out_index=out_index, pretrained=pretrained, img_size=img_size, **timm_kwargs
+        backbone = (
+            adopt_backbone(model, **form)
+            if isinstance(model, nn.Module)
+            else build_backbone(model, pretrained=pretrained, **form, **timm_kwargs)
         )
-        _set_crop(backbone, WHOLE_IMAGE if crop_pct is None and not pretrained else crop_pct)
+        if crop is not None:
+            backbone.set_data_config({**backbone.data_config, "crop_pct": float(crop)})
         extractor = CompatExtractor(backbone, space, trainable)
         if pretrained:
             extractor.facts = origin_facts(backbone.model.pretrained_cfg.get("hf_hub_id"))
         return extractor
 
-    if "initial_weights" not in space.methods:
+    if is_built or "initial_weights" not in space.methods:
         return build()
     extractor = same_start(space.seed, build)
     backbone = extractor.backbone

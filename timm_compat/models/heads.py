@@ -29,9 +29,9 @@ MAX_HIDDEN_DIM = 65_536
 
 
 class TaskHead(Component, nn.Module):
-    """Features (B, D), or (B, D, H', W') at level "map", to logits (B, K) over ordered class names.
+    """Features (B, D), or (B, D, H', W') at level "map", to logits (B, K) over class names in order.
 
-    With ``depth=1`` a linear classifier, behind global average pooling at level "map". Each further step is a
+    With ``depth=1`` a linear classifier, behind global average pooling at level "map". Each further layer is a
     Linear + ReLU of ``hidden_dim`` features, at level "map" a residual block of two 3 x 3 convolutions. The classifier
     starts at zero: random weights would tie the extractor to directions that no other network of the space knows.
 
@@ -39,7 +39,7 @@ class TaskHead(Component, nn.Module):
         space: where the features live.
         class_names: K names in the order of the logits.
         depth: 1 for a linear head.
-        hidden_dim: width of the further steps; D if None. At level "map" always D.
+        hidden_dim: width of the further layers; D if None. At level "map" always D.
         drop_rate: dropout before the classifier, in training.
 
     Raises:
@@ -156,14 +156,14 @@ class TaskHead(Component, nn.Module):
         return tensors_sha256(plain_state(self))
 
     def settings(self) -> dict[str, Any]:
-        """What rebuilds the head, as JSON values."""
+        """The settings from which the head is rebuilt, as JSON values."""
         settings = {"depth": self.depth, "hidden_dim": self.hidden_dim, "drop_rate": self.drop_rate}
         parameters = sum(parameter.numel() for parameter in self.parameters())
         return {"class_names": list(self.class_names), "head": settings, "parameters": parameters}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], space: CompatSpace) -> Self:
-        """A head with weights still to be loaded, from what ``settings()`` gave.
+        """A head from ``settings()``; its weights are still to be loaded.
 
         Raises:
             ComponentFileError: a setting is missing or out of range.

@@ -1,7 +1,7 @@
 """The interface: the place where compatible components meet.
 
 A linear projection of the backbone's features to the space's D dimensions, then a normalisation without parameters.
-With every dimension normalised, a head cannot come to rely on directions that no shared part pins down.
+With every dimension normalised, a head cannot rely on directions that no shared part determines.
 """
 
 from typing import Any

@@ -14,14 +14,14 @@ from timm_compat.models.heads import TaskHead
 class MultiHeadModel(nn.Module):
     """Normalised images (B, C, H, W) to logits (B, K) by head's name. Made by ``compose``.
 
-    The parts are shared with the caller, not copied. It is saved by its parts, which stay what they are.
+    The parts are shared with the caller, not copied. It is saved as its parts.
 
     Args:
-        extractor: any.
+        extractor: of any level.
         heads: of its space, by name; their order is kept.
 
     Raises:
-        ConfigError: no head, or a name that is no text.
+        ConfigError: no head, or a name that is no string.
         SpaceMismatchError: a head of another space.
 
     Example:
@@ -74,7 +74,7 @@ class MultiHeadModel(nn.Module):
             ConfigError: always; it says how to save the parts.
         """
         raise ConfigError(
-            f"{folder}: expected one component a folder, got an extractor with {len(self.head_names)} heads; save "
+            f"{folder}: expected one component per folder, got an extractor with {len(self.head_names)} heads; save "
             "model.extractor and each of model.heads.values() to a folder of its own, and join them again with compose "
             "or predict EXTRACTOR --head ... --head ..."
         )

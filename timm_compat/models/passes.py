@@ -98,9 +98,9 @@ def passes(
 
 
 def extract_features(extractor: CompatExtractor, images: RawImages, **run: Unpack[RunKeywords]) -> Tensor:
-    """Features of raw images in evaluation mode, on the device where the extractor was.
+    """Features of raw images, in evaluation mode, on the extractor's device.
 
-    Under ``accelerate launch`` every process that calls this makes the whole pass by itself.
+    Under ``accelerate launch`` every process that calls this processes all images.
 
     Args:
         extractor: preprocesses the images itself.
@@ -113,7 +113,7 @@ def extract_features(extractor: CompatExtractor, images: RawImages, **run: Unpac
         (N, D), or (N, D, H', W') at level "map"; float32.
 
     Raises:
-        ConfigError: a setting out of range, or a device that is not there.
+        ConfigError: a setting out of range, or a device that is not available.
         DataError: no image, or one that cannot be decoded.
         ImageError: another rank, number of channels or dtype.
 
@@ -207,7 +207,7 @@ class _Computer:
                 torch.cuda.empty_cache()
         if self.size != full:
             _logger.warning(
-                "%s: memory does not hold %d images at a time; going on with %d", self.device, full, self.size
+                "%s: %d images at a time do not fit into memory; continuing with %d", self.device, full, self.size
             )
         joined = tuple(torch.cat(found) if len(found) > 1 else found[0] for found in zip(*parts, strict=True))
         self._note_finite(joined)

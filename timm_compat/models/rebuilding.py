@@ -1,7 +1,7 @@
 """Whether timm rebuilds a model from its name and arguments: compared by outputs, not by names and shapes alone.
 
 A model may have been changed since timm built it: another pooling, other activations, another image size. What timm's
-arguments can say of that is said; of the rest nothing may be saved, for it would come back as another network.
+arguments can express is recorded; anything else is refused, as it would be loaded as another network.
 """
 
 from collections.abc import Callable, Mapping

@@ -40,7 +40,7 @@ def split(
     progress: bool | None = None,
     **timm_kwargs: Any,
 ) -> tuple[CompatExtractor, TaskHead]:
-    """Take a trained timm classifier apart: ``compose(extractor, head)`` gives its logits.
+    """Take a trained timm classifier apart; ``compose(extractor, head)`` gives exactly its logits.
 
     The space is new and final: its features are what the classifier's last linear layer reads, its common-classes head
     is that layer, its reference is the extractor. Other networks join it through the classes in common.
@@ -49,12 +49,12 @@ def split(
         model: a name for ``timm.create_model``, or a model that timm built (copied).
         pretrained: whether to load timm's weights (by name only).
         weights: a safetensors file of the plain timm model with its classifier (by name only).
-        class_names: K names in the order of the logits. Where None, those that come with the model, or ImageNet's
-            WordNet ids where it was trained on ImageNet.
+        class_names: K names in the order of the logits. If None, those that come with the model, or ImageNet's
+            WordNet ids if it was trained on ImageNet.
         images: raw images (see ``extract_features``): features are then standardised to mean 0 and variance 1 over
-            them, which the head takes back; a join can then tell how far its images are from these.
+            them, which the head undoes; a join can then tell how far its images are from these.
         img_size: H = W, or (H, W), of the images; the model's own if None.
-        device: of the pass over the images, as the following (see ``RunOptions``).
+        device: of the pass over the images, like the following (see ``RunOptions``).
         batch_size: images at a time.
         amp: precision.
         workers: processes that decode image files.
@@ -67,7 +67,7 @@ def split(
     Raises:
         BackboneError: the model cannot be built, has no classifier, or its logits are no linear map of the features
             that timm gives without classifier; the message says why.
-        ConfigError: class names that nobody knows, or of another number; arguments that do not fit together.
+        ConfigError: unknown class names, or a wrong number of them; arguments that contradict each other.
         DataError: no image, or one that cannot be decoded.
 
     Example:
@@ -86,7 +86,7 @@ def split(
         raise ConfigError(
             f"class_names: expected the names of {backbone.architecture}'s {len(parts.bias)} classes, which neither "
             "the model nor timm tells; give class_names=[...] in the order of its logits (on the command line "
-            "--class-names FILE: one name a line, or a JSON list)"
+            "--class-names FILE: one name per line, or a JSON list)"
         )
     space = CompatSpace(backbone.num_features, parts.class_names, ["common_classes"])
     extractor = CompatExtractor(backbone, space, trainable="adapter").to(parts.bias.device).eval()

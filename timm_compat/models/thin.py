@@ -55,7 +55,7 @@ def find_base(model: nn.Module, facts: Facts, unbounded: Collection[str]) -> Bas
 def base_tensors(
     base: Base, expected: Tensors, unbounded: Collection[str], file: str | Path | None, where: Where
 ) -> dict[str, Tensor]:
-    """The backbone's tensors out of its base's file, checked; what else the base holds is left aside.
+    """The backbone's tensors out of its base's file, checked; anything else in the base is ignored.
 
     Args:
         base: as the component names it.

@@ -1,4 +1,4 @@
-"""Where a network's features lie, without any image: what its BatchNorm layers know of the images it learned from."""
+"""A network's typical features, without any image: from the statistics of its BatchNorm layers."""
 
 import copy
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Modules out of their wrappers: what torch.compile, DataParallel and DistributedDataParallel put around them."""
+"""Modules without the wrappers of torch.compile, DataParallel and DistributedDataParallel."""
 
 from typing import Any
 

@@ -17,7 +17,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load_weights(backbone: Backbone, file: str | Path) -> None:
-    """Fill a backbone in place; the file's classifier, which a backbone does not have, is left aside.
+    """Fill a backbone in place; the file's classifier, which a backbone does not have, is ignored.
 
     Raises:
         BackboneError: no safetensors file, or its tensors are not those of this architecture.

@@ -1,4 +1,4 @@
-"""YAML text as a tree of nodes that know where they stand, and changes to such a tree.
+"""YAML text as a tree of nodes that know their lines, and changes to such a tree.
 
 ``node.start_mark.name`` is ready for a message: "FILE:LINE", or "override 'training.epochs=3'".
 """

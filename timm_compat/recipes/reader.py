@@ -1,4 +1,4 @@
-"""A recipe from a YAML file or text, with overrides; all mistakes in it are told at once, each with its place.
+"""A recipe from a YAML file or text, with overrides; all mistakes in it are reported at once, each with its line.
 
 A refusal is a line for each mistake: ``FILE:LINE: key.key: expected ..., got ...``. Nothing is guessed: a word is a
 string where a string is asked for ("no", "01", "2001-01-01"), and only there.
@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 from timm_compat.config import RENAMED
 from timm_compat.errors import ConfigError
 from timm_compat.recipes.nodes import MAX_BYTES, NULL, STR, TAG, apply_override, close_match, compose, item_name
-from timm_compat.recipes.schema import Recipe
 from timm_compat.recipes.values import SUBJECT, Scalar, expectation
 
 MAX_VALUES = 500_000  # aliases can make a small file a huge recipe
@@ -30,30 +29,26 @@ Keys = Sequence[str | int]
 Kind = TypeVar("Kind")
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe of a training from a YAML file.
+def read_recipe(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
+    """Read a recipe from a YAML file.
 
     Args:
-        path: as in ``read_as``.
-        overrides: as in ``read_as``.
-
-    Raises:
-        ConfigError: as ``read_as`` does.
-    """
-    return read_as(Recipe, path, overrides)
-
-
-def read_as(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
-    """Read a recipe of any kind from a YAML file.
-
-    Args:
-        kind: the model that the document becomes.
+        kind: of the recipe, such as ``Recipe`` or ``AdaptRecipe``.
         path: of the file, UTF-8, at most 1 MiB.
         overrides: strings "PATH=VALUE" that set or replace values before anything is checked: "training.epochs=3",
             "members.a.backbone=resnet18" (a member by its name, or by its number from 0), "space.methods=[rotation]".
 
     Raises:
         ConfigError: no such file, or the mistakes in it, each with file and line; for an override, with its text.
+
+    Example:
+        >>> from pathlib import Path
+        >>> member = "{name: a, backbone: test_vit, data: {dataset: digits}}"
+        >>> Path("recipe.yaml").write_text(f"{{space: {{}}, members: [{member}]}}") > 0
+        True
+        >>> recipe = tc.experiments.read_recipe(tc.experiments.Recipe, "recipe.yaml", ["training.epochs=3"])
+        >>> recipe.members[0].backbone, recipe.training.epochs
+        ('test_vit', 3)
     """
     try:
         with Path(path).open("rb") as file:
@@ -67,21 +62,17 @@ def read_as(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}: expected UTF-8 text, got something else; save it as UTF-8") from error
-    return recipe_from_text(text, str(path), overrides, kind=kind)
+    return recipe_from_text(kind, text, str(path), overrides)
 
 
-@typing.overload
-def recipe_from_text(text: str, name: str = ..., overrides: Sequence[str] = ...) -> Recipe: ...
-@typing.overload
-def recipe_from_text(text: str, name: str = ..., overrides: Sequence[str] = ..., *, kind: type[Kind]) -> Kind: ...
-def recipe_from_text(text: str, name: str = "<recipe>", overrides: Sequence[str] = (), *, kind: Any = Recipe) -> Any:
+def recipe_from_text(kind: type[Kind], text: str, name: str = "<recipe>", overrides: Sequence[str] = ()) -> Kind:
     """Read a recipe from YAML text.
 
     Args:
+        kind: as in ``read_recipe``, as ``overrides``.
         text: the whole recipe.
         name: where it comes from, for messages.
-        overrides: as in ``read_as``.
-        kind: as in ``read_as``.
+        overrides: changes to it.
 
     Raises:
         ConfigError: the mistakes, each with name and line; for an override, with its text.
@@ -90,11 +81,13 @@ def recipe_from_text(text: str, name: str = "<recipe>", overrides: Sequence[str]
     for override in overrides:
         root = apply_override(root, override)
     document = _Document(root)
-    value, made = document.value_of(root, ()), None
+    value = document.value_of(root, ())
     try:
         made = TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         document.note(kind, error)
+        document.refuse()
+        raise
     document.refuse()
     return made
 

@@ -1,4 +1,4 @@
-"""What a recipe may say, for editors (a JSON schema) and for readers (Markdown); both come from the models."""
+"""The keys of a recipe, for editors (a JSON schema) and for readers (Markdown); both are made from the models."""
 
 import inspect
 import json

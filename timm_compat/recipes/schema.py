@@ -1,7 +1,7 @@
-"""What a recipe says: a space, its members with their data, and how they are trained.
+"""The keys of a recipe: a space, its members with their data, and how they are trained.
 
-Types refuse what one key alone gets wrong. What the keys say against each other is told by ``mistakes``: each line
-starts with the key that it is about, so that the reader can name the key's line.
+Types refuse wrong values of single keys. Contradictions between keys are reported by ``mistakes``: each line starts
+with the key that it is about, so that the reader can name the key's line in the file.
 """
 
 import re
@@ -47,7 +47,7 @@ class SpaceRecipe:
         level: "pooled" or "map".
         normalization: the interface's last step: "batch", "layer" or "none".
         seed: of the auxiliary heads; the training's if None.
-        folder: folder or Hub id of an existing, final space; it decides all of the above, which then must be left out.
+        folder: folder or Hub id of an existing, final space; it determines all of the above; leave those out.
 
     Raises:
         ConfigError: a value out of range, or ``folder`` together with a field that it decides.
@@ -62,7 +62,7 @@ class SpaceRecipe:
     folder: Text | None = None
 
     def mistakes(self) -> Iterator[str]:
-        """What the keys say against each other."""
+        """Contradictions between keys."""
         # Compared to the defaults, so that a recipe written out in full, with the folder, can be read again.
         given = [key.name for key in fields(self) if key.name != "folder" and getattr(self, key.name) != key.default]
         if self.folder is not None and given:
@@ -78,16 +78,16 @@ def _part(text: str) -> str:
 
 @recipe
 class DataRecipe:
-    """Images, and the part of them that is taken.
+    """A data set, and the part of it to use.
 
     Attributes:
         dataset: "digits", "folder", "images" (without labels), "npz", a data set of torchvision by name, or with a
             prefix, such as "hfds/...".
         root: folder or file where the images are.
         split: part of the data set as it names it.
-        classes: these only, in this order; all if empty.
+        classes: names of the classes to use, in this order; all if empty.
         part: one of n disjoint random parts of equal size, such as "1/2", or some of them, such as "1-4/5".
-        limit: largest number of images.
+        limit: maximum number of images.
         seed: of ``part`` and ``limit``; the training's if None.
         skip_corrupt: whether images that cannot be decoded are left out; otherwise they are an error.
         rename: new names of classes by old ones, such as ``{automobile: car}``; ``classes`` go by the new ones.
@@ -107,7 +107,7 @@ class DataRecipe:
     rename: Renaming = field(default_factory=dict)
 
     def mistakes(self) -> Iterator[str]:
-        """What the keys say against each other."""
+        """Contradictions between keys."""
         if self.dataset in ROOTED_DATASETS and self.root is None:
             yield f"root: expected a path, as dataset {self.dataset!r} is read from there, got none"
 
@@ -118,7 +118,7 @@ class HeadRecipe:
 
     Attributes:
         depth: 1 for a linear head.
-        hidden_dim: width of the further steps; D if None.
+        hidden_dim: width of the further layers; D if None.
         drop_rate: dropout before the classifier, in training.
         class_names: in the order of the logits; those of the member's data if empty.
 
@@ -134,21 +134,21 @@ class HeadRecipe:
 
 @recipe
 class MemberRecipe:
-    """One network: a backbone, the data that it learns from, and its head.
+    """One network: a backbone, its training data, and its head.
 
     Attributes:
-        name: tells the member apart in logs and files; an identifier.
+        name: of the member in logs and files; an identifier.
         backbone: name of a timm model.
         data: training images.
-        test: images that measure it; none if None.
-        validation: images that are measured after every epoch, and by which ``training.best_metric`` chooses one; they
+        test: images to test it on; none if None.
+        validation: images to measure it on after every epoch, by which ``training.best_metric`` chooses the epoch; they
             must be others than the test images. A part of the training images serves: ``data: {..., part: 1-4/5}``
             and ``validation: {..., part: 5/5}``.
         head: its task head.
-        labelled: whether it learns from labels; otherwise it has no head, and its labels are never looked at.
+        labelled: whether it learns from labels; otherwise it has no head, and labels are not used.
         pretrained: whether to load timm's weights.
         weights: a safetensors checkpoint of the plain timm model.
-        trainable: "full", or "adapter": the backbone stays as it is.
+        trainable: "full", or "adapter": the backbone is frozen.
         img_size: H = W, or (H, W), of the images; the backbone's own if None.
         crop_pct: share of an image's side that the backbone sees; as ``create_extractor`` chooses it if None.
         out_index: at level "map" the stage to read.
@@ -176,7 +176,7 @@ class MemberRecipe:
     arguments: Arguments = field(default_factory=dict)
 
     def mistakes(self) -> Iterator[str]:
-        """What the keys say against each other."""
+        """Contradictions between keys."""
         if self.weights is not None and self.pretrained:
             yield "weights: expected a checkpoint or pretrained: true, got both; drop one"
         if self.labelled:
@@ -228,7 +228,7 @@ class Recipe:
     evaluate: bool = True
 
     def mistakes(self) -> Iterator[str]:
-        """What the keys say against each other."""
+        """Contradictions between keys."""
         if not self.members:
             yield "members: expected at least one, got none"
         yield from repeated("members", self.members)

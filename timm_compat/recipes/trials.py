@@ -1,4 +1,4 @@
-"""What the recipes of all applications have in common: how networks are trained, from which seeds, and where to."""
+"""What the recipes of all experiments have in common: how networks are trained, seeds, and the output folder."""
 
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, field

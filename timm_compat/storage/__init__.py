@@ -1,1 +1,1 @@
-"""What lies on disk or on the Hub: files, facts, cards, and the way to read them, checked."""
+"""Components on disk and on the Hub: files, facts, cards, and how to read them safely."""

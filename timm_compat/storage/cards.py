@@ -1,4 +1,4 @@
-"""Model cards: the templates of ``hub_cards/``, filled with a component's facts. No network, and no invented fact.
+"""Model cards: the templates of ``hub_cards/``, filled with a component's facts and nothing else; no network is needed.
 
 Everything that a card says lies between marks, ``<!-- timm-compat:NAME -->`` and ``<!-- /timm-compat:NAME -->``; what
 a person writes outside them, or in their place, stays theirs (``card_merge.py``).

@@ -1,4 +1,4 @@
-"""What is known about a component beyond its weights: licence, origin, training, results. Unknown facts are absent."""
+"""What is known about a component beyond its weights: licence, origin, training, results. Unknown ones are left out."""
 
 import math
 from collections.abc import Mapping
@@ -32,23 +32,23 @@ class Result:
             raise ConfigError(f"accuracy: expected a number from 0 to 1, got {number!r:.80}")
         for name, given in (("dataset", self.dataset), ("split", self.split), ("partner", self.partner or "")):
             if not isinstance(given, str):
-                raise ConfigError(f"{name}: expected text, got {given!r:.80}")
+                raise ConfigError(f"{name}: expected a string, got {given!r:.80}")
         if self.num_images is not None and type(self.num_images) is not int:
             raise ConfigError(f"num_images: expected an integer, got {self.num_images!r:.80}")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts for a component's card and ``config.json``; nothing is invented, what is not given stays out.
+    """Facts for a component's card and ``config.json``; what is not given is left out.
 
     Attributes:
-        license: an id that the Hub knows, such as "apache-2.0"; yours to choose. "other" with the next two.
-        license_name: of a licence that the Hub has no id for.
-        license_link: address of its text, or a file's name in the repository.
+        license: an id that the Hub knows, such as "apache-2.0", or "other" with the next two.
+        license_name: name of a licence that the Hub has no id for.
+        license_link: URL of its text, or the name of a file in the repository.
         language: of class names and labels, such as "en".
         citation: how to cite it, such as a BibTeX entry.
-        base_model: Hub id of the weights that it started from.
-        base_model_commit: and their commit.
+        base_model: Hub id of the weights from which it was made.
+        base_model_commit: their commit.
         datasets: ids or names of what it was trained on.
         results: measured accuracies.
         training: how it was trained, as JSON values: method, seed, epochs ...
@@ -132,7 +132,7 @@ def _of(kind: type, value: Any) -> Any:
 
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{key}: expected text, got {value!r:.80}")
+        raise TypeError(f"{key}: expected a string, got {value!r:.80}")
     return value
 
 
@@ -145,7 +145,7 @@ def _matrix(value: Any) -> dict[str, Any] | None:
     if native is not None:
         native = [[bool(cell) for cell in _of(list, row)] for row in _of(list, native)]
         if [len(row) for row in native] != [len(row) for row in cells]:
-            raise ValueError("matrix: native: expected one truth value for every row and column")
+            raise ValueError("matrix: native: expected one bool for every row and column")
     square = len(cells) == len(rows) and all(len(row) == len(columns) for row in cells)
     if not square or any(cell is not None and not math.isfinite(cell) for row in cells for cell in row):
         raise ValueError("matrix: expected one finite accuracy or null for every row and column")

@@ -1,4 +1,4 @@
-"""One folder, one component: how it is written whole or not at all, and read only after every check.
+"""One folder, one component: written completely or not at all, and read only after every check.
 
 A folder holds ``config.json`` (authoritative), one or more safetensors files and a card, ``README.md``. Our facts
 sit in ``config.json`` under the root key ``timm_compat``; the SHA-256 of every weights file is among them. Nothing
@@ -120,7 +120,7 @@ def writing(place: str | Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise OutputWriteError(
-            f"expected to write to {str(place)!r}, got {error}; see to its rights and its room, or name another place"
+            f"expected to write to {str(place)!r}, got {error}; check permissions and space, or choose another path"
         ) from error
 
 
@@ -427,7 +427,7 @@ def _warn_of_unknown(file: Path, ours: Mapping[str, Any]) -> None:
         _warned.add(unknown)
         warnings.warn(
             printable(
-                f"{file}: unknown facts {_some(list(unknown))} are left aside; perhaps a newer timm-compat knows them"
+                f"{file}: unknown facts {_some(list(unknown))} are ignored; perhaps a newer timm-compat knows them"
             ),
             stacklevel=4,
         )

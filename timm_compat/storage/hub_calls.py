@@ -35,7 +35,7 @@ DISK_ERRORS = frozenset(
         *(errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
     }
 )
-LEAST_SPEED = 50_000  # bytes a second; a transfer that is slower has failed
+LEAST_SPEED = 50_000  # bytes per second; a transfer that is slower has failed
 OFFLINE = "offline mode is on (HF_HUB_OFFLINE=1); unset it, or read what the cache holds"
 LOOKS_LIKE_A_TOKEN = re.compile(r"hf_\w{4,}")
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@]*@")  # https://user:password@mirror

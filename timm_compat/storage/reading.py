@@ -1,8 +1,8 @@
 """Where a component is read from: a folder, or one commit of a Hub repository.
 
-A revision is resolved once; every file then comes from that commit, is asked for by a name of ours (never one from a
-config), has a largest size before it is fetched, and is checked before it is used. A file that fails a check leaves
-the cache again.
+A revision is resolved once; every file then comes from that commit, is requested by a name of ours (never one from a
+config), has a maximum size before it is downloaded, and is checked before it is used. A file that fails a check is
+removed from the cache.
 """
 
 import logging

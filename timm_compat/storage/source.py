@@ -1,4 +1,4 @@
-"""Names of places: how a caller says where a component is, and what a loaded one remembers."""
+"""Where components are: how a caller says it, and what a loaded component remembers."""
 
 import re
 from collections.abc import Mapping

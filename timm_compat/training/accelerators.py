@@ -1,4 +1,4 @@
-"""Accelerate for one run: settings of its own, beside whatever the caller uses Accelerate for."""
+"""Accelerate for one run: with settings of its own, independent of the caller's use of Accelerate."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,14 +1,14 @@
-"""What a caller may do on the way through a training."""
+"""Callbacks of a training."""
 
 from collections.abc import Mapping
 
 
 class Callback:
-    """Looks on while ``fit`` trains; a subclass has the methods that it needs, the others do nothing.
+    """Called by ``fit`` while it trains; a subclass overrides the methods that it needs, the others do nothing.
 
-    Names are those of Transformers' ``TrainerCallback``. Under ``accelerate launch`` every process calls them. What a
-    callback draws at random changes nothing in the training, and its results are not part of a checkpoint: after
-    ``resume`` it is told of the rest only. An exception ends the training and reaches the caller of ``fit``.
+    Names are those of Transformers' ``TrainerCallback``. Under ``accelerate launch`` every process calls them. Random
+    numbers that a callback draws do not change the training. Its state is not part of a checkpoint: after ``resume`` it
+    is called for the remaining steps only. An exception ends the training and reaches the caller of ``fit``.
 
     Example:
         >>> class Steps(tc.Callback):
@@ -30,24 +30,24 @@ class Callback:
     """
 
     def on_train_begin(self) -> None:
-        """All parts lie on their device; frozen backbones have not seen their images yet."""
+        """All parts are on their device; frozen backbones have not seen their images yet."""
 
     def on_epoch_begin(self, epoch: int) -> None:
-        """Before the first step of an epoch, counted from 1; again where a resumed run goes on within it."""
+        """Before the first step of an epoch, counted from 1; again if a resumed run continues within it."""
 
     def on_step_end(self, step: int) -> None:
         """After a step of the optimiser.
 
         Args:
-            step: steps so far, those before a resumption included.
+            step: steps so far, including those before a resumption.
         """
 
     def on_epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """After an epoch, in evaluation mode, with the averaged weights where there are any.
+        """After an epoch, in evaluation mode, with the averaged weights if there are any.
 
         Args:
             epoch: counted from 1.
-            metrics: the epoch's record in the history: mean losses, learning rate, seconds, what ``validate`` gave.
+            metrics: the epoch's record in the history: mean losses, learning rate, seconds, what ``validate`` returned.
         """
 
     def on_train_end(self) -> None:

@@ -1,8 +1,8 @@
-"""Features of frozen backbones, computed once an image: in memory, or in a folder for later runs.
+"""Features of frozen backbones, computed once per image: in memory, or in a folder for later runs.
 
 Every network that needs a data set's features shares one pass over its images. The folder keeps them image by image: a
-part of a set, another draw or another order sees no image again. A file's name begins with the hash of all that decides
-its features beside the images: weights, preprocessing, self-supervised tasks.
+part of a set, another draw or another order sees no image again. A file's name begins with the hash of all that
+determines its features beside the images: weights, preprocessing, self-supervised tasks.
 """
 
 import hashlib
@@ -98,7 +98,7 @@ class FeatureStream:
     Args:
         features: by network's name, (N, V, ...).
         labels: (N,).
-        batch_size: images a step, over all processes.
+        batch_size: images per step, over all processes.
         seed: of the orders.
         name: keeps the streams of several members apart.
         process: (rank, number of processes).

@@ -41,11 +41,11 @@ MAY_DIFFER = ("output_dir", "checkpoint_steps", "keep_checkpoints", "workers", "
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run gave; the members' parts were trained in place.
+    """The result of a run; the members' parts were trained in place.
 
     Attributes:
         space: the space, final unless nothing pins its coordinates.
-        history: one record an epoch: mean losses, learning rate, seconds, and what ``validate`` returned.
+        history: one record per epoch: mean losses, learning rate, seconds, and what ``validate`` returned.
         seconds: wall time of the training, over all sessions of a resumed run.
     """
 
@@ -69,28 +69,28 @@ def fit(
     """Train the members jointly, in place. A draft space becomes final; the shared parts of a final one stay frozen.
 
     Under ``accelerate launch`` every process calls this; each sees its share of every batch. An Accelerator of the
-    caller's own stays as it is. Where all members are
-    adapters and images are not augmented, frozen backbones see every image once, and training runs on their features.
+    caller's own stays as it is. If all members are adapters and images are not augmented, the frozen backbones see
+    every image once, and training runs on their features.
 
     Args:
-        space: all parts live in it.
+        space: of all parts.
         members: one or more.
         config: settings; the defaults if None.
         reference: a frozen network to be compatible with, for alignment, influence and distillation.
-        pool: images for the alignment, whose labels are not looked at; the members' own images if None.
+        pool: images for the alignment (labels are not used); the members' own images if None.
         validate: called after every epoch in evaluation mode; its numbers enter the history.
-        callbacks: are told of the training's beginning, epochs, steps and end, in this order.
-        resume: go on from the newest sound checkpoint in ``output_dir``, if there is one.
-        progress: label of the progress bar, which is silent where standard error is no terminal; no bar if None.
+        callbacks: called in this order at the training's begin, epochs, steps and end.
+        resume: continue from the newest sound checkpoint in ``output_dir``, if there is one.
+        progress: label of the progress bar, which appears only on a terminal; no bar if None.
 
     Raises:
         ConfigError: members or settings that contradict each other, or a checkpoint of other settings.
         DataError: a data set that does not fit its member.
         OutputExistsError: ``output_dir`` holds something already, and ``resume`` is false.
-        OutputWriteError: ``output_dir`` or ``cache_dir`` cannot be written; known before anything is trained.
+        OutputWriteError: ``output_dir`` or ``cache_dir`` cannot be written; checked before anything is trained.
         SpaceMismatchError: a part of another space.
-        TrainingError: a loss that is no finite number (names step and member), weights that are none at the end of an
-            epoch (names it; the last sound checkpoint is kept), or a checkpoint that cannot be written.
+        TrainingError: a loss that is not finite (the message names step and member), weights that are not finite at the
+            end of an epoch (the last sound checkpoint is kept), or a checkpoint that cannot be written.
 
     Example:
         >>> first, second = tc.data.load_digits("train").subset(range(300)).halves(torch.Generator().manual_seed(0))
@@ -161,7 +161,7 @@ def save_members(
 
 
 def _save_new(part: CompatSpace | CompatExtractor | TaskHead, folder: Path) -> None:
-    if not folder.exists():  # a run that was stopped while saving goes on here; each folder appears whole
+    if not folder.exists():  # a run that was stopped while saving continues here; each folder appears whole
         part.save_pretrained(folder)
 
 
@@ -186,7 +186,7 @@ def check_output(config: TrainConfig, resume: bool) -> Path | None:
         return check_new_folder(path)
     except OutputExistsError as error:
         if (path / RUN_FILE).is_file():
-            raise OutputExistsError(f"{error}; it holds a run: resume=True (--resume) goes on with it") from error
+            raise OutputExistsError(f"{error}; it holds a run: resume=True (--resume) continues it") from error
         raise
 
 

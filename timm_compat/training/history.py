@@ -1,4 +1,4 @@
-"""What a run measured: means of the loss's parts over an epoch, and one JSON line an epoch."""
+"""What a run measured: means of the loss's parts over an epoch, and one JSON line per epoch."""
 
 import json
 import math

@@ -213,7 +213,7 @@ def _mean_over_step(losses: Tensor, count: int, share: Share) -> Tensor:
     """Share of a pass in the mean over a step's whole batch: processes and accumulation average the passes.
 
     Args:
-        losses: one an image of this pass.
+        losses: one per image of this pass.
         count: images that count in the whole step.
         share: which pass this is.
     """

@@ -1,4 +1,4 @@
-"""Members of a space, and what may be asked of them before any training."""
+"""Members of a space, and the checks before a training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ Images = ArrayDataset | ImageDataset
 
 @dataclass(frozen=True)
 class Member:
-    """One network of a space: its parts and the data set that they learn.
+    """One network of a space: its parts and the data set that they are trained on.
 
     Attributes:
         name: its name in logs and files.
         extractor: trained in place.
         head: trained in place; its class names are the data set's, in any order. None for a member without labels,
             which learns from self-supervised tasks and alignment only.
-        dataset: images; their labels are looked at where there is a head.
+        dataset: images; the labels are used if there is a head.
 
     Example:
         >>> data = tc.data.load_digits("train")

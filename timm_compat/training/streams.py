@@ -1,4 +1,4 @@
-"""The streams of batches of a run: one a member, one for the pool of unlabelled images."""
+"""The streams of batches of a run: one per member, one for the pool of unlabelled images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol

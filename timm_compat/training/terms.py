@@ -1,7 +1,7 @@
 """The terms of the objective: the task's own, those of the space's methods, and those that the settings ask for.
 
-The loss of a step is the sum over members and terms of a weight times a mean over the step's whole batch. A term that
-the settings ask for says in ``check`` what it needs, and in ``losses`` what it costs.
+The loss of a step is the sum over members and terms of a weight times a mean over the step's whole batch. ``check`` of
+a term says what it needs, ``losses`` computes it.
 """
 
 from collections.abc import Mapping, Sequence

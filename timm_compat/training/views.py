@@ -1,4 +1,4 @@
-"""How a step sees a batch: raw images through whole networks, or features of frozen backbones computed before."""
+"""How a step sees a batch: raw images through whole networks, or precomputed features of frozen backbones."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
