@@ -1,4 +1,4 @@
-"""Pretrained networks that stay as they came: their features, computed once an image, and heads fitted to them."""
+"""Pretrained networks that stay as they came: their features, computed once per image, and heads fitted to them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +25,7 @@ LEAST_VARIANCE = 1e-4
 
 
 class Features:
-    """What networks make of images; those of frozen backbones are computed once an image and kept.
+    """What networks make of images; those of frozen backbones are computed once per image and kept.
 
     Args:
         folder: keeps them.
