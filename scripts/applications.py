@@ -30,13 +30,13 @@ from timm_compat.experiments import (
     AdaptRecipe,
     ClassifierTransferRecipe,
     FinetuneRecipe,
+    read_recipe,
     run_adaptation,
     run_classifier_transfer,
     run_finetune,
 )
 from timm_compat.experiments.adapt.recipe import MODES
 from timm_compat.experiments.transfer.recipe import UPGRADE_WAYS
-from timm_compat.recipes.reader import read_as
 from timm_compat.storage.files import replace_text
 from timm_compat.table import markdown_table, spread_text
 
@@ -86,7 +86,7 @@ SECTIONS = (
         "Upgrade: old heads on a larger network",
         "Five heads were trained on lite0, over the objects of Caltech-101 (500 photos, one draw; 500 test) and over "
         "each domain of PACS; lite2 takes its place under all of them. 'Joined' is one join, on Caltech-101's photos, "
-        "for all heads. Seconds leave out the one pass of an image through a network, whose features are kept.",
+        "for all heads. Seconds hold the one pass of an image through a network where its features were not kept yet.",
         "photos_upgrade",
     ),
     (
@@ -115,11 +115,11 @@ def run(name: str, arguments: argparse.Namespace, words: Sequence[str] = (), lab
     replace_text(local, text.replace("root: data/", f"root: {arguments.photos}/"))
     changes = [f"training.cache_dir={arguments.output / 'features'}", f"output_dir={folder}", *words]
     if arguments.weights is not None:
-        plain = read_as(kind, local)
+        plain = read_recipe(kind, local)
         for place in places:
             backbone = _at(plain, place).backbone
             changes += [f"{place}pretrained=false", f"{place}weights={arguments.weights / backbone}.safetensors"]
-    recipe, file = read_as(kind, local, changes), folder / "made.json"
+    recipe, file = read_recipe(kind, local, changes), folder / "made.json"
     start, used = time.perf_counter(), time.process_time()
     result = function(recipe, resume=folder.exists(), progress=False)
     if not file.is_file():
@@ -171,7 +171,7 @@ def page(found: Mapping[str, Any], line: str) -> str:
     minutes = sum(one["processor_seconds"] for one in made_by) / 60
     commits, dates = (", ".join(sorted({one[key] for one in made_by})) for key in ("commit", "date"))
     facts = (
-        f"`{line}`: {minutes:.0f} minutes of processor time, some features of frozen networks from earlier runs; "
+        f"`{line}`: {minutes:.0f} minutes of processor time in the last sitting of each; "
         f"{first['machine']['cpu']}, {first['machine']['cores']} cores shared with other work, {first['threads']} "
         f"thread; commits {commits}; {versions}; {dates}. Recipes: `scripts/recipes/NAME.yaml`."
     )

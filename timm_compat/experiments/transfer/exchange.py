@@ -46,7 +46,7 @@ class Exchange:
     def measure(self, experiment: Experiment) -> dict[str, Any]:
         """By way JSON values: "matrix", "seconds" of training and fitting, and "labels".
 
-        Of networks that stay as they came, seconds leave out the one pass over an image whose features are kept.
+        Of networks that stay as they came, seconds hold the pass over an image only where nobody kept its features.
 
         The labels are those that a head's task must give once more, summed over all exchanged pairs.
         """
