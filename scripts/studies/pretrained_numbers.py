@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from studies.photographs import IMAGENET
+from timm_compat.evaluation.intervals import wilson_interval
 from timm_compat.joining.report import stated_interval
 
 Cells = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -193,6 +194,11 @@ class Statement:
         """Whether the interval holds the truth."""
         return self.low <= self.truth <= self.high
 
+    def is_covered_by(self, flattery: float) -> bool:
+        """Whether Wilson's interval does, its lower end lowered by this."""
+        low, high = wilson_interval(self.stated, self.count)
+        return low - flattery <= self.truth <= high
+
 
 def statements(ones: Iterable[One]) -> list[Statement]:
     """Of all rows that state something."""
@@ -210,3 +216,14 @@ def statements(ones: Iterable[One]) -> list[Statement]:
             pair = f"{one.new} under {one.old}"
             found.append(Statement(pair, kind, source, share, low, high, int(count), truth, one.share(kind)))
     return found
+
+
+def least_flattery(stated: Sequence[Statement], wanted: float) -> float:
+    """By how many hundredths to lower Wilson's intervals, that this share of them holds the truth, in every source."""
+
+    def covered(flattery: float) -> bool:
+        sources = {one.source for one in stated}
+        shares = ([one.is_covered_by(flattery) for one in stated if one.source == source] for source in sources)
+        return all(statistics.mean(held) >= wanted for held in shares)
+
+    return next((number / 100 for number in range(100) if covered(number / 100)), 1.0)

@@ -27,6 +27,7 @@ from studies.pretrained_numbers import (
 )
 from studies.pretrained_pictures import draw
 from timm_compat.evaluation.intervals import wilson_interval
+from timm_compat.joining.report import FLATTERY
 from timm_compat.storage.files import replace_text
 from timm_compat.table import markdown_table
 
@@ -55,6 +56,7 @@ WAYS = {
 }
 JOINS = {"joined by classes alone": NONE, "joined by classes and photos of the head's own kind": OWN}
 SHOWN_LOSSES = 10
+WANTED_COVERAGE = 0.9
 
 
 def write_pretrained(cells: Cells, folder: Path, command: str) -> None:
@@ -374,9 +376,15 @@ def _coverage(cells: Cells, ones: Sequence[One]) -> str:
             f"{_mean([one.high - one.low for one in stated]):.3f}",
             f"{sum(one.low <= one.kept for one in stated) / len(stated):.0%}",
         ])  # fmt: skip
+    own = [one for one in numbers.statements(ones) if one.source != OTHER]
+    pairs = sorted({one.pair for one in own})
+    needed = [numbers.least_flattery([one for one in own if one.pair != pair], WANTED_COVERAGE) for pair in pairs]
     text = (
         "`join` states how often a head says the same from the joined as from the reference's features, on held-out "
-        "photos, with a 95 % interval. Here it is held against the same on test photos, for every pair, pool and head."
+        f"photos, with an interval for new photos of that kind: Wilson's 95 %, its lower end {FLATTERY} lower, since "
+        "photos that a head learned from flatter it. Here it is held against the same on test photos, for every pair, "
+        f"pool, draw and head. For {WANTED_COVERAGE:.0%} in either group of the head's own kind the lower end goes "
+        f"down by {min(needed):.2f} to {max(needed):.2f}, whichever pair is left out."
     )
     heading = [
         "the join's photos, for the head", "cells", "interval holds the agreement on test photos",
