@@ -13,6 +13,7 @@ from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.passes import Passed, extract_features
+from timm_compat.models.split import LEAST_VARIANCE
 from timm_compat.processes import current_process
 from timm_compat.seeding import generator
 from timm_compat.space import CompatSpace
@@ -20,8 +21,6 @@ from timm_compat.training.feature_cache import Wanted, compute_features
 from timm_compat.training.members import Images
 
 NAME, REFERENCE = "features", "reference"
-# A feature that hardly varies is standardised by this share of the mean variance: elsewhere it may vary.
-LEAST_VARIANCE = 1e-4
 
 
 class Features:
