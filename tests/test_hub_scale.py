@@ -76,7 +76,8 @@ class TestAThousandComponents:
         found = tc.search(**asked)
         assert (len(found), found.more, found.refused, found.faults) == (rows, more, (), ())
         assert len(large.seen) <= REQUESTS, [seen.path for seen in large.seen]
-        assert sum("/config.json" in seen.path for seen in large.seen) == len(large.seen) - 1
+        paths = {seen.path for seen in large.seen}  # the client asks again where a connection drops
+        assert sum("/config.json" in path for path in paths) == len(paths) - 1
 
     def test_a_warm_search_asks_for_the_list_only(self, large: LoopbackHub) -> None:
         cold = tc.search(role="head")

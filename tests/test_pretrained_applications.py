@@ -156,6 +156,7 @@ class TestTransfer:
         assert retrained.min() > 0.5
         assert sum(seen) <= 2 * 2 * (120 + 100)
 
+    @pytest.mark.slow
     def test_an_upgrade_of_networks_as_they_came(self, weights: dict[str, str], tmp_path: Path) -> None:
         even = {"name": "even", "data": {**DIGITS, "classes": list("02468")}, "test": TEST}
         upgrade = {
