@@ -91,6 +91,7 @@ class TestBadInput:
         assert printed.err.splitlines()[-1].startswith("timm-compat: error: ")
         assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine.txt", "taken"]
 
+    @pytest.mark.slow
     def test_the_shell_sees_the_exit_code_and_no_traceback(self, tmp_path) -> None:
         done = run("demo", "--backbones", "nonsense,test_vit", cwd=tmp_path)
         assert done.returncode == 2

@@ -86,6 +86,7 @@ def test_a_recipe_that_was_written_in_another_form_is_the_same(tmp_path: Path) -
     assert Experiment(recipe, resume=True).result("cell", lambda: 1) == 1
 
 
+@pytest.mark.slow
 def test_the_public_module_loads_what_is_asked_for() -> None:
     program = "import sys, timm_compat.experiments; print([m for m in sys.modules if m in ('pydantic', 'accelerate')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

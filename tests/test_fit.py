@@ -125,6 +125,7 @@ class TestJointTraining:
         tc.fit(space, members, tc.TrainConfig(**FAST))
         assert torch.equal(torch.rand(3), expected)
 
+    @pytest.mark.slow
     def test_precision_is_each_runs_own(self) -> None:
         losses = []
         for precision in ("no", "bf16", "no", "fp16"):

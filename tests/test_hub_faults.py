@@ -393,6 +393,7 @@ def test_a_stream_that_breaks_once_is_taken_up_again(published: LoopbackHub) -> 
     assert tc.TaskHead.from_pretrained("lab/head").class_names == CLASSES
 
 
+@pytest.mark.slow
 def test_a_stream_that_always_breaks(published: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TIMM_COMPAT_HUB_TIMEOUT", "2")
     published.fail(WEIGHTS, "truncate")

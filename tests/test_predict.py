@@ -157,6 +157,7 @@ class TestStreams:
         assert process.returncode == 141
         assert err == b"timm-compat: cpu, batch size 256, float32\n"
 
+    @pytest.mark.slow
     def test_a_terminal_without_the_characters(self, parts) -> None:
         with self.start(parts, PYTHONIOENCODING="cp1252") as process:
             out, err = process.communicate()

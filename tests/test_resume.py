@@ -218,6 +218,7 @@ class TestOutputFolder:
         assert again.space.fingerprint == first.space.fingerprint
         assert (tmp_path / "run" / "extractor-a" / "model.safetensors").read_bytes() == digest
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("precision", PRECISIONS)
     def test_scaler_and_precision_are_kept(self, tmp_path, precision) -> None:
         check_precision_is_kept(tmp_path, precision)

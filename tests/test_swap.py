@@ -175,6 +175,7 @@ class TestTheCommand:
         names = tmp_path / "names.txt"
         return [*old, "--old-class-names", names, *new, "--class-names", names, "--img-size", SIZE]
 
+    @pytest.mark.slow
     def test_writes_a_plain_model_and_a_program(self, capsys, tmp_path, words) -> None:
         more = ["--output", tmp_path / "model", "--fuse", "--export", tmp_path / "model.pt2", "--json"]
         assert main([str(word) for word in (*words, "--images", tmp_path / "photos", *more)]) == 0
