@@ -1,6 +1,6 @@
 """Networks of other families, where no public weights are at hand: a teacher's logits on unlabelled images, matched.
 
-    .venv/bin/python scripts/studies/networks.py WEIGHTS PHOTOS CIFAR OUTPUT     # two hours of one core
+    .venv/bin/python scripts/studies/networks.py WEIGHTS PHOTOS CIFAR OUTPUT     # over three hours of one core
 
 WEIGHTS holds safetensors checkpoints of plain timm models, PHOTOS the folders that ``PARTS`` names, CIFAR what
 torchvision reads; no test image is looked at, nor any label. OUTPUT gets NAME.safetensors for each network, plain timm

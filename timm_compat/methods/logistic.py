@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
-PENALTIES = tuple(10.0**-step for step in range(-1, 6))  # from 10 down to 1e-5, then half a decade around the choice
+PENALTIES = tuple(10.0**-step for step in range(-1, 6))  # from 10 down to 1e-5, then half a decade above the choice
 FOLDS = 5
 MAX_STEPS = 100
 # Steps end where they change the loss by less. While choosing, a rough answer ranks the penalties as well.
