@@ -205,7 +205,7 @@ def statements(ones: Iterable[One]) -> list[Statement]:
     found = []
     for one in ones:
         for kind, (share, *_, count) in one.row.get("stated", {}).items():
-            low, high = stated_interval(share, int(count))
+            low, high = stated_interval(share, int(count))  # as it is now, whatever a kept cell was made with
             source = relation(one.row, kind)
             if source == OWN:
                 is_seen = (

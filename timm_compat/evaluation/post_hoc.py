@@ -145,8 +145,8 @@ def fitted_classes(
         train: (N, F).
         positions: (N,), their classes.
         test: (M, F).
-        standardize: whether every feature is brought to variance 1 first.
-        penalty: see ``methods.logistic``; chosen by cross-validation if None.
+        standardize: whether features are scaled first (``methods.logistic``).
+        penalty: likewise; chosen by cross-validation if None.
     """
     known, labels = positions.unique(return_inverse=True)
     if len(known) == 1:

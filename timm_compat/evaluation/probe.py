@@ -1,6 +1,7 @@
 """Linear probe: a task head on a frozen extractor from labelled images, in one pass."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from timm_compat.data.arrays import ArrayDataset
 from timm_compat.data.image_dataset import ImageDataset
 from timm_compat.errors import DataError
 from timm_compat.evaluation.intervals import wilson_interval
-from timm_compat.methods.logistic import fit_logistic
+from timm_compat.methods.logistic import LogisticFit, fit_logistic
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.passes import passes
@@ -102,8 +103,7 @@ def linear_probe(
         measured = _measured(fit.correct[fit.held_out], CROSS_VALIDATION)
     else:
         measured = {"accuracy": None, "interval": None, "measured_by": None, "num_held_out": 0}
-    head = TaskHead(extractor.space, names).to(extractor.device).eval()
-    head.classifier.load_state_dict({"weight": fit.weight, "bias": fit.bias})
+    head = fitted_head(extractor, names, fit, seed)
     head.fit_report = ProbeReport(
         **measured,
         num_images=len(labelled_images),
@@ -111,7 +111,14 @@ def linear_probe(
         penalty=fit.penalty,
         seconds=time.perf_counter() - start,
     )
-    training = {"method": "linear probe", "images": len(labelled_images), "penalty": fit.penalty, "seed": seed}
+    return head
+
+
+def fitted_head(extractor: CompatExtractor, names: Sequence[str], fit: LogisticFit, seed: int) -> TaskHead:
+    """The fit as a head of the extractor's space, in evaluation mode on its device."""
+    head = TaskHead(extractor.space, names).to(extractor.device).eval()
+    head.classifier.load_state_dict({"weight": fit.weight, "bias": fit.bias})
+    training = {"method": "linear probe", "images": len(fit.held_out), "penalty": fit.penalty, "seed": seed}
     head.facts = replace(head.facts, training=training)
     return head
 

@@ -1,13 +1,13 @@
 """Pretrained networks that stay as they came: their features, computed once per image, and heads fitted to them."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from timm_compat.evaluation.cells import find_targets
+from timm_compat.evaluation.probe import fitted_head
 from timm_compat.methods.logistic import fit_logistic
 from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
@@ -66,11 +66,7 @@ class Features:
         names, draw = images.class_names, generator(seed, "probe")
         features = self.of(extractor, images)
         fit = fit_logistic(features, images.labels.cpu(), len(names), generator=draw, overwrite=True)
-        head = TaskHead(extractor.space, names)
-        head.classifier.load_state_dict({"weight": fit.weight, "bias": fit.bias})
-        training = {"method": "linear probe", "images": len(images), "penalty": fit.penalty, "seed": seed}
-        head.facts = replace(head.facts, training=training)
-        return head.to(extractor.device).eval()
+        return fitted_head(extractor, names, fit, seed)
 
     @torch.no_grad()
     def standardize(self, extractor: CompatExtractor, images: Images) -> None:

@@ -69,6 +69,12 @@ class SpaceRecipe:
             yield f"folder: an existing space decides {', '.join(given)} itself; drop that, or folder"
 
 
+def mistakes_of_weights(weights: str | None, pretrained: bool) -> Iterator[str]:
+    """Of a backbone that says twice where its weights come from."""
+    if weights is not None and pretrained:
+        yield "weights: expected a checkpoint or pretrained: true, got both; drop one"
+
+
 def _part(text: str) -> str:
     found = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?/([0-9]{1,6})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2] or found[1]) <= int(found[3]):
@@ -177,8 +183,7 @@ class MemberRecipe:
 
     def mistakes(self) -> Iterator[str]:
         """Contradictions between keys."""
-        if self.weights is not None and self.pretrained:
-            yield "weights: expected a checkpoint or pretrained: true, got both; drop one"
+        yield from mistakes_of_weights(self.weights, self.pretrained)
         if self.labelled:
             return
         for key in ("test", "validation"):

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from timm_compat.data.shifts import SHIFTS
 from timm_compat.methods.registry import self_supervised_tasks
-from timm_compat.recipes.schema import DataRecipe
+from timm_compat.recipes.schema import DataRecipe, mistakes_of_weights
 from timm_compat.recipes.trials import TrialsRecipe
 from timm_compat.recipes.values import Arguments, Count, OneOf, Text, recipe, unique
 from timm_compat.space import MAX_FEATURE_DIM
@@ -135,8 +135,7 @@ class AdaptRecipe(TrialsRecipe):
     def mistakes(self) -> Iterator[str]:
         """What the keys say against each other."""
         yield from super().mistakes()
-        if self.weights is not None and self.pretrained:
-            yield "weights: expected a checkpoint or pretrained: true, got both; drop one"
+        yield from mistakes_of_weights(self.weights, self.pretrained)
         if self.trainable == "adapter":
             yield from self._mistakes_of_adapter()
         for key, other in (("source_extractor", "source_head"), ("source_head", "source_extractor")):

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from timm_compat.config import TrainConfig
-from timm_compat.recipes.schema import DataRecipe, Recipe
+from timm_compat.recipes.schema import DataRecipe, Recipe, mistakes_of_weights
 from timm_compat.recipes.trials import TrialsRecipe, decided
 from timm_compat.recipes.values import Arguments, Name, Side, Text, Training, recipe, repeated
 
@@ -50,8 +50,7 @@ class SplitRecipe:
 
     def mistakes(self) -> Iterator[str]:
         """What the keys say against each other."""
-        if self.weights is not None and self.pretrained:
-            yield "weights: expected a checkpoint or pretrained: true, got both; drop one"
+        yield from mistakes_of_weights(self.weights, self.pretrained)
         if self.weights is None and not self.pretrained:
             yield "pretrained: expected true, or weights, as the backbone stays as it is; got neither"
 
