@@ -22,6 +22,7 @@ from timm_compat.experiments.demo_pretrained import PretrainedDemoConfig, Pretra
 
 NAMES = ("test_efficientnet", "test_resnet")
 BACKBONES = ("--backbones", ",".join(NAMES))
+REPO_ID = "timm/test_efficientnet.r160_in1k"
 SIZE = 32
 TIMEOUT = "TIMM_COMPAT_HUB_TIMEOUT"
 
@@ -105,6 +106,15 @@ class TestChoice:
         assert f"{TIMEOUT}=seconds" in error
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_hub_that_hangs_is_left(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+        hub.fail("", "hang", 30)
+        monkeypatch.setenv(TIMEOUT, "0.5")
+        start = time.perf_counter()
+        assert main(["demo", "--pretrained", *BACKBONES]) == 2
+        assert time.perf_counter() - start < 10
+        assert hub.seen, "the Hub was not asked at all"
+        assert f"error: {REPO_ID} at main: the Hub " in capsys.readouterr().err.splitlines()[-1]
+
     def test_without_weights_networks_are_trained(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     ) -> None:
@@ -170,37 +180,33 @@ class TestProcesses:
         )  # fmt: skip
         assert ran.stdout.strip() == "(449, 10)", ran.stderr
 
-    @pytest.mark.parametrize(("kind", "value"), [("hang", 60), ("drip", 0.5)])
-    def test_a_hub_that_never_finishes_is_left(
-        self, kind: str, value: float, published: LoopbackHub, tmp_path: Path
-    ) -> None:
-        published.fail("GET .*safetensors" if kind == "drip" else "", kind, value)
+    def test_a_download_that_never_ends_is_left(self, published: LoopbackHub, tmp_path: Path) -> None:
+        published.fail("GET .*safetensors", "drip", 0.5)
         start = time.perf_counter()
-        done = run("--pretrained", *BACKBONES, cwd=tmp_path, **{TIMEOUT: "25"})
+        done = run("--pretrained", *BACKBONES, cwd=tmp_path, **{TIMEOUT: "30"})
         assert done.returncode == 2
-        assert time.perf_counter() - start < 100
-        assert published.seen, "the Hub was not asked at all"
-        assert "the pretrained weights were not here within 25 s" in done.stderr
+        assert time.perf_counter() - start < 120  # two processes that import torch on a busy machine
+        assert any(one.method == "GET" and "safetensors" in one.path for one in published.seen)
+        assert "the pretrained weights were not here within 30 s" in done.stderr
         assert "Traceback" not in done.stderr
-        assert list(tmp_path.iterdir()) == [tmp_path / "hub-cache"]
+        assert {path.name for path in tmp_path.iterdir()} == {"hub-cache"}
 
         published.faults.clear()  # what is left of it in the cache is in nobody's way
         done = run("--pretrained", *BACKBONES, "--img-size", str(SIZE), "--json", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize(
-        "env",
+        ("name", "value", "message"),
         [
-            {"HF_HUB_OFFLINE": "1"},
-            {"HF_ENDPOINT": "http://127.0.0.1:9"},
-            {"HF_ENDPOINT": "http://no-such-host.invalid"},
+            ("HF_HUB_OFFLINE", "1", "test_efficientnet: its pretrained weights could not be fetched ("),
+            ("HF_ENDPOINT", "http://127.0.0.1:9", f"{REPO_ID} at main: no sound answer from the Hub at http://127"),
+            ("HF_ENDPOINT", "http://no-such-host.invalid", f"{REPO_ID} at main: no sound answer from the Hub at http:"),
         ],
         ids=["offline", "absent", "unknown"],
     )
-    def test_no_hub_at_all(self, env: dict[str, str], hub: LoopbackHub, tmp_path: Path) -> None:
-        done = run("--pretrained", *BACKBONES, cwd=tmp_path, HF_TOKEN="hf_alicesecret", **env)
+    def test_no_hub_at_all(self, name: str, value: str, message: str, hub: LoopbackHub, tmp_path: Path) -> None:
+        done = run("--pretrained", *BACKBONES, cwd=tmp_path, HF_TOKEN="hf_alicesecret", **{name: value})
         assert done.returncode == 2
-        error = done.stderr.splitlines()[-1]
-        assert error.startswith("timm-compat: error: test_efficientnet: its pretrained weights could not be fetched (")
+        assert done.stderr.splitlines()[-1].startswith(f"timm-compat: error: {message}")
         assert "alicesecret" not in done.stderr
         assert "Traceback" not in done.stderr
