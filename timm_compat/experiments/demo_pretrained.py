@@ -9,6 +9,7 @@ from typing import Any
 
 from timm_compat.data.array_files import load_digits
 from timm_compat.evaluation.baselines import retrained_head_accuracy
+from timm_compat.evaluation.intervals import wilson_interval
 from timm_compat.evaluation.matrix import RecombinationMatrix, recombination_matrix
 from timm_compat.evaluation.plots import bars
 from timm_compat.evaluation.probe import linear_probe
@@ -22,7 +23,8 @@ from timm_compat.seeding import generator
 from timm_compat.storage.files import new_folder
 
 IN_CHANS = 1
-WAYS = ("as it is", "joined through its classes", "joined with unlabelled digits too")
+RETRAINED = "head retrained with labels"
+WAYS = ("as it is", "joined through its classes", "with unlabelled digits too")
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,12 @@ class PretrainedDemoResult:
         return Path(folder)
 
     def _figure(self) -> Any:
-        low, high = self.matrix.intervals()
-        other = {way: row for row, way in enumerate(WAYS, start=1)}
-        heights = {way: float(self.matrix.accuracy[row, 0]) for way, row in other.items()}
+        heights = {way: float(self.matrix.accuracy[row, 0]) for row, way in enumerate(WAYS, start=1)}
+        heights[RETRAINED] = self.ceiling
+        count = self.matrix.counts[0]
         figure, _ = bars(
-            {**heights, "head retrained with labels": self.ceiling},
-            intervals={way: (float(low[row, 0]), float(high[row, 0])) for way, row in other.items()},
+            heights,
+            intervals={way: wilson_interval(height, count) for way, height in heights.items()},
             chance=float(self.matrix.chance[0]),
             native=float(self.matrix.accuracy[0, 0]),
             ylabel="accuracy",
