@@ -8,6 +8,7 @@ from typing import Any
 from timm_compat.table import markdown_table
 
 REDUCED = "CPU, reduced"
+PICTURED = ("inference", "passes", "loading", "joining", "training")
 INTRODUCTION = """# Speed
 
 What the package costs beside plain timm and plain PyTorch. A *ratio* is our time divided by theirs: 1.00 is equal, less
@@ -58,15 +59,15 @@ def _made(name: str, results: Mapping[str, Any]) -> str:
 
 
 def picture(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Medians and quartiles of all ratios of inference, loading and training."""
+    """Medians and quartiles of all ratios but those of scale and GPU."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     entries = [
-        (f"{name}: {cell}" + (f", {part}" if name != "training" else ""), ratio)
-        for name in ("inference", "loading", "training")
+        (f"{name}: {cell}" + (f", {part}" if part != "ours" else ""), ratio)
+        for name in PICTURED
         for cell, result in results.get(name, {}).items()
         if cell != "adapter-backbone"
         for part, ratio in result["ratios"].items()
