@@ -21,8 +21,8 @@ from timm_compat.methods.logistic import FOLDS, PENALTIES, fit_logistic
 from timm_compat.models.batch_size import default_batch_size
 
 TITLE = "Split, probe, join, swap"
-TEXT = """Whole calls, from a name and a file of weights on, with 1,000 classes and images in memory; *ours, s* holds all
-of it, *more, s* what the other side does without. Both load the same files, the other with `timm.create_model(name,
+TEXT = """Whole calls, from a name and a file of weights on, with 1,000 classes and images in memory; *ours, s* holds
+all of it, *more, s* what the other side does without. Both load the same files, the other with `timm.create_model(name,
 checkpoint_path=...)`. *split*: against loading and taking the classifier off; with images, and a bare pass over them.
 *probe*: against a bare pass and scikit-learn's `LogisticRegressionCV` on standardised features, with as many penalties
 and folds; *fit alone* is that without the pass, on random features in ten clusters. *join* (the network becomes an
