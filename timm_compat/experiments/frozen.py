@@ -13,7 +13,6 @@ from timm_compat.models.evaluating import evaluating
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.models.passes import Passed, extract_features
-from timm_compat.models.split import LEAST_VARIANCE
 from timm_compat.processes import current_process
 from timm_compat.seeding import generator
 from timm_compat.space import CompatSpace
@@ -70,12 +69,10 @@ class Features:
 
     @torch.no_grad()
     def standardize(self, extractor: CompatExtractor, images: Images) -> None:
-        """Give a frozen network's interface the statistics of these images: its features have variance 1 there."""
-        norm = extractor.interface.normalization
-        projected = extractor.interface.projection(self._pooled(extractor, images))
-        variance, mean = torch.var_mean(projected, dim=0)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance.clamp(min=LEAST_VARIANCE * float(variance.mean())))
+        """Give a frozen network's interface the statistics of these images, as ``split`` does."""
+        projected = extractor.interface.projection(self._pooled(extractor, images)).double()
+        variance, mean = torch.var_mean(projected, dim=0, correction=0)
+        extractor.interface.standardize(mean, variance)
 
     @torch.no_grad()
     def look(self, extractor: CompatExtractor, reference: CompatExtractor, images: Images) -> Iterator[Passed]:

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# A feature that varies less than this share of the mean variance is standardised by that share: what these images
+# hardly use, others may, and it would be all that they are told by.
+LEAST_VARIANCE = 0.1
+
 
 class Interface(nn.Module):
     """Projection and normalisation: (B, F) to (B, D), or (B, F, H', W') to (B, D, H', W').
@@ -66,6 +70,17 @@ class Interface(nn.Module):
         if not isinstance(norm, (nn.Identity, ChannelNorm)):
             norm.reset_running_stats()
             norm.running_var.fill_(1 - norm.eps)
+
+    @torch.no_grad()
+    def standardize(self, mean: Tensor, variance: Tensor) -> None:
+        """Give "batch" normalisation these statistics (D,) of projected features: mean 0 and variance 1 afterwards.
+
+        Features that hardly vary keep a smaller variance (``LEAST_VARIANCE``).
+        """
+        norm = self.normalization
+        least = max(LEAST_VARIANCE * float(variance.mean()), norm.eps)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance.clamp(min=least) - norm.eps)
 
 
 def as_weights(values: Tensor, weight: Tensor) -> Tensor:

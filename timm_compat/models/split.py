@@ -20,9 +20,6 @@ from timm_compat.processes import summed
 from timm_compat.space import CompatSpace
 from timm_compat.storage.facts import Facts
 
-# A feature that hardly varies is standardised by this share of the mean variance: elsewhere it may vary.
-LEAST_VARIANCE = 1e-4
-
 
 @torch.no_grad()
 def split(
@@ -52,7 +49,8 @@ def split(
         class_names: K names in the order of the logits. If None, those that come with the model, or ImageNet's
             WordNet ids if it was trained on ImageNet.
         images: raw images (see ``extract_features``): features are then standardised to mean 0 and variance 1 over
-            them, which the head undoes; a join can then tell how far its images are from these.
+            them (those that hardly vary to less), which the head undoes; a join can then tell how far its images are
+            from these.
         img_size: H = W, or (H, W), of the images; the model's own if None.
         device: of the pass over the images, like the following (see ``RunOptions``).
         batch_size: images at a time.
@@ -108,7 +106,7 @@ def split(
 
 
 def _standardize(extractor: CompatExtractor, images: RawImages, options: RunOptions) -> None:
-    size, norm = extractor.backbone.num_features, extractor.interface.normalization
+    size = extractor.backbone.num_features
     # Count, sums and sums of squares in one, so that processes that share the images add them up at once.
     sums = torch.zeros(2 * size + 1, dtype=torch.float64)
     for passed in passes([extractor], images, pooled=[0], options=options, description="split"):
@@ -118,10 +116,7 @@ def _standardize(extractor: CompatExtractor, images: RawImages, options: RunOpti
         sums[size + 1 :] += features.square().sum(dim=0)
     sums = summed(sums)
     mean, square = (sums[1:] / sums[0]).split(size)
-    variance = (square - mean.square()).clamp(min=0)
-    least = max(LEAST_VARIANCE * float(variance.mean()), norm.eps)
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance.clamp(min=least) - norm.eps)
+    extractor.interface.standardize(mean, (square - mean.square()).clamp(min=0))
 
 
 def _on_features(extractor: CompatExtractor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
