@@ -15,13 +15,12 @@ from benchmarks.steps import WARM_UP, Pairs, in_processes, pairs_of
 TITLE = "Training"
 TEXT = """`tc.fit` against loops written by hand (`scripts/benchmarks/by_hand.py`): the same backbones, losses, batches
 and optimiser. A step of ours and one by hand are done in turns, in three fresh processes; the ratio is over all pairs,
-*processes* tells the lowest and the highest median of one process. Building and placing the networks is not counted.
-*joint* is two members with common classes; *rotation* and *alignment* (L2) come on top. *adapter* learns interface and
-heads on cached features, in steps of a few milliseconds, where what the trainer does for every step (seeds, schedule, a
-check of the loss, means for the log) weighs most; the end of an epoch is counted too, every 8 steps. *members* compares
-an epoch of n members with n epochs of one member, in turns in one process: 1 is linear growth, wanted at most 1.05;
-*epoch through the backbone* is the adapter's without the cache. Freed memory stays with the process, for both sides:
-with glibc's defaults it goes back and forth, and page faults alone move a ratio by 4 % and more (README of results)."""
+*processes* tells the lowest and the highest median of one process (*one*: whole epochs in turns, in one). Building and
+placing the networks is not counted. *joint* is two members with common classes; *rotation* and *alignment* (L2) come on
+top. *adapter* learns interface and heads on cached features, in steps of a few milliseconds, where what the trainer
+does for every step (seeds, schedule, a check of the loss, means for the log) weighs most; the end of an epoch is
+counted too, every 8 steps. *members* compares an epoch of n members with n epochs of one member: 1 is linear growth,
+wanted at most 1.05. *epoch through the backbone* is the adapter's without the cache."""
 HEADER = ("what", "backbone", "batch", "pixels", "ratio", "processes", "ours, ms a step", "against")
 STEPS, ADAPTER_IMAGES = 3, 512
 
