@@ -104,6 +104,23 @@ def test_training_rows_tell_what_single_processes_found(monkeypatch: pytest.Monk
     assert training.row(cell)[5] == "one"
 
 
+def test_page_tells_which_rows_are_of_which_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    page, passes = importlib.import_module("benchmarks.page"), importlib.import_module("benchmarks.passes")
+
+    def cell(day: str, commit: str) -> dict[str, Any]:
+        machine, versions = {"cpu": "a CPU", "cores": 2, "gpu": None}, {"timm_compat": "0.2.0", "torch": "2.14.1"}
+        made = {"machine": machine, "versions": versions, "threads": 1, "device": "cpu", "date": day, "commit": commit}
+        row = ["pass", "resnet18", 224, 16, "float32", "20"]
+        return {"row": row, "ratio": "ours", "ratios": {"ours": [0.9, 1.0, 1.1]}, "repeats": 5, "made": made}
+
+    cells = {"a": cell("2026-11-28", "1234567"), "b": cell("2026-11-25", "abcdef0"), "c": cell("2026-11-28", "89abcde")}
+    told = "; b: 2026-11-25, timm_compat 0.2.0, commit abcdef0; a, c: 2026-11-28, timm_compat 0.2.0, commit 1234567 or"
+    assert told in page.page({"passes": passes}, {"passes": cells})
+    del cells["b"]
+    assert "1 thread(s); torch 2.14.1; 2026-11-28, timm_compat" in page.page({"passes": passes}, {"passes": cells})
+
+
 def test_extrapolated_costs_follow_the_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     scale = importlib.import_module("benchmarks.scale")
