@@ -59,7 +59,7 @@ def pairs_of(fit: Callable[[tc.Callback], Any], by_hand: Callable[[], Any], devi
 
 
 def in_processes(work: Callable[..., Pairs], *arguments: Any) -> dict[str, Any]:
-    """What several fresh processes find: ratios of all pairs, and the median of each process.
+    """What several fresh processes find: ratios of all pairs, the median of each process, and the pairs themselves.
 
     Args:
         work: of a module, so that a fresh process finds it.
@@ -72,6 +72,7 @@ def in_processes(work: Callable[..., Pairs], *arguments: Any) -> dict[str, Any]:
         "seconds": {"ours": ours, "by hand": theirs},
         "ratios": {"ours": spread(_ratios(pairs))},
         "processes": [statistics.median(_ratios(each)) for each in found],
+        "pairs": found,
         "against": "by hand",
         "repeats": len(found[0]),
     }
