@@ -60,6 +60,22 @@ def test_standardises_over_a_folder_of_pictures(capsys, tmp_path, weights) -> No
     assert tc.CompatSpace.from_pretrained(tmp_path / "parts" / "space").normalization == "batch"
 
 
+def test_of_a_folder_with_a_file_that_is_no_picture(capsys, tmp_path, weights) -> None:
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(tc.data.load_digits().images[:6, 0].numpy()):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "photos" / "torn.png").write_bytes((tmp_path / "photos" / "0.png").read_bytes()[:40])
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
+    words = ["test_resnet", "--weights", weights, "--class-names", tmp_path / "names.txt", "--img-size", 32]
+    words += ["--images", tmp_path / "photos", "--output", tmp_path / "parts"]
+    code, _, err = run(capsys, *words)
+    assert code != 0
+    assert "torn.png" in err
+    assert not (tmp_path / "parts").exists()
+    code, _, err = run(capsys, *words, "--skip-corrupt")
+    assert code == 0, err
+
+
 def test_shows_the_words_of_imagenet_classes(capsys, tmp_path) -> None:
     code, out, err = run(capsys, "test_resnet", "--img-size", 32, "--output", tmp_path / "parts")
     assert code == 0, err

@@ -191,7 +191,10 @@ class TestCorruptImages:
     @pytest.mark.parametrize("workers", [0, 2])
     def test_reach_the_caller_of_a_stream(self, folder: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
         break_file(folder / "b" / "1.png")
-        with pytest.raises(tc.errors.DataError, match=r"^\S*1\.png: expected an image .* set skip_corrupt$"):
+        with pytest.raises(
+            tc.errors.DataError,
+            match=r"^\S*1\.png: expected an image .* set skip_corrupt \(on the command line --skip-corrupt\)$",
+        ):
             list(stream(load(folder), 12, workers=workers).batches(0, 1))
         with caplog.at_level(logging.WARNING):
             steps = list(stream(load(folder, skip_corrupt=True), 12, workers=workers).batches(0, 2))

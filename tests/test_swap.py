@@ -197,10 +197,12 @@ class TestTheCommand:
 
     @pytest.mark.slow
     def test_writes_a_plain_model_and_a_program(self, capsys, tmp_path, words) -> None:
+        (tmp_path / "photos" / "torn.png").write_bytes(b"\x89PNG")
         more = ["--output", tmp_path / "model", "--fuse", "--export", tmp_path / "model.pt2", "--json"]
-        assert main([str(word) for word in (*words, "--images", tmp_path / "photos", *more)]) == 0
+        more += ["--images", tmp_path / "photos", "--skip-corrupt"]
+        assert main([str(word) for word in (*words, *more)]) == 0
         facts = json.loads(capsys.readouterr().out)
-        assert facts["join"]["num_images"] == 20
+        assert facts["join"]["num_images"] == 21  # another one in place of the torn one
         assert facts["agreement"]["num_images"] > 0
         plain = timm.create_model(f"local-dir:{facts['output']}", pretrained=True).eval()
         batch = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))

@@ -20,8 +20,6 @@ from timm_compat.models.classifier import open_classifier
 from timm_compat.models.typical import typical_mean
 
 BATCH, IMAGENET = 4, "imagenet_sample"  # small batches stay in the processor's cache, and in memory that is reused
-# Sides in pixels of networks that ``networks.py`` made before it wrote them down; timm's own for all others.
-SIDES = {"resnet10t": 96, "convnext_atto": 96, "vit_tiny_patch16_224": 96, "regnetx_002": 128}
 
 
 @dataclass(frozen=True)
@@ -119,10 +117,10 @@ def counts(source: Source) -> dict[str, dict[str, int]]:
 
 @functools.cache
 def side(source: Source, name: str) -> int | None:
-    """Pixels of a network's images, as its weights file or ``SIDES`` tells; None for timm's own."""
+    """Pixels of a network's images, as its weights file tells; None for timm's own."""
     with safe_open(source.weights / f"{name}.safetensors", "pt") as file:
         told = (file.metadata() or {}).get("img_size")
-    return int(told) if told else SIDES.get(name)
+    return int(told) if told else None
 
 
 @functools.cache

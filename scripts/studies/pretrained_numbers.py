@@ -1,6 +1,7 @@
 """From the cells of the table of pretrained networks to numbers: groups of heads, ways, shares of native, coverage."""
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ Wanted = Callable[["One", str], bool]
 ALL_CLASSES = 1000
 FEW = 100  # photos: pools of fewer are not counted where a table does not say how many
 DOMAINS = "domains"
+ONE_FAMILY, TWO_FAMILIES = "Networks of one family", "Networks of two families"
 NONE, OWN, OTHER = "none", "the head's own kind", "another kind"
 
 
@@ -76,6 +78,20 @@ def every(cells: Cells) -> Iterator[One]:
 def networks(cells: Cells) -> list[str]:
     """All of them, in alphabetical order."""
     return sorted({name for pair in first_cells(cells) for name in pair})
+
+
+def family(network: str) -> str:
+    """The first word of timm's name: "efficientnet" of tf_efficientnet_lite0, "resnet" of resnet10t."""
+    return re.split(r"[_\d]", network.removeprefix("tf_"))[0]
+
+
+def by_family(cells: Cells) -> dict[str, Cells]:
+    """Pairs of networks of one family, and of two, as far as there are such."""
+    found: dict[str, dict[str, Sequence[Mapping[str, Any]]]] = {}
+    for name, draws in cells.items():
+        new, _, old = name.partition(" under ")
+        found.setdefault(ONE_FAMILY if family(new) == family(old) else TWO_FAMILIES, {})[name] = draws
+    return {words: found[words] for words in (ONE_FAMILY, TWO_FAMILIES) if words in found}
 
 
 def groups(cells: Cells) -> dict[str, list[str]]:

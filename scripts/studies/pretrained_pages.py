@@ -2,14 +2,15 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from studies import pretrained_numbers as numbers
-from studies.photographs import IMAGENET, SIDES
+from studies.networks import SIDE, STUDENTS, TEACHER
+from studies.photographs import IMAGENET
 from studies.pretrained_numbers import (
     ALL_CLASSES,
     NONE,
@@ -40,9 +41,17 @@ network's own ImageNet classifier, and logistic regressions on its features, one
 over seven things in each domain of PACS. Test photos trained no head."""
 IMAGENET_NOTE = """ImageNet's head is tested on one photo of each class, without those that a join saw. They are
 **training photos of every network here**: its accuracies are too high, and only their ratios mean something."""
-MADE_NOTE = """Networks marked * had no public weights at hand. They were trained to give tf_efficientnet_lite2's
-logits on 3,905 unlabelled photos, the ImageNet sample and the training photos of the other sets, never a test photo
-(`scripts/studies/networks.py`). So they are no independent networks: what they know they have from lite2."""
+MADE_NOTE = f"""Networks marked * had no public weights at hand. They were trained, on images of {SIDE} pixels, to give
+{TEACHER}'s logits on 25,000 images of CIFAR-10 and crops of 3,905 photos without labels: the ImageNet sample and the
+training photos of the other sets, never a test photo (`scripts/studies/networks.py`). So they are no independent
+networks: what they know they have from {TEACHER}, and it is less."""
+WAYS_NOTE = """Mean accuracy over all pairs and, in brackets, share of the head's accuracy on its own network ± standard
+deviation over the draws of the photos where there are several. All: 300 of ImageNet, whose others test its head.
+Another kind: mean over all pools of 100 photos and more that are not the head's. Photos alone: the rotation's strength
+is chosen once a pair, on the first pool of 300; join chooses anew."""
+STANDARD_NOTE = """Each network's 1,000 ImageNet logits, centred over the classes, as coordinates that need neither a
+reference nor a fit. Heads are trained on one network's logits and run on another's: accuracy, and share of what a head
+on features keeps on its own network."""
 FIXED = {
     "head on its own network": "native",
     "head retrained with all labels": "retrained",
@@ -71,14 +80,15 @@ def write_pretrained(cells: Cells, folder: Path, command: str) -> None:
     ones = list(numbers.every(cells))
     if not ones:
         return
+    families = numbers.by_family(cells)
     parts = [INTRODUCTION, _made(cells, command), "## The networks", _networks(cells), IMAGENET_NOTE]
-    if any(name in SIDES for name in numbers.networks(cells)):
+    if any(name in STUDENTS for name in numbers.networks(cells)):
         parts.append(MADE_NOTE)
-    parts += ["## Ways to another network's heads", _ways(cells, ones)]
+    parts += ["## Ways to another network's heads", *_by_family(families, _ways), WAYS_NOTE]
     parts += ["## Every network under every head", _pairs(cells, ones)]
-    parts += ["## What decides", *_deciding(cells, ones)]
+    parts += ["## What decides", *_deciding(cells, families)]
     parts += ["## Where it does not help", *_failing(cells, ones)]
-    parts += ["## A standard space: centred ImageNet logits", _standard(cells)]
+    parts += ["## A standard space: centred ImageNet logits", *_by_family(families, _standard), STANDARD_NOTE]
     parts += ["## What a join states before any label is seen", _coverage(cells, ones)]
     replace_text(folder / "pretrained.md", "\n\n".join(part for part in parts if part) + "\n")
     replace_text(folder / "pretrained.json", json.dumps(_document(cells, command), separators=(",", ":")) + "\n")
@@ -112,7 +122,7 @@ def _percent(value: float) -> str:
 
 
 def _name(network: str) -> str:
-    return f"{network} \\*" if network in SIDES else network
+    return f"{network} \\*" if network in STUDENTS else network
 
 
 def _networks(cells: Cells) -> str:
@@ -131,6 +141,14 @@ def _networks(cells: Cells) -> str:
 def _with_interval(share: float, count: int) -> str:
     low, high = wilson_interval(share, count)
     return f"{share:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _by_family(families: Mapping[str, Cells], table: Callable[[Cells, Sequence[One]], str]) -> Iterator[str]:
+    """A table for pairs of one family and one for pairs of two, under their names where there are both."""
+    for words, part in families.items():
+        if len(families) > 1:
+            yield f"**{words}** ({len(part)} pairs)"
+        yield table(part, list(numbers.every(part)))
 
 
 def _chosen_ways(ones: Sequence[One]) -> list[tuple[str, str, Wanted]]:
@@ -153,13 +171,7 @@ def _ways(cells: Cells, ones: Sequence[One]) -> str:
         columns = [_accuracy_and_share(ones, kinds, wanted) for kinds in groups.values()]
         if any(columns):
             body.append([way, pools, *columns])
-    note = (
-        "Mean accuracy over all pairs and, in brackets, share of the head's accuracy on its own network ± standard "
-        "deviation over the draws of the photos where there are several. All: 300 of ImageNet, whose others test its "
-        "head. Another kind: mean over all pools of 100 photos and more that are not the head's. "
-        "Photos alone: the rotation's strength is chosen once a pair, on the first pool of 300; join chooses anew."
-    )
-    return markdown_table([["way", "unlabelled photos", *groups], *body], words=(0, 1)) + "\n\n" + note
+    return markdown_table([["way", "unlabelled photos", *groups], *body], words=(0, 1))
 
 
 def _accuracy_and_share(ones: Sequence[One], kinds: Sequence[str], wanted: Wanted) -> str:
@@ -206,12 +218,12 @@ def _of_one(mine: Sequence[One], kind: str, wanted: Wanted) -> str:
     return _with_interval(rows[0]["accuracy"][kind], rows[0]["tested"][kind]) if rows else ""
 
 
-def _deciding(cells: Cells, ones: Sequence[One]) -> list[str]:
+def _deciding(cells: Cells, families: Mapping[str, Cells]) -> list[str]:
     return [
         "Share of native, mean over pairs (and domains).",
-        "### Classes in common, no photo", _classes(cells, ones),
-        "### Photos of one kind, all classes in common: which heads gain", _kinds(cells, ones),
-        "### Strength and family of the two networks", _strength(cells, ones),
+        "### Classes in common, no photo", *_by_family(families, _classes),
+        "### Photos of one kind, all classes in common: which heads gain", *_by_family(families, _kinds),
+        "### Strength and family of the two networks", _strength(cells, list(numbers.every(cells))),
     ]  # fmt: skip
 
 
@@ -265,7 +277,7 @@ def _strength(cells: Cells, ones: Sequence[One]) -> str:
     ranked = sorted(first, key=lambda pair: ratio(*(first[pair][key][IMAGENET] for key in ("retrained", "native"))))
     for new, old in ranked:
         own = [first[new, old][key][IMAGENET] for key in ("retrained", "native")]
-        family = "same" if new.split("_")[:2] == old.split("_")[:2] else "other"
+        family = "same" if numbers.family(new) == numbers.family(old) else "other"
         columns = []
         for kinds in found.values():
             for source in (NONE, OWN):
@@ -333,7 +345,7 @@ def _simpler(ones: Sequence[One]) -> list[str]:
     return words
 
 
-def _standard(cells: Cells) -> str:
+def _standard(cells: Cells, ones: Sequence[One]) -> str:
     first, body = list(numbers.first_cells(cells).values()), []
     found = {name: kinds for name, kinds in numbers.groups(cells).items() if name != "ImageNet"}
 
@@ -345,17 +357,12 @@ def _standard(cells: Cells) -> str:
     for words, name in (("centred", "centred logits"), ("centred, variance 1 for every photo", "normalized logits")):
         for who, word in (("its own network", "native"), ("the other network", "joined")):
             body.append([words, who, *(share(f"{name}, {word}", kinds) for kinds in found.values())])
-    body.append(["features of the reference, joined by classes alone", "the other network", *_alone(cells, found)])
-    text = (
-        "Each network's 1,000 ImageNet logits, centred over the classes, as coordinates that need neither a reference "
-        "nor a fit. Heads are trained on one network's logits and run on another's: accuracy, and share of what a head "
-        "on features keeps on its own network."
-    )
-    return text + "\n\n" + markdown_table([["coordinates", "run on", *found], *body], words=(0, 1))
+    body.append(["features of the reference, joined by classes alone", "the other network", *_alone(ones, found)])
+    return markdown_table([["coordinates", "run on", *found], *body], words=(0, 1))
 
 
-def _alone(cells: Cells, found: Mapping[str, list[str]]) -> list[str]:
-    ones, columns = list(numbers.every(cells)), []
+def _alone(ones: Sequence[One], found: Mapping[str, list[str]]) -> list[str]:
+    columns = []
     for kinds in found.values():
         measured = numbers.means(ones, kinds, rows_of("joined", NONE))
         columns.append(f"{_mean([value for value, _ in measured]):.3f} ({100 * _mean([s for _, s in measured]):.0f} %)")

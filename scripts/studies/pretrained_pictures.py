@@ -21,7 +21,9 @@ def draw(cells: Cells, ones: Sequence[One], folder: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    for figure, name in ((_matrices(cells, ones), "pretrained.png"), (_worth(cells, ones), "pretrained_photos.png")):
+    main = next(iter(numbers.by_family(cells).values()))  # pairs of one family, where there are such
+    worth = _worth(main, list(numbers.every(main)))
+    for figure, name in ((_matrices(cells, ones), "pretrained.png"), (worth, "pretrained_photos.png")):
         figure.savefig(folder / name, dpi=80)
         plt.close(figure)
 

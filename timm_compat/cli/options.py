@@ -149,7 +149,7 @@ def add_image_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--root", metavar="DIR", help="folder of the data set, if --images is a name")
     parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most N images")
-    parser.add_argument("--skip-corrupt", action="store_true", help="leave out images that cannot be decoded")
+    parser.add_argument("--skip-corrupt", action="store_true", help="in place of a damaged image read the next one")
 
 
 def named_set(place: str, root: str | None, kind: str) -> tuple[str, str | None]:

@@ -4,8 +4,14 @@ import argparse
 import json
 from typing import Any
 
-from timm_compat.cli.options import add_model_options, add_run_options, model_arguments, run_keywords
-from timm_compat.data.sources import load_dataset
+from timm_compat.cli.options import (
+    add_image_options,
+    add_model_options,
+    add_run_options,
+    given_images,
+    model_arguments,
+    run_keywords,
+)
 from timm_compat.imagenet import listed_words
 from timm_compat.models.split import split
 from timm_compat.storage.files import check_new_folder, new_folder
@@ -22,8 +28,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="a timm model name")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder for space, extractor and head")
     add_model_options(parser)
-    parser.add_argument("--images", metavar="DIR", help="images over which the features are standardised (optional)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use at most N images")
+    add_image_options(parser, "images over which the features are standardised (optional): a folder")
     add_run_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(run=run)
@@ -37,9 +42,8 @@ def run(options: argparse.Namespace) -> None:
     """
     folder = check_new_folder(options.output)
     settings, running = model_arguments(options), run_keywords(options)
-    if options.images is not None:
-        settings["images"] = load_dataset("images", options.images, limit=options.limit, in_chans=options.in_chans)
-    extractor, head = split(options.model, **settings, **running)
+    images = given_images(options, options.in_chans)
+    extractor, head = split(options.model, images=images, **settings, **running)
     with new_folder(folder) as partial:
         for name, part in (("space", extractor.space), ("extractor", extractor), ("head", head)):
             part.save_pretrained(partial / name)

@@ -5,8 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from timm_compat.cli.options import add_model_options, add_run_options, model_arguments, read_class_names, run_keywords
-from timm_compat.data.sources import load_dataset
+from timm_compat.cli.options import (
+    add_image_options,
+    add_model_options,
+    add_run_options,
+    given_images,
+    model_arguments,
+    read_class_names,
+    run_keywords,
+)
 from timm_compat.errors import ConfigError
 from timm_compat.joining.swap import swap
 from timm_compat.models.composed import CompatModel
@@ -32,10 +39,7 @@ def add_parser(commands: Any) -> None:
         "--old-weights", metavar="FILE", help="the old model's weights: safetensors of the plain timm model"
     )
     parser.add_argument("--old-class-names", metavar="FILE", help="the old model's classes, if timm does not know them")
-    parser.add_argument(
-        "--images", metavar="DIR", help="unlabelled images, best of the kind that the classifier is for"
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="use at most N images")
+    add_image_options(parser, "unlabelled images, best of the kind that the classifier is for: a folder")
     add_model_options(parser, "the new backbone's")
     parser.add_argument("--output", metavar="DIR", help="a new folder for the classifier")
     parser.add_argument("--fuse", action="store_true", help="write a plain timm model")
@@ -58,9 +62,7 @@ def run(options: argparse.Namespace) -> None:
     settings = {**model_arguments(options), **run_keywords(options)}
     if options.old_class_names is not None:
         settings["old_class_names"] = read_class_names(options.old_class_names)
-    images = None
-    if options.images is not None:
-        images = load_dataset("images", options.images, limit=options.limit, in_chans=options.in_chans)
+    images = given_images(options, options.in_chans)
     old: Any = options.old
     if Path(old).is_dir():
         old = CompatModel.from_pretrained(old)

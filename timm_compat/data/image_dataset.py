@@ -165,7 +165,7 @@ class ImageDataset(LabelledSet):
         except UNREADABLE as error:
             raise DataError(
                 f"{name_of(self.source, number)}: expected an image that can be decoded, got {error}; "
-                "repair or remove it, or set skip_corrupt"
+                "repair or remove it, or set skip_corrupt (on the command line --skip-corrupt)"
             ) from error
 
     def find(self, index: int) -> Found:
