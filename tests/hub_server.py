@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,7 +27,8 @@ class Fault:
     "commit" (``value`` is what X-Repo-Commit says), "redirect" (``value`` is another origin), "echo" (an error that
     repeats the token), "drop" (the connection, without an answer), "lost" (the same once the work is done), "late"
     (that again after seconds), "breakdown" (no call succeeds from here on), "slow" (seconds before a sound answer),
-    "sizeless" (files are listed without their sizes). ``headers`` and ``code`` (X-Error-Code) go with a "status".
+    "drip" (a byte, then ``value`` seconds, and so on), "sizeless" (files are listed without their sizes). ``headers``
+    and ``code`` (X-Error-Code) go with a "status".
     """
 
     pattern: str
@@ -174,6 +176,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
+    def _drip(self, content: bytes) -> None:
+        assert self.fault is not None
+        with suppress(ConnectionError):  # whoever has lost patience
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                if self.hub.closing.wait(self.fault.value):
+                    break
+        self.close_connection = True
+
     def _read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -214,7 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
         if "Content-Length" not in (headers or {}):
             self.send_header("Content-Length", str(length))
         self.end_headers()
-        if self.command != "HEAD":
+        if kind == "drip":
+            self._drip(content)
+        elif self.command != "HEAD":
             self.wfile.write(content[: length // 2] if kind == "truncate" else content)
         self.wfile.flush()
         if kind == "truncate":

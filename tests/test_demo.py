@@ -1,4 +1,4 @@
-"""The demonstration and the command line, as a user runs them: in processes of their own."""
+"""The demonstration that trains and the command line, as a user runs them: in processes of their own."""
 
 import json
 import re
@@ -33,6 +33,7 @@ class TestDemo:
         assert result["chance"] == pytest.approx(0.1)
         assert result["seconds"] > 0
         assert result["backbones"] == ["test_resnet", "test_efficientnet"]
+        assert result["pretrained"] is False
         assert (tmp_path / "out" / "recombination.png").read_bytes().startswith(b"\x89PNG")
         assert {path.name for path in (tmp_path / "out" / "compatible").iterdir()} == {
             "space", "extractor-a", "extractor-b", "head-a", "head-b",
@@ -60,7 +61,9 @@ class TestDemo:
             done = run("demo", "--json", "--output", name, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             results.append(json.loads(done.stdout))
+            assert "no pretrained weights, so small networks are trained instead: " in done.stderr  # offline
         result = results[0]
+        assert result["pretrained"] is False
         assert result["native"] > 0.93
         assert result["recombined"] > result["native"] - 0.03
         assert result["independent"] < 0.4

@@ -109,6 +109,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     within("experiments.finetune", "sections"),
     within("experiments.finetune", "tables"),
+    ("experiments.demo", "experiments.pretrained_weights"),
     (
         "experiments.*",
         *within("experiments.adapt", "run"),

@@ -66,6 +66,16 @@ class TestTheFit:
         assert torch.equal(fit.weight, again.weight)
         assert not torch.equal(features, kept)
 
+    def test_of_features_that_are_nearly_all_dead(self) -> None:
+        alive, labels = drawn(200)
+        sparse = torch.relu(torch.randn(200, 1280, generator=generator(0)) - 3.5)
+        features = torch.cat([alive, sparse], dim=1)
+        right = fit_logistic(features, labels, 5, penalty=0.1).classes(features) == labels
+        assert (
+            right.float().mean()
+            > (fit_logistic(alive, labels, 5, penalty=0.1).classes(alive) == labels).float().mean() - 0.05
+        )
+
     def test_survives_noise_in_features_that_its_samples_hardly_use(self) -> None:
         features, labels = drawn(200)
         width, draw = features.shape[1], generator(5)

@@ -1,8 +1,8 @@
-"""The demonstration: two extractors of different architectures exchange their heads on real digits, in two ways."""
+"""The demonstration that trains: two extractors of different architectures exchange their heads on real digits."""
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from timm_compat.evaluation.matrix import RecombinationMatrix, pair_accuracy, re
 from timm_compat.evaluation.plots import side_by_side
 from timm_compat.experiments.result import write_figure
 from timm_compat.joining.join import join
+from timm_compat.models.backbone import parse_image_size
+from timm_compat.models.backbone_build import check_model_name
 from timm_compat.models.extractor import CompatExtractor, create_extractor
 from timm_compat.models.heads import TaskHead
 from timm_compat.seeding import generator, seeded
@@ -35,6 +37,27 @@ MATRICES_FILE = "matrices.json"
 Parts = dict[str, tuple[CompatExtractor, TaskHead]]
 
 
+def check_backbones(names: Sequence[str], img_size: int) -> None:
+    """Refuse what no demonstration can be run with.
+
+    Raises:
+        BackboneError: a name that timm does not know.
+        ConfigError: not two names, or no image size.
+    """
+    if len(names) != len(NAMES):
+        raise ConfigError(f"backbones: expected two names, got {len(names)}: {', '.join(names)}")
+    for name in names:
+        check_model_name(name)
+    parse_image_size(img_size)
+
+
+def save_figures(folder: Path, figure: Callable[[], Any], matrices: Mapping[str, Any]) -> None:
+    """Write matrices and, where Matplotlib is installed, a picture into a folder that is being filled."""
+    with suppress(MissingExtraError):
+        write_figure(figure(), folder / PICTURE_FILE)
+    (folder / MATRICES_FILE).write_text(json.dumps(matrices, indent=2) + "\n", encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class DemoConfig:
     """Settings of the demonstration.
@@ -46,6 +69,7 @@ class DemoConfig:
         img_size: side to which the 8 x 8 digits are enlarged.
 
     Raises:
+        BackboneError: a name that timm does not know.
         ConfigError: not two backbones, or a number out of range.
     """
 
@@ -55,8 +79,7 @@ class DemoConfig:
     img_size: int = 32
 
     def __post_init__(self) -> None:
-        if len(self.backbones) != len(NAMES):
-            raise ConfigError(f"backbones: expected two names, got {len(self.backbones)}: {', '.join(self.backbones)}")
+        check_backbones(self.backbones, self.img_size)
         TrainConfig(epochs=self.epochs)
 
     @property
@@ -110,9 +133,7 @@ class DemoResult:
             OutputExistsError: the folder holds something already.
         """
         with new_folder(folder) as partial:
-            with suppress(MissingExtraError):
-                write_figure(side_by_side(self._named()), partial / PICTURE_FILE)
-            (partial / MATRICES_FILE).write_text(json.dumps(self.matrices(), indent=2) + "\n", encoding="utf-8")
+            save_figures(partial, lambda: side_by_side(self._named()), self.matrices())
             space = next(iter(self.compatible_parts.values()))[0].space
             save_members(partial / "compatible", space, self.compatible_parts)
             for name, (extractor, head) in self.joined_parts.items():
@@ -132,7 +153,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
     """Train, recombine, join and measure; ``say`` gets one line a stage.
 
     Raises:
-        BackboneError: a name that timm does not know, or a backbone that cannot take such small images.
+        BackboneError: a backbone that cannot take such small images.
     """
     start = time.perf_counter()
     train, test = load_digits("train"), load_digits("test")

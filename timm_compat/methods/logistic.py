@@ -112,10 +112,19 @@ def _to_principal_axes(rows: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tenso
     for part in rows.split(ROWS):
         part.sub_(mean).mul_(scale)
         covariance += (part.T @ part).double()
-    values, axes = torch.linalg.eigh((covariance / len(rows)).float())
+    values, axes = _eigenvectors(covariance / len(rows))
     for part in rows.split(ROWS):
         part.copy_(part @ axes)
     return axes, values.clamp(min=0)
+
+
+def _eigenvectors(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    # In single precision in half the time, which does not converge where most features are dead.
+    try:
+        values, vectors = torch.linalg.eigh(covariance.float())
+    except torch.linalg.LinAlgError:
+        values, vectors = torch.linalg.eigh(covariance)
+    return values.float(), vectors.float()
 
 
 Solutions = dict[int, tuple[Tensor, Tensor]]  # weights and biases by fold
