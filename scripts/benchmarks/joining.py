@@ -29,8 +29,10 @@ and folds; *fit alone* is that without the pass, on random features in ten clust
 extractor in the space of the one beside it, which is loaded): against loading it; with images, and a bare pass of both.
 *swap* (the network under the classifier of the one beside it): against loading both; with images, and a bare pass of
 both. A bare pass is timm's model alone, in batches, normalised (as in the table of passes). What the other side does
-without: without images, `split` and `join` estimate the mean of features from noise; `swap` with images has them seen
-twice, and always counts and times both networks for its report. Untrained networks: speed does not see it."""
+without does not grow with the images, but for one more pass of `swap`'s new network: checks that the parts give the
+model's logits; without images, the mean of features from noise; with images, closed forms in double precision, one more
+of them where heads agree little, as those of untrained networks do; and, in `swap`, counting and timing both networks
+for its report."""
 HEADER = ("what", "network", "beside", "images", "ratio", "ours, s", "more, s", "against")
 SIZE, IMAGES, PROBED, FITTED = 224, 32, 64, (1000, 1280)
 NETWORKS = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "resnet18")

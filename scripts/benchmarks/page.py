@@ -8,15 +8,16 @@ from typing import Any
 from timm_compat.table import markdown_table
 
 REDUCED = "CPU, reduced"
-PICTURED = ("inference", "passes", "loading", "joining", "training")
+PICTURED = ("inference", "passes", "loading", "training")
 INTRODUCTION = """# Speed
 
 What the package costs beside plain timm and plain PyTorch. A *ratio* is our time divided by theirs: 1.00 is equal, less
 is faster. Both run in turns, in one process unless a table says otherwise, and the ratio is taken round by round:
 median, and in brackets the quartiles. Times are processor time of the process on a CPU (other programs on the machine
 count only where they share its caches and memory), wall time on a GPU. Freed memory stays with the process on both
-sides (`ALLOCATOR` in `scripts/benchmark.py`); on 2026-11-25 it did not yet. The numbers behind the tables
-are in `speed.json`."""
+sides (`ALLOCATOR` in `scripts/benchmark.py`); on 2026-11-25 it did not yet, and on 2026-11-28 other work kept both
+cores busy, so that seconds are up to twice those of an idle machine. The numbers behind the tables are in
+`speed.json`."""
 
 
 def page(tables: Mapping[str, ModuleType], results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -72,7 +73,7 @@ def _when(results: Mapping[str, Any]) -> str:
 
 
 def picture(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Medians and quartiles of all ratios but those of scale and GPU."""
+    """Medians and quartiles of the ratios of tables that compare like with like."""
     import matplotlib
 
     matplotlib.use("Agg")

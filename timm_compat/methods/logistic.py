@@ -122,7 +122,7 @@ def _eigenvectors(covariance: Tensor) -> tuple[Tensor, Tensor]:
     # In single precision in half the time, which does not converge where most features are dead.
     try:
         values, vectors = torch.linalg.eigh(covariance.float())
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         values, vectors = torch.linalg.eigh(covariance)
     return values.float(), vectors.float()
 
