@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,25 @@ class TestSwap:
             assert (change.num_images, change.changed) == (int(chosen.sum()), int((now != was)[chosen].sum()))
         assert "parameters:" in str(report)
         json.dumps(report.to_dict())
+
+    def test_shows_images_to_the_old_network_once(self, images) -> None:
+        seen: Counter[str] = Counter()
+
+        def counted(name: str) -> Any:
+            def note(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                seen[name] += len(inputs[0]) == len(images)
+
+            model = trained(name)
+            model.register_forward_hook(note)
+            return model
+
+        tc.swap(counted("test_resnet"), counted("test_efficientnet"), images)
+        assert seen == {"test_resnet": 1, "test_efficientnet": 2}
+
+    def test_warns_where_it_is_called(self, images) -> None:
+        with pytest.warns(UserWarning, match="expect lower accuracy") as caught:
+            tc.swap(trained("test_resnet"), trained("test_efficientnet", 1), images[:12])
+        assert {warning.filename for warning in caught} == {__file__}
 
     def test_its_card_tells_both_sides_and_the_join(self, swapped) -> None:
         made = swapped.facts.training

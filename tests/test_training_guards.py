@@ -87,6 +87,22 @@ class TestWeights:
         ):
             tc.fit(space, broken, config, validate=validate, progress=None)
 
+    @pytest.mark.parametrize(("part", "epoch"), [("interface", 2), ("backbone", 3)])
+    def test_of_an_adapter_are_looked_at_and_those_that_are_frozen_at_the_end(self, part: str, epoch: int) -> None:
+        data = tc.data.load_digits("train").subset(range(WHOLE))
+        space = tc.CompatSpace(8, data.class_names, ["common_classes"])
+        extractor = tc.create_extractor("test_resnet", space, in_chans=1, img_size=16, trainable="adapter")
+
+        class Break(tc.Callback):
+            def on_step_end(self, step: int) -> None:
+                if step == 2:
+                    next(getattr(extractor, part).parameters()).data.fill_(torch.nan)
+
+        member = tc.Member("a", extractor, tc.TaskHead(space, data.class_names), data)
+        config = tc.TrainConfig(epochs=3, batch_size=WHOLE)
+        with pytest.raises(tc.errors.TrainingError, match=f"epoch {epoch}, .*expected finite weights"):
+            tc.fit(space, [member], config, callbacks=[Break()], progress=None)
+
 
 class TestCallersAccelerator:
     def test_is_left_alone_before_and_after(self) -> None:

@@ -24,3 +24,11 @@ def seeded(seed: int, *names: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, *names))
         yield
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed what is drawn on a device, as ``torch.manual_seed`` does, which on a CPU reaches for the GPUs as well."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

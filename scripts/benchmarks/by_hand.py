@@ -1,4 +1,6 @@
-"""The trainings of the table as plain PyTorch loops."""
+"""The trainings of the table as plain PyTorch: every call is a step on the next batch."""
+
+from collections.abc import Callable, Iterator
 
 import timm
 import torch
@@ -6,21 +8,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import timm_compat as tc
-from benchmarks.clock import Run, now
 from benchmarks.networks import CLASSES, Plain, adamw
 
 ROTATION_WEIGHT, ALIGNMENT_WEIGHT, SHARE = 0.3, 0.2, 0.25  # the trainer's defaults
 
 
-def loop(
+def joint_step(
     datasets: list[tc.data.ArrayDataset],
     backbone: str,
     batch: int,
     device: str,
     rotation: bool = False,
     align: bool = False,
-) -> Run:
-    """An epoch of several networks with common classes, in turns with each other; rotation and alignment on demand."""
+) -> Callable[[], None]:
+    """A step of several networks with common classes; rotation and alignment on demand."""
     size = datasets[0].images.shape[-1]
     arguments = {"img_size": size} if "vit" in backbone else {}
     bodies = [timm.create_model(backbone, num_classes=0, **arguments) for _ in datasets]
@@ -35,8 +36,10 @@ def loop(
     def prepared(images: Tensor) -> Tensor:
         return (images.float() / 255 - mean) / std
 
-    def step(chosen: list[Tensor]) -> None:
-        count = round(SHARE * batch)
+    batches = [_batches(len(data), batch, device) for data in datasets]
+
+    def step() -> None:
+        chosen, count = [next(source) for source in batches], round(SHARE * batch)
         inputs, turns = [prepared(images[where]) for images, where in zip(pixels, chosen, strict=True)], []
         features = []
         for number, network in enumerate(networks):
@@ -67,30 +70,29 @@ def loop(
         loss.backward()
         optimizers[number].step()
 
-    def run() -> float:
-        start = now(device)
-        orders = [torch.randperm(len(data)).to(device).split(batch) for data in datasets]
-        for chosen in zip(*orders, strict=True):
-            step(list(chosen))
-        return now(device) - start
-
-    return run
+    return step
 
 
-def adapter_loop(features: Tensor, labels: Tensor, batch: int, device: str) -> Run:
-    """An epoch of an interface and two classifiers on features that were computed before."""
+def adapter_step(features: Tensor, labels: Tensor, batch: int, device: str) -> Callable[[], None]:
+    """A step of an interface and two classifiers on features that were computed before."""
     network = Plain(torch.nn.Identity(), features.shape[1], {"own": len(CLASSES), "shared": len(CLASSES)}).to(device)
     optimizer = adamw(network.train())
     inputs, expected = features.to(device), labels.to(device)
 
-    def run() -> float:
-        start = now(device)
-        for chosen in torch.randperm(len(inputs)).to(device).split(batch):
-            found = network(inputs[chosen])
-            loss = sum(F.cross_entropy(head(found), expected[chosen]) for head in network.heads.values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return now(device) - start
+    batches = _batches(len(inputs), batch, device)
 
-    return run
+    def step() -> None:
+        chosen = next(batches)
+        found = network(inputs[chosen])
+        loss = sum(F.cross_entropy(head(found), expected[chosen]) for head in network.heads.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _batches(size: int, batch: int, device: str) -> Iterator[Tensor]:
+    """Indices of a batch, pass after pass, each in an order of its own."""
+    while True:
+        yield from torch.randperm(size).to(device).split(batch)

@@ -8,12 +8,16 @@ from typing import Any
 from timm_compat.table import markdown_table
 
 REDUCED = "CPU, reduced"
+PICTURED = ("inference", "passes", "loading", "training")
 INTRODUCTION = """# Speed
 
 What the package costs beside plain timm and plain PyTorch. A *ratio* is our time divided by theirs: 1.00 is equal, less
-is faster. Both run in turns, in one process, and the ratio is taken round by round: median, and in brackets the
-quartiles. Times are processor time of the process on a CPU (other programs on the machine do not count then), wall time
-on a GPU. The numbers behind the tables are in `speed.json`."""
+is faster. Both run in turns, in one process unless a table says otherwise, and the ratio is taken round by round:
+median, and in brackets the quartiles. Times are processor time of the process on a CPU (other programs on the machine
+count only where they share its caches and memory), wall time on a GPU. Freed memory stays with the process on both
+sides (`ALLOCATOR` in `scripts/benchmark.py`); on 2026-11-25 it did not yet, and on 2026-11-28 other work kept both
+cores busy, so that seconds are up to twice those of an idle machine. The numbers behind the tables are in
+`speed.json`."""
 
 
 def page(tables: Mapping[str, ModuleType], results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -47,26 +51,37 @@ def _text(cell: Any) -> str:
 
 
 def _made(name: str, results: Mapping[str, Any]) -> str:
-    made = next(iter(results.values()))["made"]
+    made = list(results.values())[-1]["made"]
     repeats = sorted({result["repeats"] for result in results.values() if "repeats" in result})
     rounds = f", {' or '.join(map(str, repeats))} rounds" if repeats else ""
-    dates = " to ".join(sorted({result["made"]["date"] for result in results.values()}))
     machine = made["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {made['threads']} thread(s)"
-    versions = ", ".join(f"{key} {value}" for key, value in made["versions"].items())
-    return f"(`scripts/benchmark.py {name}`{rounds}; {where}; commit {made['commit']}; {versions}; {dates}.)"
+    versions = ", ".join(f"{key} {value}" for key, value in made["versions"].items() if key != "timm_compat")
+    return f"(`scripts/benchmark.py {name}`{rounds}; {where}; {versions}; {_when(results)}.)"
+
+
+def _when(results: Mapping[str, Any]) -> str:
+    """Dates, versions and commits; where there are several dates, which rows are of which."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, result in results.items():
+        made = result["made"]
+        rows.setdefault(f"{made['date']}, timm_compat {made['versions']['timm_compat']}", {})[name] = made["commit"]
+    told = {date: f"{date}, commit {' or '.join(dict.fromkeys(of.values()))}" for date, of in rows.items()}
+    if len(rows) == 1:
+        return next(iter(told.values()))
+    return "; ".join(f"{', '.join(of)}: {told[date]}" for date, of in sorted(rows.items()))
 
 
 def picture(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Medians and quartiles of all ratios of inference, loading and training."""
+    """Medians and quartiles of the ratios of tables that compare like with like."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     entries = [
-        (f"{name}: {cell}" + (f", {part}" if name != "training" else ""), ratio)
-        for name in ("inference", "loading", "training")
+        (f"{name}: {cell}" + (f", {part}" if part != "ours" else ""), ratio)
+        for name in PICTURED
         for cell, result in results.get(name, {}).items()
         if cell != "adapter-backbone"
         for part, ratio in result["ratios"].items()

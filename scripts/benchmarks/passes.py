@@ -1,15 +1,15 @@
 """The engine that passes images through frozen networks against a bare timm loop, and 100 heads against one."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import timm_compat as tc
-from benchmarks.clock import Run, in_turns, now
+from benchmarks.clock import Run, in_turns, timed
 from benchmarks.networks import CLASSES, FEATURES, random_images
 from timm_compat.models.batch_size import default_batch_size
 from timm_compat.models.passes import best_layout, passes, placed
@@ -54,33 +54,37 @@ def measure_pass(options: argparse.Namespace, name: str, size: int, amp: str | N
     count = CPU_IMAGES if device.type == "cpu" else 8 * batch
     images = random_images(max(batch, count // batch * batch), size).images
     settings = RunOptions(options.device, batch, amp, progress=False)
-    ours = _run(lambda: [passed.outputs[0] for passed in passes([extractor], images, options=settings)], device)
+    ours = timed(
+        lambda: [passed.outputs[0] for passed in passes([extractor], images, options=settings)], options.device
+    )
     if device.type == "cuda":  # as many as take long enough to be timed
         ours()
         images = images.repeat(max(1, round(SECONDS / ours())), 1, 1, 1)
-    theirs = bare_loop(extractor, images, batch, amp)
+    theirs = timed(bare_loop(extractor.backbone.model, extractor.data_config, images, batch, amp), options.device)
     found = in_turns({"ours": ours, "bare": theirs}, options.repeats)
     speed = len(images) / found["seconds"]["ours"]
     return {**found, "row": ["pass", name, size, batch, amp or "float32", f"{speed:.0f}"], "ratio": "ours"}
 
 
-def bare_loop(extractor: tc.CompatExtractor, images: Tensor, batch: int, amp: str | None) -> Run:
-    """What one writes by hand around the plain timm model."""
-    model, device = extractor.backbone.model, extractor.device
-    mean, std = extractor.preprocess.mean, extractor.preprocess.std
+def bare_loop(
+    model: nn.Module, data_config: Mapping[str, Any], images: Tensor, batch: int, amp: str | None
+) -> Callable[[], list[Tensor]]:
+    """What one writes by hand around the plain timm model; gives its outputs on the images (N, C, S, S), uint8."""
+    device = next(model.parameters()).device
+    mean, std = (torch.tensor(data_config[key], device=device)[:, None, None] for key in ("mean", "std"))
     layout = best_layout([model], device, amp)
 
     def work() -> list[Tensor]:
-        features = []
+        outputs = []
         precision: Any = torch.autocast(device.type, PRECISIONS[amp]) if amp else nullcontext()
         with torch.no_grad(), precision, placed([model], device, layout):
             for part in images.split(batch):
                 pixels = part.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else part
                 inputs = (pixels.float() / 255 - mean) / std
-                features.append(model(inputs.contiguous(memory_format=layout)).float())
-        return features
+                outputs.append(model(inputs.contiguous(memory_format=layout)).float())
+        return outputs
 
-    return _run(work, device)
+    return work
 
 
 def measure_heads(options: argparse.Namespace, name: str, size: int) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def measure_heads(options: argparse.Namespace, name: str, size: int) -> dict[str
 
     def run(model: tc.MultiHeadModel) -> Run:
         model.to(device).eval()
-        return _run(lambda: model(inputs), device)
+        return timed(lambda: model(inputs), options.device)
 
     with torch.inference_mode():
         found = in_turns({"many": run(many), "one": run(one)}, options.repeats)
@@ -105,12 +109,3 @@ def measure_heads(options: argparse.Namespace, name: str, size: int) -> dict[str
 def row(result: dict[str, Any]) -> list[Any]:
     """The cells of a result's row."""
     return [*result["row"], result["ratios"][result["ratio"]]]
-
-
-def _run(work: Callable[[], Any], device: torch.device) -> Run:
-    def run() -> float:
-        start = now(device.type)
-        work()
-        return now(device.type) - start
-
-    return run

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from timm_compat.data.raw_batches import RawImages
 from timm_compat.errors import ConfigError
 from timm_compat.imagenet import short_words
-from timm_compat.joining.join import join
+from timm_compat.joining.join import join_with
 from timm_compat.joining.report import Agreement, JoinReport
 from timm_compat.models.composed import CompatModel, compose, plainest
 from timm_compat.models.cost import Cost, measure_cost
 from timm_compat.models.extractor import CompatExtractor
 from timm_compat.models.heads import TaskHead
-from timm_compat.models.passes import passes
-from timm_compat.models.run_options import RunKeywords, RunOptions, home_of
+from timm_compat.models.passes import Passed, passes
+from timm_compat.models.run_options import RunOptions, home_of
 from timm_compat.models.split import split
 from timm_compat.processes import gathered, summed
 from timm_compat.storage.facts import Facts
@@ -109,8 +109,8 @@ def swap(
             weights unless ``old_weights`` is given.
         model: the new backbone: a name for ``timm.create_model``, or a model that timm built; with its own classifier
             over some of the same classes no image is needed.
-        images: unlabelled images (see ``extract_features``), best of the kind that the classifier is for. Both
-            networks see them twice, so no iterator.
+        images: unlabelled images (see ``extract_features``), best of the kind that the classifier is for. The old
+            network sees them once and the new one twice, so no iterator.
         pretrained: whether to load timm's weights of the new backbone (by name only).
         weights: a safetensors file of the new backbone (by name only).
         class_names: the new backbone's own classes, where timm does not know them.
@@ -141,15 +141,10 @@ def swap(
     """
     if isinstance(images, Iterator):
         raise ConfigError("swap: expected images that can be read twice, such as a tensor or a set, got an iterator")
-    run = RunKeywords(device=device, batch_size=batch_size, amp=amp, workers=workers, progress=progress)
-    options = RunOptions(**run)  # refuses bad settings before anything is built
+    options = RunOptions(device, batch_size, amp, workers, progress)  # refuses bad settings before anything is built
     old, head = _taken_apart(old_model, old_weights, old_class_names)
-    evidence: dict[str, Any] = {} if images is None else {"reference": old, "heads": [head]}
-    new = join(
-        old.space, model, images, pretrained=pretrained, weights=weights, class_names=class_names, img_size=img_size,
-        **evidence, **run, **timm_kwargs,
-    )  # fmt: skip
-    changes = () if images is None else _changes(old, new, head, images, options)
+    given = {"pretrained": pretrained, "weights": weights, "class_names": class_names, "img_size": img_size}
+    new, changes = _joined(old, head, model, images, options, **given, **timm_kwargs)
     report, swapped = new.fit_report, compose(new, head).eval()
     agreements = list(report.agreements.values())
     costs = [_cost(compose(one, head)) for one in (old, new)]
@@ -180,26 +175,53 @@ def _cost(model: CompatModel) -> Cost:
     return measure_cost(plainest(model), model.extractor.backbone.input_size)
 
 
-def _changes(
-    old: CompatExtractor, new: CompatExtractor, head: TaskHead, images: RawImages, options: RunOptions
-) -> tuple[Change, ...]:
-    home, places, pairs = home_of(head), [], []
-    for passed in passes([old, new], images, options=options, description="swap"):
-        with torch.no_grad():
-            pairs.append(torch.stack([head(one.to(home)).argmax(dim=1).cpu() for one in passed.outputs], dim=1))
-        places.append(passed.positions)
-    own, positions = (torch.cat(parts) if parts else None for parts in (pairs, places))
-    if positions is None:
-        positions = torch.empty(0, dtype=torch.int64)
-    count = int(summed(torch.tensor(len(positions))))
+def _joined(
+    old: CompatExtractor, head: TaskHead, model: Any, images: RawImages | None, options: RunOptions, **given: Any
+) -> tuple[CompatExtractor, tuple[Change, ...]]:
+    """The new backbone in the old one's space, and which classes change under the head."""
+    before, after = _Told(head), _Told(head)
+
+    def look(extractor: CompatExtractor, reference: CompatExtractor, images: RawImages) -> Iterator[Passed]:
+        for passed in passes([extractor, reference], images, pooled=[0], options=options, description="join"):
+            before.add(passed.positions, passed.outputs[1])
+            yield passed
+
+    if images is None:
+        return join_with(look, old.space, model, None, reference=None, heads=(), stacklevel=6, **given), ()
+    new = join_with(look, old.space, model, images, reference=old, heads=[head], stacklevel=6, **given)
+    for passed in passes([new], images, options=options, description="swap"):
+        after.add(passed.positions, passed.outputs[0])
+    return new, _ranked(before.classes().tolist(), after.classes().tolist(), head.class_names)
+
+
+class _Told:
+    """Which class a head gives every image, told batch by batch.
+
+    Args:
+        head: stays where it is.
+    """
+
+    def __init__(self, head: TaskHead) -> None:
+        self.head = head
+        self._positions, self._classes = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
+
+    @torch.no_grad()
+    def add(self, positions: Tensor, features: Tensor) -> None:
+        """Images at these positions (b,), with their features (b, D)."""
+        self._positions.append(positions)
+        self._classes.append(self.head(features.to(home_of(self.head))).argmax(dim=1).cpu())
+
+    def classes(self) -> Tensor:
+        """Of all images, those of other processes too: (N,)."""
+        positions = torch.cat(self._positions)
+        return gathered(torch.cat(self._classes), positions, int(summed(torch.tensor(len(positions)))))
+
+
+def _ranked(before: list[int], after: list[int], names: tuple[str, ...]) -> tuple[Change, ...]:
     table: dict[int, dict[int, int]] = {}
-    for was, now in gathered(own, positions, count).tolist():
+    for was, now in zip(before, after, strict=True):
         row = table.setdefault(was, {})
         row[now] = row.get(now, 0) + 1
-    return _ranked(table, head.class_names)
-
-
-def _ranked(table: dict[int, dict[int, int]], names: tuple[str, ...]) -> tuple[Change, ...]:
     found = []
     for was, row in table.items():
         others = {now: count for now, count in row.items() if now != was}

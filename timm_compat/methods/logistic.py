@@ -122,7 +122,7 @@ def _eigenvectors(covariance: Tensor) -> tuple[Tensor, Tensor]:
     # In single precision in half the time, which does not converge where most features are dead.
     try:
         values, vectors = torch.linalg.eigh(covariance.float())
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         values, vectors = torch.linalg.eigh(covariance)
     return values.float(), vectors.float()
 
@@ -183,16 +183,18 @@ class _Problem:
         return found[:-1] * scale, found[-1] * freedom
 
     def _loss(self, weight: Tensor, bias: Tensor, share: Tensor) -> tuple[float, Tensor, Tensor]:
-        loss, slope, shift = 0.0, torch.zeros_like(weight), torch.zeros_like(bias)
+        # Weights and their slope as (K, F): BLAS then takes the rows as they lie, in less than half of the time.
+        across = weight.T.contiguous()
+        loss, slope, shift = 0.0, torch.zeros_like(across), torch.zeros_like(bias)
         for rows, labels, part in zip(self.rows.split(ROWS), self.labels.split(ROWS), share.split(ROWS), strict=True):
-            logits = (rows @ weight).add_(bias).log_softmax(dim=1)
+            logits = F.linear(rows, across, bias).log_softmax(dim=1)
             loss -= float(logits.gather(1, labels[:, None])[:, 0] @ part)
             error = logits.exp_()
             error.scatter_add_(1, labels[:, None], torch.full_like(part, -1)[:, None])
             error *= part[:, None]
-            slope.addmm_(rows.T, error)
+            slope.addmm_(error.T, rows)
             shift += error.sum(dim=0)
-        return loss, slope, shift
+        return loss, slope.T, shift
 
     def losses(self, weight: Tensor, bias: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of members (m,), and which of them get their class."""

@@ -20,6 +20,7 @@ _VALUES_ONLY = frozenset(
         *(Tensor.add_, Tensor.sub_, Tensor.mul_, Tensor.div_, Tensor.clamp_),
     }
 )
+_PLAIN = frozenset({type(None), bool, int, float, str})
 
 
 class Blank(TorchFunctionMode):
@@ -63,7 +64,7 @@ def with_tensors(shapes: M, build: Callable[[], M], tensors: Mapping[str, Tensor
         shapes.load_state_dict(
             {name: tensor.clone() if copied else tensor for name, tensor in tensors.items()}, assign=True
         )
-        if not any(_lacks_values(vars(module)) for module in shapes.modules()):
+        if not any(map(_lacks_values, shapes.modules())):
             return shapes
     with Blank():
         network = build()
@@ -76,9 +77,16 @@ def _has_tied_parameters(network: nn.Module) -> bool:
     return len(list(network.named_parameters(remove_duplicate=False))) > len(list(network.parameters()))
 
 
-def _lacks_values(value: object) -> bool:
-    if isinstance(value, Tensor):
-        return value.is_meta
-    if isinstance(value, dict):
-        return any(map(_lacks_values, value.values()))
-    return isinstance(value, (list, tuple)) and any(map(_lacks_values, value))
+def _lacks_values(module: nn.Module) -> bool:
+    """Whether a module itself, its parts aside, keeps a tensor without values, wherever it does."""
+    kept = [value for name, value in vars(module).items() if name != "_modules" and value.__class__ not in _PLAIN]
+    while kept:
+        value = kept.pop()
+        if isinstance(value, Tensor):
+            if value.is_meta:
+                return True
+        elif isinstance(value, dict):
+            kept.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            kept.extend(value)
+    return False

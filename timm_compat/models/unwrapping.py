@@ -17,7 +17,10 @@ def unwrapped(module: Any) -> Any:
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's state under the names that it has without wrappers, its own or those of its parts."""
-    return {plain_name(module, name): tensor for name, tensor in module.state_dict().items()}
+    state = dict(module.state_dict())
+    if all(_inner(part) is None for part in module.modules()):
+        return state
+    return {plain_name(module, name): tensor for name, tensor in state.items()}
 
 
 def plain_name(module: nn.Module | None, name: str) -> str:

@@ -140,6 +140,12 @@ class JointModule(nn.Module):
                 old.extend()
 
     @property
+    def frozen(self) -> tuple[str, ...]:
+        """Prefixes of the names of tensors that no step changes: those of frozen backbones."""
+        kept = [name for name, extractor in self.extractors.items() if extractor.trainable != "full"]
+        return tuple(f"extractors.{name}.backbone." for name in kept)
+
+    @property
     def groups(self) -> list[list[str]]:
         """Members whose losses are of no concern to each other, with what else they look at: passes of their own."""
         if self.alignment is not None and self.alignment.reference is None:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from timm_compat.config import TrainConfig
 from timm_compat.data.order import Batch, Share
 from timm_compat.errors import CompatError, ConfigError, TrainingError
-from timm_compat.seeding import derive_seed
+from timm_compat.seeding import derive_seed, seed_device
 from timm_compat.storage.files import is_sound
 from timm_compat.training.callbacks import Callback
 from timm_compat.training.checkpoint import Checkpoints, clone_state
@@ -139,7 +139,9 @@ class Loop:
         # The loss of the last step is that before its update, so it says nothing of the weights.
         self.means.settle(self._last_good)
         averaged = {} if self.average is None else self.average.module.state_dict()
-        bad = next((name for state in (self.joint.state_dict(), averaged) for name in _unsound(state)), None)
+        # What no step changes is looked at once, at the end.
+        frozen = () if self.step == self.total_steps else self.joint.frozen
+        bad = next((name for state in (self.joint.state_dict(), averaged) for name in _unsound(state, frozen)), None)
         # All processes stop together: statistics may have gone wrong in one of them only.
         count = self.accelerator.reduce(torch.tensor(float(bad is not None), device=self.accelerator.device), "sum")
         if count:
@@ -174,7 +176,7 @@ class Loop:
         rank, processes = accelerator.process_index, accelerator.num_processes
         self.schedule.set(self.step)
         # Dropout and the like draw from a state that follows from the step, so none has to be kept.
-        torch.manual_seed(derive_seed(self.config.seed, "step", str(self.step), str(rank)))
+        seed_device(derive_seed(self.config.seed, "step", str(self.step), str(rank)), accelerator.device)
         sums: dict[str, Tensor] = {}
         for part in range(parts):
             share = Share(self.step, rank + processes * part, processes * parts)
@@ -277,9 +279,11 @@ def steps_per_epoch(sizes: list[int], batch_size: int) -> int:
     return max(math.ceil(size / batch_size) for size in sizes)
 
 
-def _unsound(state: Mapping[str, Tensor]) -> Iterator[str]:
+def _unsound(state: Mapping[str, Tensor], but: tuple[str, ...]) -> Iterator[str]:
     """Names of weights and statistics with NaN; some architectures keep bounds, which may be infinite, as buffers."""
     for name, tensor in state.items():
+        if name.startswith(but):
+            continue
         bounds = () if name.endswith(("weight", "bias", "running_mean", "running_var")) else (name,)
         if not is_sound(name, tensor, bounds):
             yield name
