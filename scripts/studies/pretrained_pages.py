@@ -42,9 +42,9 @@ over seven things in each domain of PACS. Test photos trained no head."""
 IMAGENET_NOTE = """ImageNet's head is tested on one photo of each class, without those that a join saw. They are
 **training photos of every network here**: its accuracies are too high, and only their ratios mean something."""
 MADE_NOTE = f"""Networks marked * had no public weights at hand. They were trained, on images of {SIDE} pixels, to give
-{TEACHER}'s logits on 25,000 images of CIFAR-10 and crops of 3,905 photos without labels: the ImageNet sample and the
-training photos of the other sets, never a test photo (`scripts/studies/networks.py`). So they are no independent
-networks: what they know they have from {TEACHER}, and it is less."""
+{TEACHER}'s logits on 25,000 images of CIFAR-10 and crops of 3,905 photos, without a label: the ImageNet
+sample and the training photos of the other sets, never a test photo (`scripts/studies/networks.py`). So they are no
+independent networks: what they know they have from {TEACHER}, and it is less."""
 WAYS_NOTE = """Mean accuracy over all pairs and, in brackets, share of the head's accuracy on its own network ± standard
 deviation over the draws of the photos where there are several. All: 300 of ImageNet, whose others test its head.
 Another kind: mean over all pools of 100 photos and more that are not the head's. Photos alone: the rotation's strength
@@ -52,6 +52,10 @@ is chosen once a pair, on the first pool of 300; join chooses anew."""
 STANDARD_NOTE = """Each network's 1,000 ImageNet logits, centred over the classes, as coordinates that need neither a
 reference nor a fit. Heads are trained on one network's logits and run on another's: accuracy, and share of what a head
 on features keeps on its own network."""
+STATED_NOTE = f"""`join` states how often a head says the same from the joined as from the reference's features, on
+held-out photos, with an interval for new photos of that kind: Wilson's 95 %, its lower end {FLATTERY} lower, since
+photos that a head learned from flatter it. Here it is held against the same on test photos, for every pair, pool, draw
+and head."""
 FIXED = {
     "head on its own network": "native",
     "head retrained with all labels": "retrained",
@@ -89,7 +93,7 @@ def write_pretrained(cells: Cells, folder: Path, command: str) -> None:
     parts += ["## What decides", *_deciding(cells, families)]
     parts += ["## Where it does not help", *_failing(cells, ones)]
     parts += ["## A standard space: centred ImageNet logits", *_by_family(families, _standard), STANDARD_NOTE]
-    parts += ["## What a join states before any label is seen", _coverage(cells, ones)]
+    parts += ["## What a join states before any label is seen", STATED_NOTE, *_by_family(families, _coverage)]
     replace_text(folder / "pretrained.md", "\n\n".join(part for part in parts if part) + "\n")
     replace_text(folder / "pretrained.json", json.dumps(_document(cells, command), separators=(",", ":")) + "\n")
     draw(cells, ones, folder)
@@ -387,18 +391,15 @@ def _coverage(cells: Cells, ones: Sequence[One]) -> str:
     pairs = sorted({one.pair for one in own})
     needed = [numbers.least_flattery([one for one in own if one.pair != pair], WANTED_COVERAGE) for pair in pairs]
     text = (
-        "`join` states how often a head says the same from the joined as from the reference's features, on held-out "
-        f"photos, with an interval for new photos of that kind: Wilson's 95 %, its lower end {FLATTERY} lower, since "
-        "photos that a head learned from flatter it. Here it is held against the same on test photos, for every pair, "
-        f"pool, draw and head. For {WANTED_COVERAGE:.0%} in either group of the head's own kind the lower end goes "
-        f"down by {min(needed):.2f} to {max(needed):.2f}, whichever pair is left out."
+        f"For {WANTED_COVERAGE:.0%} in either group of the head's own kind the lower end has to go down by "
+        f"{min(needed):.2f} to {max(needed):.2f}, whichever pair is left out."
     )
     heading = [
         "the join's photos, for the head", "cells", "interval holds the agreement on test photos",
         "truth is at least its lower end", "stated - true, mean", "width, mean",
         "share of native is at least its lower end",
     ]  # fmt: skip
-    return text + "\n\n" + markdown_table([heading, *body])
+    return markdown_table([heading, *body]) + "\n\n" + text
 
 
 def _document(cells: Cells, command: str) -> dict[str, Any]:
