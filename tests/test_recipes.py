@@ -32,6 +32,7 @@ KINDS = ("train", "adapt", "transfer", "finetune")
 READY = [path for path in RECIPES if ": timm-compat train " in path.read_text(encoding="utf-8").partition("\n")[0]]
 READY_NAMES = [
     "adapter_pretrained",
+    "caltech101_pair",
     "cifar10_cross_architecture",
     "cifar10_pair",
     "digits",
