@@ -249,6 +249,7 @@ save_file({key: value.contiguous().clone() for key, value in backbone.state_dict
 print(fused.pretrained_cfg["label_names"])
 """
 
+    @pytest.mark.slow
     def test_without_this_package(self, hub: LoopbackHub, parts: Parts, tmp_path: Path) -> None:
         model = tc.compose(parts.extractor, parts.head)
         parts.extractor.push_to_hub("lab/extractor")

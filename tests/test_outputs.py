@@ -147,6 +147,6 @@ class TestWritten:
                 raise tc.errors.OutputWriteError("the disk is full")
 
         monkeypatch.setattr("timm_compat.cli.demo.run_demo", lambda config, say: Measured())
-        code, out, err = run(capsys, "demo", "--json", "--output", tmp_path / "demo")
+        code, out, err = run(capsys, "demo", "--no-pretrained", "--json", "--output", tmp_path / "demo")
         assert (code, json.loads(out)["native"]) == (2, 0.5)
         assert "the disk is full" in err

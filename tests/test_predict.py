@@ -150,6 +150,7 @@ class TestStreams:
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
 
+    @pytest.mark.slow
     def test_a_reader_that_has_enough(self, parts) -> None:
         with self.start(parts) as process:
             process.stdout.close()
