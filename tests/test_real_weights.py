@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import LoopbackHub
 from hub_store import Repo
 
@@ -54,7 +55,13 @@ def test_a_head_of_one_network_runs_on_another_without_any_image_of_its_kind() -
     )  # fmt: skip
     assert accuracy(better, head, test) > 0.96 * best  # measured: 0.97 to 0.98
     agreement = better.fit_report.agreements["the head over tench, goldfish and 998 more"]
-    assert agreement.high > 0.85
+    lite0, own = tc.split("tf_efficientnet_lite0", weights=weights("lite0"))
+    with torch.no_grad():
+        one, other = (
+            head(tc.extract_features(extractor, pool)).argmax(dim=1)
+            for extractor, head in ((lite0, own), (reference, imagenet))
+        )
+    assert agreement.high > (one == other).float().mean()  # as often as the classifiers as they come: 0.64
 
 
 def test_the_demo_shows_what_pretrained_networks_give_each_other(hub: LoopbackHub, tmp_path: Path) -> None:
