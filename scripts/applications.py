@@ -279,9 +279,14 @@ def write(arguments: argparse.Namespace) -> None:
     found = {name: read(name, arguments.output) for name in done}
     line = found[ORDER[0]]["made"]["command"]
     replace_text(folder / "applications.md", page(found, line))
-    kept = {name: {key: one[key] for key in ("summary", "made")} for name, one in found.items()}
+    kept = {name: {"summary": _placeless(one["summary"]), "made": one["made"]} for name, one in found.items()}
     replace_text(folder / "applications.json", json.dumps(kept, separators=(",", ":")) + "\n")
     picture(found).savefig(folder / "applications.png", dpi=80)
+
+
+def _placeless(summary: Mapping[str, Any]) -> dict[str, Any]:
+    # Where it was measured is nobody's business.
+    return {key: value for key, value in summary.items() if key != "output"}
 
 
 def main() -> None:
