@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from timm_compat.joining.closed_form import ClassRows, ClosedForm, partial_isometry, strengths
+from timm_compat.joining.closed_form import Centre, ClassRows, ClosedForm, partial_isometry, strengths
 from timm_compat.methods.ridge import Moments
 
 DOUBLE = torch.float64
@@ -36,13 +36,17 @@ class TestPartialIsometry:
 
 
 class TestClosedForm:
+    @pytest.mark.parametrize("with_centre", [False, True])
     @pytest.mark.parametrize("with_classes", [False, True])
     @pytest.mark.parametrize("count", [12, 400])
-    def test_no_step_lowers_the_objective(self, with_classes: bool, count: int) -> None:
+    def test_no_step_lowers_the_objective(self, count: int, with_classes: bool, with_centre: bool) -> None:
         f, d, k = 6, 5, 4
         x, y = drawn(count, f) * torch.logspace(-1, 1, f, dtype=DOUBLE) + 2, drawn(count, d, seed=1) - 3
         rows = ClassRows(drawn(k, f, seed=2), drawn(k, d, seed=3)) if with_classes else None
-        weight, bias = ClosedForm(moments(x, y), rows).map()
+        centre = Centre(drawn(f, seed=4), drawn(d, seed=5)) if with_centre else None
+        weight, bias = ClosedForm(moments(x, y), rows, centre).map()
+        if centre is not None:  # it counts as a hundred more images
+            x, y = torch.cat([x, centre.new.expand(100, f)]), torch.cat([y, centre.space.expand(100, d)])
         torch.testing.assert_close(bias, y.mean(0) - weight @ x.mean(0))
 
         # The objective, written down once more from the images themselves.
@@ -53,7 +57,7 @@ class TestClosedForm:
         sx, sy = scale(x), scale(y)
         xs, ys = (x - x.mean(0)) / sx, (y - y.mean(0)) / sy
         unit = xs.square().sum(1).mean() / f
-        g, cross = xs.T @ xs / count / unit, xs.T @ ys / count / unit
+        cross = xs.T @ ys
         given = strengths(count, f, has_classes=with_classes)
         belief = cross.T / cross.norm()
         u = v = torch.zeros(1, 1, dtype=DOUBLE)
@@ -62,14 +66,11 @@ class TestClosedForm:
             v_unit = v.square().sum() / d
             belief = belief + (v.T @ u) / (v.T @ u).norm()
         q = partial_isometry(belief) * (ys.square().sum() / xs.square().sum()).sqrt()
-        root = torch.tensor(
-            scipy.linalg.sqrtm(((1 - given.along_images) * torch.eye(f) + given.along_images * g).numpy()).real
-        )
 
         def objective(w: torch.Tensor) -> torch.Tensor:
-            value = (xs @ w.T - ys).square().sum() / count / unit + given.rotation * (w - q).square().sum()
+            value = (xs @ w.T - ys).square().sum() / len(xs) / unit + given.rotation * (w - q).square().sum()
             if rows is not None:
-                value = value + given.classes * ((v @ w - u) @ root).square().sum() / v_unit
+                value = value + given.classes * (v @ w - u).square().sum() / v_unit
             return value
 
         found = (weight / sy[:, None] * sx).requires_grad_()

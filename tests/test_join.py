@@ -204,6 +204,20 @@ class TestJoin:
         with pytest.raises(tc.errors.ConfigError, match=r"join: expected images, .*classes=False"):
             tc.join(extractor.space, model, class_names=names, classes=False)
 
+    def test_images_that_a_space_was_standardised_by_do_not_move_its_centre(self) -> None:
+        train, test = (tc.data.load_digits(part) for part in ("train", "test"))
+        prepare = tc.create_extractor("test_resnet", tc.CompatSpace(1), in_chans=1, img_size=32).preprocess
+        torch.manual_seed(0)
+        network = timm.create_model("test_resnet", num_classes=10, in_chans=1).train()
+        for _ in range(40):  # running statistics that are those of digits
+            network(prepare(train.images[:64]))
+        dark = (train.images[:100].float() / 10).to(torch.uint8)
+        reference, head = tc.split(network.eval(), images=dark, class_names=train.class_names, img_size=32)
+        given = {"reference": reference, "class_names": train.class_names, "img_size": 32}
+        joined = tc.join(reference.space, network, dark[:30], **given)
+        said, wanted = (head(tc.extract_features(one, test)).argmax(dim=1) for one in (joined, reference))
+        assert (said == wanted).float().mean() > 0.95
+
     def test_bad_input(self, space, reference, images) -> None:
         other = tc.CompatSpace(16, ["x"], ["rotation"]).finalize()
         with pytest.raises(tc.errors.SpaceMismatchError, match="reference extractor"):

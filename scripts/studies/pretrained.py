@@ -181,8 +181,9 @@ def _some(pair: _Pair, count: int) -> ClassRows:
 
 def _closed_form(pair: _Pair, pool: Pool | None, classes: ClassRows | None, every: Tensor | None = None) -> ClosedForm:
     """As ``join`` sets it up in the space that ``split`` makes of the old network, whose features have mean 0 there."""
-    new_mean = None if classes is None else pair.new.mean
-    centre = None if new_mean is None else Centre(new_mean.double(), torch.zeros(pair.old.weight.shape[1]).double())
+    new_mean, origin = pair.new.mean, torch.zeros(pair.old.weight.shape[1]).double()
+    is_known = new_mean is not None and (pool is None or pair.old.mean is not None)
+    centre = Centre(new_mean.double(), origin) if is_known else None
     if pool is None:
         return ClosedForm(None, classes, centre)
     x, y = pair.pooled(pool)

@@ -1,18 +1,19 @@
 """The linear map from a network's features to a space's, in closed form: images, classes in common, and a rotation.
 
-    W = argmin  |X W' - Y|^2 / n  +  mu |(V W - U) A|^2  +  lambda |W - Q|^2,    A^2 = (1 - alpha) I + alpha X'X / n
+    W = argmin  |X W' - Y|^2 / n  +  mu |V W - U|^2  +  lambda |W - Q|^2
 
 - X (n, F) and Y (n, D), centred: n images in both networks. As a map between latent spaces: Maiorca et al., NeurIPS
-  2023 (https://arxiv.org/abs/2311.00664).
+  2023 (https://arxiv.org/abs/2311.00664). Where features lie without images is known too, and counts as images do:
+  else photos of one kind, such as drawings, say nothing of what sets them apart from all others.
 - U (K, F) and V (K, D): what two classifiers read for the K classes that they have in common, centred over the classes.
   A head of the space reads on the new network what that network's own classifier reads: the common classes of Gygli et
-  al., AAAI 2021 (https://arxiv.org/abs/2004.03898), without training. A favours the directions in which images vary.
+  al., AAAI 2021 (https://arxiv.org/abs/2004.03898), without training.
 - Q (D, F), what is believed where neither says anything: a rotation, the orthogonal polar factor of Y'X / |Y'X| +
   V'U / |V'U|, scaled by the spread of Y over that of X. Directions of which nothing is known stay 0.
 
-With X'X / n = G and V'V = B the solution obeys G W' + mu A^2 W' B + lambda W' = X'Y / n + mu A^2 U'V + lambda Q'. A^2
-shares the eigenvectors of G, so one eigendecomposition a side solves this Sylvester equation. G and B have a mean
-eigenvalue of 1, and every feature is scaled to variance 1 where images tell its variance.
+With X'X / n = G and V'V = B the solution obeys G W' + mu W' B + lambda W' = X'Y / n + mu U'V + lambda Q', a Sylvester
+equation that one eigendecomposition a side solves. G and B have a mean eigenvalue of 1, and every feature is scaled to
+variance 1 where images tell its variance.
 """
 
 from dataclasses import dataclass
@@ -29,13 +30,12 @@ ROTATION = 4.0  # lambda
 # lambda without classes in common, in units of F / n; held-out images choose. Large where the networks are alike up to
 # a rotation, as pretrained ones of one kind are; small where the space is a projection that no rotation gives.
 ALONE = (3.0, 0.3, 0.03, 0.003, 0.0003)
-CLASSES, LEAST_CLASSES = 10.0, 1.0  # mu of few and of many images
-ALONG_IMAGES = 0.5  # alpha of few images
+CLASSES, LEAST_CLASSES = 30.0, 3.0  # mu of few and of many images
 CLASSES_ALONE = 1 / 0.3  # mu / lambda without images
 # Without images part of what the map gives is noise, which makes a head's biases weigh too little.
 LOUDER = 1.3
-# Means and variances are estimates: they count as much as those of so many images do.
-MEAN_IMAGES, VARIANCE_IMAGES = 20, 100
+# What is known of means and variances without images counts as much as so many images do.
+CENTRE_IMAGES, VARIANCE_IMAGES = 100, 100
 LEAST_VARIANCE = 0.1  # of the mean variance
 NO_DIRECTION = 1e-3  # singular values below this share of the mean one say nothing
 
@@ -68,19 +68,17 @@ class Centre:
 
 @dataclass(frozen=True)
 class Strengths:
-    """How much each kind of evidence counts: lambda, mu and alpha of this module's formula."""
+    """How much each kind of evidence counts: lambda and mu of this module's formula."""
 
     rotation: float
     classes: float
-    along_images: float
 
 
 def strengths(num_images: int, num_features: int, *, has_classes: bool, rotation_alone: float = ALONE[0]) -> Strengths:
     """The evidence's weights for a number of images n and of features F.
 
-    What images say is blurred less the more they are, what classes say is off by a fixed amount: from F / 32 images on
-    the classes do not follow the images' directions, from F / 8 on they count less, and from 2 F images on they and the
-    rotation fade as the images' own error does.
+    What images say is blurred less the more they are, what classes say is off by a fixed amount: from F / 8 images on
+    the classes count less, and from 2 F on they and the rotation fade as the images' own error does.
 
     Args:
         num_images: n; 0 without images.
@@ -89,13 +87,13 @@ def strengths(num_images: int, num_features: int, *, has_classes: bool, rotation
         rotation_alone: lambda in units of F / n, where there are images only.
     """
     if not num_images:
-        return Strengths(1 / CLASSES_ALONE, 1.0, 0.0)
+        return Strengths(1 / CLASSES_ALONE, 1.0)
     if not has_classes:
-        return Strengths(rotation_alone * num_features / num_images, 0.0, 0.0)
+        return Strengths(rotation_alone * num_features / num_images, 0.0)
     ratio = num_features / num_images
     fading = min(1.0, 2 * ratio)
     classes = max(LEAST_CLASSES, CLASSES * min(1.0, ratio / 8))
-    return Strengths(ROTATION * fading, classes * fading, ALONG_IMAGES * min(1.0, ratio / 32))
+    return Strengths(ROTATION * fading, classes * fading)
 
 
 class ClosedForm:
@@ -105,6 +103,7 @@ class ClosedForm:
         images: sums over the features of images in both networks; None without images.
         classes: rows of the classes in common; None where there are none.
         centre: the features' means without images, where they are known; taken as 0 where there are no images either.
+            Beside images it counts as ``CENTRE_IMAGES`` more of them, all alike.
     """
 
     def __init__(self, images: Moments | None, classes: ClassRows | None, centre: Centre | None = None) -> None:
@@ -150,13 +149,16 @@ def _pairs(images: Moments, centre: Centre | None) -> _Pairs:
     xx = images.xx / n - mean_x.outer(mean_x)
     xy = images.xy / n - mean_x.outer(mean_y)
     variance_y = images.yy / n - mean_y.square()
+    if centre is not None:
+        share = n / (n + CENTRE_IMAGES)
+        off_x, off_y = mean_x - centre.new.to(mean_x), mean_y - centre.space.to(mean_y)
+        mean_x, mean_y = mean_x - (1 - share) * off_x, mean_y - (1 - share) * off_y
+        xx = share * (xx + (1 - share) * off_x.outer(off_x))
+        xy = share * (xy + (1 - share) * off_x.outer(off_y))
+        variance_y = share * (variance_y + (1 - share) * off_y.square())
     scale_x, scale_y = _scale(xx.diagonal(), n), _scale(variance_y, n)
     total_x = (xx.diagonal() / scale_x.square()).sum().clamp(min=LEAST_SPREAD)
     total_y = (variance_y / scale_y.square()).sum()
-    if centre is not None:
-        share = n / (n + MEAN_IMAGES)
-        mean_x = share * mean_x + (1 - share) * centre.new.to(mean_x)
-        mean_y = share * mean_y + (1 - share) * centre.space.to(mean_y)
     xx, xy = xx / scale_x / scale_x[:, None], xy / scale_y / scale_x[:, None]
     return _Pairs(n, mean_x, mean_y, scale_x, scale_y, xx, xy, (total_y / total_x).sqrt())
 
@@ -200,9 +202,8 @@ class _System:
 
     def solve(self, given: Strengths) -> Tensor:
         """W (D, F)."""
-        along = (1 - given.along_images) + given.along_images * self.values_x[:, None]
-        right = self.images + given.classes * along * self.classes + given.rotation * self.rotation
-        left = self.values_x[:, None] + given.classes * along * self.values_y + given.rotation
+        right = self.images + given.classes * self.classes + given.rotation * self.rotation
+        left = self.values_x[:, None] + given.classes * self.values_y + given.rotation
         return (self.vectors_x @ (right / left) @ self.vectors_y.T).T
 
 

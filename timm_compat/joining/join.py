@@ -153,7 +153,7 @@ def join_with(
     rows, num_classes = class_rows(classifier, space, heads) if classes else (None, 0)
     if images is None and rows is None:
         raise _nothing_to_rest_on(extractor.architecture, space, classifier)
-    centre = None if rows is None else _centre(extractor)
+    centre = _centre(extractor, reference)
     interface = extractor.interface
     if images is None:
         interface.set_linear(*ClosedForm(None, rows, centre).map())
@@ -168,7 +168,7 @@ def join_with(
         measured = _measured(_with_map(interface, trial.map(strength)), features, known)
         given = {name: head for name, head in known.items() if name != OWN_CLASSES}
         unsure = rows is not None and any(measured[0][name].share < SURE_AGREEMENT for name in given)
-        alone = _without_classes(interface, ClosedForm(fitted, None), features, given) if unsure else {}
+        alone = _without_classes(interface, ClosedForm(fitted, None, centre), features, given) if unsure else {}
         everything = fitted.merged(held_out)
         interface.set_linear(*ClosedForm(everything, rows, centre).map(strength))
         shift = _shift(everything) if space.normalization == "batch" else None
@@ -245,12 +245,19 @@ def _nothing_to_rest_on(name: str, space: CompatSpace, classifier: Classifier | 
     )
 
 
-def _centre(extractor: CompatExtractor) -> Centre | None:
-    """Means without images: the space's are 0 where it normalises by "batch", the network's come from its BatchNorm."""
-    if extractor.space.normalization != "batch":
+def _centre(extractor: CompatExtractor, reference: CompatExtractor | None) -> Centre | None:
+    """Means without images, from either network's BatchNorm; without a reference 0 where the space normalises so."""
+    new = typical_mean(extractor.backbone)
+    if new is None:
         return None
-    mean = typical_mean(extractor.backbone)
-    return None if mean is None else Centre(mean.double(), torch.zeros(extractor.space.feature_dim).double())
+    if reference is None:
+        is_centred = extractor.space.normalization == "batch"
+        return Centre(new.double(), torch.zeros(extractor.space.feature_dim).double()) if is_centred else None
+    own, linear = typical_mean(reference.backbone), reference.interface.folded()
+    if own is None or linear is None:
+        return None
+    weight, bias = (part.cpu() for part in linear)
+    return Centre(new.double(), weight @ own.double() + bias)
 
 
 def _seen(
