@@ -143,6 +143,26 @@ class TestJoin:
         assert report.rests_on == "300 unlabelled images"
         assert report.seconds > 0
 
+    @pytest.mark.parametrize(
+        ("training", "optimism"),
+        [
+            ({"training_accuracy": 1, "cross_validation_accuracy": 0.6}, 0.4),
+            ({"training_accuracy": 1.0, "cross_validation_accuracy": "0.6"}, 0),
+            ({"training_accuracy": 7.0, "cross_validation_accuracy": float("nan")}, 0),
+            ({"training_accuracy": True, "cross_validation_accuracy": 0.1}, 0),
+            ({}, 0),
+        ],
+    )
+    @POOR_FIT
+    def test_states_less_where_a_head_knows_its_images_by_heart(
+        self, reference, space, head, images, training, optimism
+    ) -> None:
+        head.facts = tc.Facts(training=training)
+        report = tc.join(space, reference.backbone.model, images, reference=reference, heads=[head], img_size=16)
+        (measured,) = report.fit_report.agreements.values()
+        low, _ = wilson_interval(measured.share, 60)
+        assert measured.low == pytest.approx(low - max(0.04, optimism * measured.share))
+
     def test_without_heads_there_is_no_agreement(self, reference, space, images) -> None:
         bare = tc.CompatSpace.from_config(space.to_config())  # as it comes with an extractor: without its classes
         report = tc.join(bare, reference.backbone.model, images, reference=reference, img_size=16).fit_report

@@ -143,6 +143,15 @@ class TestTheHead:
         assert head.fit_report.measured_by == "cross-validation"
         assert not head.training
 
+    def test_a_saved_head_tells_how_much_better_it_does_on_its_own_images(self, extractor, digits, tmp_path) -> None:
+        train = digits[0]
+        head = tc.linear_probe(extractor, train)
+        head.save_pretrained(tmp_path)
+        told = tc.TaskHead.from_pretrained(tmp_path).facts.training
+        own = head(tc.extract_features(extractor, train)).argmax(dim=1) == train.labels
+        assert told["training_accuracy"] == pytest.approx(own.float().mean().item(), abs=1e-4)
+        assert told["cross_validation_accuracy"] == pytest.approx(head.fit_report.accuracy, abs=1e-4)
+
     def test_is_the_same_with_the_same_seed(self, extractor, digits) -> None:
         first, second = (tc.linear_probe(extractor, digits[0].subset(range(80)), seed=3) for _ in range(2))
         assert first.digest() == second.digest()

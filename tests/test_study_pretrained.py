@@ -76,7 +76,8 @@ def test_a_cell_has_every_way_and_head(folder: Path) -> None:
     for key in ("native", "retrained"):
         assert set(first["result"][key]) == set(KINDS)
     stated = next(row for row in rows if row["pool"] == "ink" and row["way"] == "joined")["stated"]
-    share, low, high, count = stated["ink"]
+    share, low, high, count, optimism = stated["ink"]
+    assert 0 <= optimism < 1
     assert count == 24 // 5
     assert 0 <= low <= share <= high <= 1
     text = (folder / "pretrained.md").read_text()

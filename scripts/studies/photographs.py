@@ -80,6 +80,7 @@ class Network:
         mean: (F,), where its features lie without images; None where nothing tells it.
         photos: by kind.
         heads: by kind, on its features; ImageNet's is its classifier.
+        optimism: by kind, of the heads: accuracy on photos that they learned from, less that in cross-validation.
         standard: by how logits are scaled and by kind, heads on the centred ImageNet logits.
     """
 
@@ -88,6 +89,7 @@ class Network:
     mean: Tensor | None
     photos: dict[str, Photos]
     heads: dict[str, LinearMap]
+    optimism: dict[str, float]
     standard: dict[str, dict[str, LinearMap]]
 
 
@@ -145,7 +147,8 @@ def network(source: Source, name: str) -> Network:
         }
         for space in STANDARD
     }
-    return Network(name, weight, typical_mean(classifier.backbone), photos, own, standard)
+    optimism = {kind: float(heads[f"optimism {kind}"]) for kind in photos if kind != IMAGENET}
+    return Network(name, weight, typical_mean(classifier.backbone), photos, own, optimism, standard)
 
 
 def _transform(model: Any, name: str, size: int | None) -> Any:
@@ -214,6 +217,9 @@ def _heads(file: Path, photos: dict[str, Photos], classifier: LinearMap) -> dict
             draw = torch.Generator().manual_seed(0)
             fit = fit_logistic(rows, labels, int(own.labels.max()) + 1, penalty=penalty, generator=draw)
             found |= {f"{name} {kind} weight": fit.weight, f"{name} {kind} bias": fit.bias}
+            if fit.correct is not None:
+                gap = fit.known[fit.held_out].float().mean() - fit.correct[fit.held_out].float().mean()
+                found[f"optimism {kind}"] = gap
             penalty = fit.penalty  # one choice for all three: what they differ in is the space
     _save(found, file)
     return found

@@ -53,8 +53,9 @@ def measure(under: Under, seed: int) -> dict[str, Any]:
 
     Its "rows" are the ways from one network's features to the other's heads: {way, pool (kind of photos, or None),
     part (of them), photos, classes, accuracy and agreement with the head's own network by kind of head, tested (number
-    of photos, by kind), seconds (of the processor, for the map), stated ([share, low, high, photos] by kind of head,
-    what ``join`` would tell of agreement)}. The first draw has accuracies without any map beside them.
+    of photos, by kind), seconds (of the processor, for the map), stated ([share, low, high, photos,
+    optimism of the head] by kind of head, what ``join`` would tell of agreement)}. The first draw has accuracies
+    without any map beside them.
     """
     pair = _Pair(network(under.source, under.new), network(under.source, under.old))
     found: dict[str, Any] = {"rows": list(_first_rows(pair) if seed == 0 else _drawn_rows(pair, seed))}
@@ -241,7 +242,8 @@ def _stated(pair: _Pair, pool: Pool, linear: LinearMap) -> dict[str, list[float]
     found = {}
     for kind, head in pair.old.heads.items():
         share = _share(head(linear(x)).argmax(dim=1), head(y).argmax(dim=1))
-        found[kind] = [share, *stated_interval(share, len(x)), len(x)]
+        optimism = pair.old.optimism.get(kind, 0.0)
+        found[kind] = [share, *stated_interval(share, len(x), optimism), len(x), optimism]
     return found
 
 

@@ -191,6 +191,7 @@ class Statement:
         low: lower end of its interval.
         high: upper end.
         count: held-out photos.
+        optimism: of the head.
         truth: agreement on test photos.
         kept: accuracy on test photos as a share of the head's on its own network.
     """
@@ -202,6 +203,7 @@ class Statement:
     low: float
     high: float
     count: int
+    optimism: float
     truth: float
     kept: float
 
@@ -213,15 +215,15 @@ class Statement:
     def is_covered_by(self, flattery: float) -> bool:
         """Whether Wilson's interval does, its lower end lowered by this."""
         low, high = wilson_interval(self.stated, self.count)
-        return low - flattery <= self.truth <= high
+        return low - max(flattery, self.optimism * self.stated) <= self.truth <= high
 
 
 def statements(ones: Iterable[One]) -> list[Statement]:
     """Of all rows that state something."""
     found = []
     for one in ones:
-        for kind, (share, *_, count) in one.row.get("stated", {}).items():
-            low, high = stated_interval(share, int(count))  # as it is now, whatever a kept cell was made with
+        for kind, (share, _, _, count, optimism) in one.row.get("stated", {}).items():
+            low, high = stated_interval(share, int(count), optimism)  # as it is now, whatever a kept cell was made with
             source = relation(one.row, kind)
             if source == OWN:
                 is_seen = (
@@ -230,7 +232,7 @@ def statements(ones: Iterable[One]) -> list[Statement]:
                 source += ", photos that the head learned from" if is_seen else ", photos like the test photos"
             truth = float(one.row["agreement"][kind])
             pair = f"{one.new} under {one.old}"
-            found.append(Statement(pair, kind, source, share, low, high, int(count), truth, one.share(kind)))
+            found.append(Statement(pair, kind, source, share, low, high, int(count), optimism, truth, one.share(kind)))
     return found
 
 

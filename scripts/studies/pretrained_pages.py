@@ -53,8 +53,9 @@ STANDARD_NOTE = """Each network's 1,000 ImageNet logits, centred over the classe
 reference nor a fit. Heads are trained on one network's logits and run on another's: accuracy, and share of what a head
 on features keeps on its own network."""
 STATED_NOTE = f"""`join` states how often a head says the same from the joined as from the reference's features, on
-held-out photos, with an interval for new photos of that kind: Wilson's 95 %, its lower end {FLATTERY} lower, since
-photos that a head learned from flatter it. Here it is held against the same on test photos, for every pair, pool, draw
+held-out photos, with an interval for new photos of that kind: Wilson's 95 %, its lower end lowered by {FLATTERY} and,
+for a probe, at least by the stated share times what the head does better on photos that it learned from than in
+cross-validation: such photos flatter it. Here it is held against the same on test photos, for every pair, pool, draw
 and head."""
 FIXED = {
     "head on its own network": "native",

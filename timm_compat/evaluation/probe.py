@@ -20,6 +20,7 @@ from timm_compat.models.passes import passes
 from timm_compat.models.run_options import RunKeywords, RunOptions
 from timm_compat.processes import gathered
 from timm_compat.seeding import generator
+from timm_compat.storage.facts import CROSS_VALIDATION_ACCURACY, TRAINING_ACCURACY
 
 CROSS_VALIDATION, TEST_IMAGES = "cross-validation", "test images"
 
@@ -119,8 +120,16 @@ def fitted_head(extractor: CompatExtractor, names: Sequence[str], fit: LogisticF
     head = TaskHead(extractor.space, names).to(extractor.device).eval()
     head.classifier.load_state_dict({"weight": fit.weight, "bias": fit.bias})
     training = {"method": "linear probe", "images": len(fit.held_out), "penalty": fit.penalty, "seed": seed}
-    head.facts = replace(head.facts, training=training)
+    head.facts = replace(head.facts, training=training | _accuracies(fit))
     return head
+
+
+def _accuracies(fit: LogisticFit) -> dict[str, float]:
+    """On images that the head learned from, and on others: by these ``join`` lowers what it states of such images."""
+    if fit.correct is None:
+        return {}
+    seen, unseen = (float(told[fit.held_out].float().mean()) for told in (fit.known, fit.correct))
+    return {TRAINING_ACCURACY: round(seen, 4), CROSS_VALIDATION_ACCURACY: round(unseen, 4)}
 
 
 def pooled_features(

@@ -13,8 +13,9 @@ from timm_compat.imagenet import short_words
 from timm_compat.methods.ridge import LEAST_SPREAD
 from timm_compat.models.heads import TaskHead
 
-# Heads agree more on photos that they learned from, which a join cannot know. Lowered by this, intervals held the
-# agreement on new photos of the same kind in over 90 % of the cells of the study of pretrained networks.
+# Heads agree more on photos that they learned from, and a join cannot know whether these are such. Lowered by this at
+# least, intervals held the agreement on new photos of the same kind in over 90 % of the cells of the study of
+# pretrained networks.
 FLATTERY = 0.04
 LOW_AGREEMENT = 0.4
 SURE_AGREEMENT = 0.8  # under which it is tried whether images alone would do better
@@ -36,7 +37,8 @@ class Agreement:
 
     Attributes:
         share: in [0, 1].
-        low: lower end of its interval (``stated_interval``).
+        low: lower end of its interval (``stated_interval``); lower where the head is known to do much better on images
+            that it learned from.
         high: upper end.
         num_images: how many were held out.
     """
@@ -140,18 +142,23 @@ def agreement(features: Tensor, targets: Tensor, head: torch.nn.Module) -> Agree
     """Of a head's answers on features (n, D) with those on targets (n, D)."""
     same = (head(features).argmax(dim=1) == head(targets).argmax(dim=1)).double().mean()
     share, count = float(same), len(features)
-    return Agreement(share, *stated_interval(share, count), count)
+    optimism = head.facts.optimism if isinstance(head, TaskHead) else 0.0
+    return Agreement(share, *stated_interval(share, count, optimism), count)
 
 
-def stated_interval(share: float, count: int) -> tuple[float, float]:
-    """What to expect of new photos, given the share of held-out ones: Wilson's 95 %, its lower end less ``FLATTERY``.
+def stated_interval(share: float, count: int, optimism: float = 0.0) -> tuple[float, float]:
+    """What to expect of new photos, given the share of held-out ones: Wilson's 95 %, its lower end lowered.
+
+    Where a head learned from these photos it gets so many of them right that it would get wrong as new ones; that the
+    joined features share its answer there says nothing. By these the lower end is lowered, by ``FLATTERY`` at least.
 
     Args:
         share: in [0, 1].
         count: held-out photos.
+        optimism: accuracy of the head on images that it learned from less that on others; 0 where it is not known.
     """
     low, high = wilson_interval(share, count)
-    return max(0.0, low - FLATTERY), high
+    return max(0.0, low - max(FLATTERY, optimism * share)), high
 
 
 def divergence(features: Tensor, targets: Tensor, head: torch.nn.Module) -> float:

@@ -36,6 +36,7 @@ class LogisticFit:
         penalty: of the squared weights of scaled features.
         correct: (N,), bool, whether a fit that had not seen the sample told its class; None without cross-validation.
         held_out: (N,), bool, which samples were ever held out: those of classes with two samples or more.
+        known: (N,), bool, whether the fit itself, which has seen the sample, tells its class.
     """
 
     weight: Tensor
@@ -43,6 +44,7 @@ class LogisticFit:
     penalty: float
     correct: Tensor | None
     held_out: Tensor
+    known: Tensor
 
     def classes(self, features: Tensor) -> Tensor:
         """Classes (M,), int64, of features (M, F)."""
@@ -85,8 +87,9 @@ def fit_logistic(
     if chosen is None:
         chosen, correct = _choose(problem, folds)
     weight, bias = problem.solved(None, [*(one for one in PENALTIES if one > chosen * 10), chosen], TOLERANCE)
+    known = problem.told(weight, bias)
     weight = (axes @ weight).T * scale
-    return LogisticFit(weight, bias - weight @ mean, chosen, correct, folds >= 0)
+    return LogisticFit(weight, bias - weight @ mean, chosen, correct, folds >= 0, known)
 
 
 def stratified_folds(labels: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -195,6 +198,11 @@ class _Problem:
             slope.addmm_(error.T, rows)
             shift += error.sum(dim=0)
         return loss, slope.T, shift
+
+    def told(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Which samples (N,) get their class."""
+        parts = zip(self.rows.split(ROWS), self.labels.split(ROWS), strict=True)
+        return torch.cat([(rows @ weight + bias).argmax(dim=1) == labels for rows, labels in parts])
 
     def losses(self, weight: Tensor, bias: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of members (m,), and which of them get their class."""

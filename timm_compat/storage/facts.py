@@ -7,6 +7,8 @@ from typing import Any
 
 from timm_compat.errors import ComponentFileError, ConfigError
 
+TRAINING_ACCURACY, CROSS_VALIDATION_ACCURACY = "training_accuracy", "cross_validation_accuracy"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -83,6 +85,12 @@ class Facts:
             if self.member not in known:
                 raise ConfigError(f"member: expected one of {', '.join(sorted(known))}, got {self.member!r}")
 
+    @property
+    def optimism(self) -> float:
+        """A head's accuracy on images that it learned from, less that in cross-validation; 0 where it is not known."""
+        seen, unseen = (_share(self.training.get(name)) for name in (TRAINING_ACCURACY, CROSS_VALIDATION_ACCURACY))
+        return 0.0 if seen is None or unseen is None else max(0.0, seen - unseen)
+
     def to_config(self) -> dict[str, Any]:
         """JSON values; absent where unknown."""
         values = {key: value for key, value in asdict(self).items() if value not in (None, (), {})}
@@ -114,6 +122,12 @@ TEXTS = (
     *("base_model", "base_model_commit", "member"),
 )
 KEYS = (*TEXTS, "datasets", "metrics", "training", "matrix")
+
+
+def _share(value: Any) -> float | None:
+    """None for anything else: ``training`` may say what it likes."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= 1 else None
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
