@@ -202,7 +202,7 @@ STANDARD = {"centred logits": centred, "normalized logits": normalized}
 @torch.no_grad()
 def _heads(file: Path, photos: dict[str, Photos], classifier: LinearMap) -> dict[str, Tensor]:
     """Logistic regressions on the training photos of every kind, on features and on logits; kept."""
-    if file.exists():
+    if file.exists() and all(kind == IMAGENET or f"optimism {kind}" in load_file(file) for kind in photos):
         return load_file(file)
     found: dict[str, Tensor] = {}
     for kind, own in photos.items():

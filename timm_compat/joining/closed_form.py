@@ -31,7 +31,7 @@ ROTATION = 4.0  # lambda
 # a rotation, as pretrained ones of one kind are; small where the space is a projection that no rotation gives.
 ALONE = (3.0, 0.3, 0.03, 0.003, 0.0003)
 CLASSES, LEAST_CLASSES = 30.0, 3.0  # mu of few and of many images
-CLASSES_ALONE = 1 / 0.3  # mu / lambda without images
+CLASSES_ALONE = 1 / 3  # mu / lambda without images
 # Without images part of what the map gives is noise, which makes a head's biases weigh too little.
 LOUDER = 1.3
 # What is known of means and variances without images counts as much as so many images do.
