@@ -222,7 +222,8 @@ def statements(ones: Iterable[One]) -> list[Statement]:
     """Of all rows that state something."""
     found = []
     for one in ones:
-        for kind, (share, _, _, count, optimism) in one.row.get("stated", {}).items():
+        for kind, (share, _, _, count, *known) in one.row.get("stated", {}).items():
+            optimism = known[0] if known else 0.0  # cells of older runs do not tell it
             low, high = stated_interval(share, int(count), optimism)  # as it is now, whatever a kept cell was made with
             source = relation(one.row, kind)
             if source == OWN:
