@@ -125,6 +125,16 @@ def means(ones: Iterable[One], kinds: Sequence[str], wanted: Wanted) -> list[tup
     ]
 
 
+def ceilings(ones: Iterable[One], kinds: Sequence[str], wanted: Wanted) -> list[float]:
+    """Share of what heads reach that were retrained on the new network, of every row and head that is wanted."""
+    return [
+        ratio(float(one.row["accuracy"][kind]), one.retrained[kind])
+        for one in ones
+        for kind in kinds
+        if kind in one.row["accuracy"] and wanted(one, kind)
+    ]
+
+
 def rows_of(way: str, source: str | None, test: Callable[[One], bool] = lambda one: True) -> Wanted:
     """Rows of a way with photos of a source; of all classes in common, where classes count at all."""
 

@@ -49,6 +49,8 @@ WAYS_NOTE = """Mean accuracy over all pairs and, in brackets, share of the head'
 deviation over the draws of the photos where there are several. All: 300 of ImageNet, whose others test its head.
 Another kind: mean over all pools of 100 photos and more that are not the head's. Photos alone: the rotation's strength
 is chosen once a pair, on the first pool of 300; join chooses anew."""
+CEILING_NOTE = """The same as a share of the accuracy of heads that were retrained on the new network with all labels;
+with all photos of the head's own kind. The stronger of two networks is the one with the better top-1 on ImageNet."""
 STANDARD_NOTE = """Each network's 1,000 ImageNet logits, centred over the classes, as coordinates that need neither a
 reference nor a fit. Heads are trained on one network's logits and run on another's: accuracy, and share of what a head
 on features keeps on its own network."""
@@ -229,6 +231,7 @@ def _deciding(cells: Cells, families: Mapping[str, Cells]) -> list[str]:
         "### Classes in common, no photo", *_by_family(families, _classes),
         "### Photos of one kind, all classes in common: which heads gain", *_by_family(families, _kinds),
         "### Strength and family of the two networks", _strength(cells, list(numbers.every(cells))),
+        CEILING_NOTE, _ceiling(cells, list(numbers.every(cells))),
     ]  # fmt: skip
 
 
@@ -274,6 +277,30 @@ def _kinds(cells: Cells, ones: Sequence[One]) -> str:
         own = [f"**{share}**" if kind == pool else share for kind, share in zip(kinds, shares, strict=True)]
         body.append([f"{count:,} of {pool}" if pool else "none", *own])
     return markdown_table([["photos that the join saw", *kinds], *body])
+
+
+def _ceiling(cells: Cells, ones: Sequence[One]) -> str:
+    """What is reached of the heads that were retrained, by which of the two networks is the stronger."""
+    sides: dict[str, list[One]] = {}
+    for one in ones:
+        strength = "weaker" if one.retrained[IMAGENET] < one.native[IMAGENET] else "stronger"
+        is_one = numbers.family(one.new) == numbers.family(one.old)
+        words = "one family" if is_one else f"two families, the new one {strength}"
+        sides.setdefault(words, []).append(one)
+    alone = rows_of("photos alone", OWN, largest(ones))
+    ways = {
+        "classes": numbers.joined_by(ones, NONE),
+        "and own photos": numbers.joined_by(ones, OWN),
+        "own photos alone": alone,
+    }
+    found = {name: kinds for name, kinds in numbers.groups(cells).items() if IMAGENET not in kinds}
+    columns = [(kinds, wanted) for kinds in found.values() for wanted in ways.values()]
+    body = [
+        [f"{words} ({len({(one.new, one.old) for one in mine})} pairs)"]
+        + [_percent(_mean(numbers.ceilings(mine, *column))) for column in columns]
+        for words, mine in sorted(sides.items())
+    ]
+    return markdown_table([["networks", *(f"{name}, {way}" for name in found for way in ways)], *body], words=(0,))
 
 
 def _strength(cells: Cells, ones: Sequence[One]) -> str:

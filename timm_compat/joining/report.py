@@ -117,7 +117,7 @@ class JoinReport:
                 "itself rather than its definition)"
             )
         if not self.num_images:
-            wishes.append("unlabelled images and a reference extractor: 30 of the heads' own kind help already")
+            wishes.append("unlabelled images and a reference extractor: some hundred of the heads' own kind")
         elif self.num_images < MANY_IMAGES:
             wishes.append(f"more images of the heads' own kind than {self.num_images}")
         if self.is_far and not misled:
