@@ -24,8 +24,8 @@ from typing_extensions import Self
 
 from timm_compat.methods.ridge import LEAST_SPREAD, Moments
 
-# Chosen by the mean over heads on real ImageNet weights of three networks of one family and weaker ones of others: heads
-# over 101 objects, 7 objects in four styles and ImageNet, pools of 30 to 1,500 photos of either kind.
+# Chosen by the mean over heads on real ImageNet weights of three networks of one family and weaker ones of others:
+# heads over 101 objects, 7 objects in four styles and ImageNet, pools of 30 to 1,500 photos of either kind.
 ROTATION = 4.0  # lambda
 # lambda without classes in common, in units of F / n; held-out images choose. Large where the networks are alike up to
 # a rotation, as pretrained ones of one kind are; small where the space is a projection that no rotation gives.
