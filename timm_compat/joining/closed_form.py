@@ -3,8 +3,8 @@
     W = argmin  |X W' - Y|^2 / n  +  mu |V W - U|^2  +  lambda |W - Q|^2
 
 - X (n, F) and Y (n, D), centred: n images in both networks. As a map between latent spaces: Maiorca et al., NeurIPS
-  2023 (https://arxiv.org/abs/2311.00664). Where features lie without images is known too, and counts as images do:
-  else photos of one kind, such as drawings, say nothing of what sets them apart from all others.
+  2023 (https://arxiv.org/abs/2311.00664). Where features lie without images, as far as that is known, counts as
+  images do: else photos of one kind, such as drawings, say nothing of what sets them apart from all others.
 - U (K, F) and V (K, D): what two classifiers read for the K classes that they have in common, centred over the classes.
   A head of the space reads on the new network what that network's own classifier reads: the common classes of Gygli et
   al., AAAI 2021 (https://arxiv.org/abs/2004.03898), without training.

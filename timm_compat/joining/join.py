@@ -253,10 +253,10 @@ def _centre(extractor: CompatExtractor, reference: CompatExtractor | None) -> Ce
     if reference is None:
         is_centred = extractor.space.normalization == "batch"
         return Centre(new.double(), torch.zeros(extractor.space.feature_dim).double()) if is_centred else None
-    own, linear = typical_mean(reference.backbone), reference.interface.folded()
+    own, linear = typical_mean(reference.backbone), copy.deepcopy(reference.interface).cpu().folded()
     if own is None or linear is None:
         return None
-    weight, bias = (part.cpu() for part in linear)
+    weight, bias = linear
     return Centre(new.double(), weight @ own.double() + bias)
 
 
