@@ -76,7 +76,7 @@ def test_the_demo_shows_what_pretrained_networks_give_each_other(hub: LoopbackHu
     assert found["pretrained"] is True
     assert found["native"] > 0.88  # measured: 0.906
     assert found["independent"] < 0.25  # 0.140
-    assert found["joined_classes"] > found["independent"] + 0.1  # 0.341
-    assert found["joined"] > found["native"] - 0.04  # 0.891
+    assert found["joined_classes"] > found["independent"] + 0.1  # 0.327
+    assert found["joined"] > found["native"] - 0.04  # 0.878
     assert found["ceiling"] > 0.9  # 0.935
     assert found["seconds"] > 0

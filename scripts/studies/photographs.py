@@ -202,8 +202,9 @@ STANDARD = {"centred logits": centred, "normalized logits": normalized}
 @torch.no_grad()
 def _heads(file: Path, photos: dict[str, Photos], classifier: LinearMap) -> dict[str, Tensor]:
     """Logistic regressions on the training photos of every kind, on features and on logits; kept."""
-    if file.exists() and all(kind == IMAGENET or f"optimism {kind}" in load_file(file) for kind in photos):
-        return load_file(file)
+    old = load_file(file) if file.exists() else {}
+    if old and all(kind == IMAGENET or f"optimism {kind}" in old for kind in photos):
+        return old
     found: dict[str, Tensor] = {}
     for kind, own in photos.items():
         if kind == IMAGENET:
@@ -217,9 +218,9 @@ def _heads(file: Path, photos: dict[str, Photos], classifier: LinearMap) -> dict
             draw = torch.Generator().manual_seed(0)
             fit = fit_logistic(rows, labels, int(own.labels.max()) + 1, penalty=penalty, generator=draw)
             found |= {f"{name} {kind} weight": fit.weight, f"{name} {kind} bias": fit.bias}
-            if fit.correct is not None:
-                gap = fit.known[fit.held_out].float().mean() - fit.correct[fit.held_out].float().mean()
-                found[f"optimism {kind}"] = gap
+            if fit.accuracies is not None:
+                seen, unseen = fit.accuracies
+                found[f"optimism {kind}"] = torch.tensor(seen - unseen)
             penalty = fit.penalty  # one choice for all three: what they differ in is the space
     _save(found, file)
     return found

@@ -120,16 +120,11 @@ def fitted_head(extractor: CompatExtractor, names: Sequence[str], fit: LogisticF
     head = TaskHead(extractor.space, names).to(extractor.device).eval()
     head.classifier.load_state_dict({"weight": fit.weight, "bias": fit.bias})
     training = {"method": "linear probe", "images": len(fit.held_out), "penalty": fit.penalty, "seed": seed}
-    head.facts = replace(head.facts, training=training | _accuracies(fit))
+    if fit.accuracies is not None:  # by these join lowers what it states of images that the head learned from
+        seen, unseen = (round(share, 4) for share in fit.accuracies)
+        training |= {TRAINING_ACCURACY: seen, CROSS_VALIDATION_ACCURACY: unseen}
+    head.facts = replace(head.facts, training=training)
     return head
-
-
-def _accuracies(fit: LogisticFit) -> dict[str, float]:
-    """On images that the head learned from, and on others: by these ``join`` lowers what it states of such images."""
-    if fit.correct is None:
-        return {}
-    seen, unseen = (float(told[fit.held_out].float().mean()) for told in (fit.known, fit.correct))
-    return {TRAINING_ACCURACY: round(seen, 4), CROSS_VALIDATION_ACCURACY: round(unseen, 4)}
 
 
 def pooled_features(

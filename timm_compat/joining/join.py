@@ -246,18 +246,21 @@ def _nothing_to_rest_on(name: str, space: CompatSpace, classifier: Classifier | 
 
 
 def _centre(extractor: CompatExtractor, reference: CompatExtractor | None) -> Centre | None:
-    """Means without images, from either network's BatchNorm; without a reference 0 where the space normalises so."""
-    new = typical_mean(extractor.backbone)
-    if new is None:
-        return None
+    """Means without images, as far as BatchNorm tells them."""
+    own = _space_mean(extractor.space, reference)
+    new = None if own is None else typical_mean(extractor.backbone)
+    return None if own is None or new is None else Centre(new.double(), own)
+
+
+def _space_mean(space: CompatSpace, reference: CompatExtractor | None) -> Tensor | None:
+    """(D,), from the reference's BatchNorm; without a reference 0 where the space normalises by "batch"."""
     if reference is None:
-        is_centred = extractor.space.normalization == "batch"
-        return Centre(new.double(), torch.zeros(extractor.space.feature_dim).double()) if is_centred else None
-    own, linear = typical_mean(reference.backbone), copy.deepcopy(reference.interface).cpu().folded()
-    if own is None or linear is None:
+        return torch.zeros(space.feature_dim).double() if space.normalization == "batch" else None
+    linear = copy.deepcopy(reference.interface).cpu().folded()
+    if linear is None or (mean := typical_mean(reference.backbone)) is None:
         return None
     weight, bias = linear
-    return Centre(new.double(), weight @ own.double() + bias)
+    return weight @ mean.double() + bias
 
 
 def _seen(

@@ -46,6 +46,14 @@ class LogisticFit:
     held_out: Tensor
     known: Tensor
 
+    @property
+    def accuracies(self) -> tuple[float, float] | None:
+        """On samples that the fit has seen, and on the same ones in cross-validation; None without that."""
+        if self.correct is None:
+            return None
+        seen, unseen = (float(told[self.held_out].float().mean()) for told in (self.known, self.correct))
+        return seen, unseen
+
     def classes(self, features: Tensor) -> Tensor:
         """Classes (M,), int64, of features (M, F)."""
         return F.linear(features.float(), self.weight, self.bias).argmax(dim=1)

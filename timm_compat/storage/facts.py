@@ -30,7 +30,7 @@ class Result:
 
     def __post_init__(self) -> None:
         number = self.accuracy
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 1:
+        if _share(number) is None:
             raise ConfigError(f"accuracy: expected a number from 0 to 1, got {number!r:.80}")
         for name, given in (("dataset", self.dataset), ("split", self.split), ("partner", self.partner or "")):
             if not isinstance(given, str):
@@ -125,7 +125,7 @@ KEYS = (*TEXTS, "datasets", "metrics", "training", "matrix")
 
 
 def _share(value: Any) -> float | None:
-    """None for anything else: ``training`` may say what it likes."""
+    """A number from 0 to 1; None for anything else, which a ``config.json`` may hold."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and 0 <= value <= 1 else None
 
